@@ -1,0 +1,51 @@
+"""Train one network as K stages at once; no stage waits for the backward pass of those above it.
+
+Example:
+    >>> import torch, delaygrad as dg
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> len(dg.split(model, num_stages=2, sample_inputs=torch.randn(5, 4)))
+    2
+"""
+
+from importlib.metadata import version
+
+from delaygrad.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DelaygradError,
+    NonFiniteLossError,
+    PartitionError,
+    ScheduleError,
+    StageError,
+    StashError,
+    TransportError,
+    WorkerError,
+)
+from delaygrad.methods import BP, DDG, Method
+from delaygrad.partition import merge, split
+from delaygrad.runtime import DistributedPipeline, LocalPipeline
+
+__version__ = version("delaygrad")
+
+__all__ = [
+    "BP",
+    "DDG",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DelaygradError",
+    "DistributedPipeline",
+    "LocalPipeline",
+    "Method",
+    "NonFiniteLossError",
+    "PartitionError",
+    "ScheduleError",
+    "StageError",
+    "StashError",
+    "TransportError",
+    "WorkerError",
+    "merge",
+    "split",
+]

@@ -1,0 +1,121 @@
+"""What crosses the boundary between two stages: tensors, alone or in tuples, lists and dicts.
+
+A stage hands on one value. Most networks hand on one tensor; some hand on several. Everything here
+works on the flat list of tensors and a *structure*, a JSON value that remembers how to put the list
+together again: ``null`` is a tensor, ``{"tuple": [...]}``, ``{"list": [...]}`` and
+``{"dict": {...}}`` hold further structures, ``"none"`` is ``None``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from delaygrad.errors import StageError
+
+Tree: TypeAlias = Any
+"""A tensor, ``None``, or a tuple, list or dict (string keys) of trees."""
+
+Structure: TypeAlias = Any
+"""The JSON value that ``flatten`` returns beside the tensors."""
+
+_SUPPORTED = "a boundary carries tensors, or tuples, lists and dicts of tensors"
+
+
+def flatten(tree: Tree) -> tuple[list[Tensor], Structure]:
+    """List the tensors of a tree in order, with the structure that rebuilds it.
+
+    Raises:
+        StageError: the tree holds something that is not a tensor.
+
+    Example:
+        >>> tensors, structure = flatten({"x": torch.zeros(2), "skip": (torch.ones(1), None)})
+        >>> len(tensors), structure
+        (2, {'dict': {'x': None, 'skip': {'tuple': [None, 'none']}}})
+    """
+    tensors: list[Tensor] = []
+    return tensors, _flatten_into(tree, tensors)
+
+
+def _flatten_into(tree: Tree, tensors: list[Tensor]) -> Structure:
+    if isinstance(tree, Tensor):
+        if tree.layout != torch.strided:
+            raise StageError(
+                f"cannot hand a sparse tensor to the next stage (layout: {tree.layout}); "
+                "call .to_dense() on it at the end of the stage"
+            )
+        tensors.append(tree)
+        return None
+    if tree is None:
+        return "none"
+    if type(tree) in (tuple, list):
+        return {type(tree).__name__: [_flatten_into(item, tensors) for item in tree]}
+    if type(tree) is dict:
+        if any(not isinstance(key, str) for key in tree):
+            raise StageError(f"dict keys at a boundary must be strings (keys: {list(tree)})")
+        return {"dict": {key: _flatten_into(item, tensors) for key, item in tree.items()}}
+    raise StageError(f"cannot hand a {type(tree).__name__} to the next stage; {_SUPPORTED}")
+
+
+def unflatten(structure: Structure, tensors: list[Tensor]) -> Tree:
+    """Rebuild the tree that ``flatten`` took apart; the inverse of it.
+
+    Example:
+        >>> unflatten(*reversed(flatten((torch.tensor(1), None))))
+        (tensor(1), None)
+    """
+    remaining = iter(tensors)
+
+    def build(node: Structure) -> Tree:
+        if node is None:
+            return next(remaining)
+        if node == "none":
+            return None
+        ((kind, items),) = node.items()
+        if kind == "dict":
+            return {key: build(item) for key, item in items.items()}
+        return tuple(map(build, items)) if kind == "tuple" else [build(item) for item in items]
+
+    return build(structure)
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """Close the gaps in a tensor's memory, keeping the memory order of its dimensions.
+
+    Every boundary tensor is dense in both runtimes, so that a kernel meets the same strides
+    (``channels_last`` included) whether the tensor came through a queue or over a network. Without
+    gaps no copy is made; the strides of dimensions of size 1, which say nothing, become the usual.
+
+    Example:
+        >>> dense(torch.zeros(4, 6)[:, ::2]).stride(), dense(torch.zeros(6, 4).T).stride()
+        ((3, 1), (1, 4))
+    """
+    view, order = to_row_major(tensor)
+    view = view.contiguous()
+    strides = [1]
+    for size in reversed(view.shape[1:]):
+        strides.append(strides[-1] * max(size, 1))
+    if view.dim() > 0:
+        view = view.as_strided(view.shape, strides[::-1])
+    return from_row_major(view, order)
+
+
+def to_row_major(tensor: Tensor) -> tuple[Tensor, list[int]]:
+    """View a dense tensor with its dimensions in memory order, beside that order.
+
+    Example:
+        >>> image = torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last)
+        >>> view, order = to_row_major(image)
+        >>> view.is_contiguous(), order, tuple(from_row_major(view, order).shape)
+        (True, [0, 2, 3, 1], (2, 3, 4, 5))
+    """
+    order = list(tensor.dim_order())
+    return tensor.permute(order), order
+
+
+def from_row_major(view: Tensor, order: list[int]) -> Tensor:
+    """Undo ``to_row_major``: the same tensor with the same strides."""
+    inverse = [order.index(dim) for dim in range(len(order))]
+    return view.permute(inverse)

@@ -1,0 +1,118 @@
+"""``delaygrad``: train a network as K stages, resume a run, fetch data."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from delaygrad.cli.tables import print_summary
+from delaygrad.data import download
+from delaygrad.errors import ConfigError, DelaygradError
+from delaygrad.report import draw_curves
+from delaygrad.training import TrainConfig, load_config, resume, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a network as K stages, with delayed gradients or by backpropagation."""
+
+    run: tyro.conf.OmitArgPrefixes[TrainConfig]
+    config: Path | None = None
+    """A TOML or JSON file with any of these settings (also a run's own config.json); flags win."""
+    json: bool = False
+    """Print the summary as JSON instead of a table."""
+    quiet: bool = False
+    """Show no progress."""
+
+    def __call__(self) -> None:
+        _finish(train(self.run, quiet=self.quiet), as_json=self.json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """Continue an interrupted run from its newest checkpoint."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """The run's folder."""
+    json: bool = False
+    """Print the summary as JSON instead of a table."""
+    quiet: bool = False
+    """Show no progress."""
+
+    def __call__(self) -> None:
+        _finish(resume(self.run_dir, quiet=self.quiet), as_json=self.json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """Fetch a data set from its official address, and check it."""
+
+    name: tyro.conf.Positional[Literal["cifar10", "cifar100"]]
+    """Which one."""
+    data_dir: Path = Path("data")
+    """Where to put it; give the same to train."""
+
+    def __call__(self) -> None:
+        print(download(self.name, self.data_dir))
+
+
+Command = (
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Resume, tyro.conf.subcommand("resume")]
+    | Annotated[Download, tyro.conf.subcommand("download")]
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exits with 1 on an error, 2 on wrong usage, 130 on Ctrl-C."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        _parse(given)()
+    except DelaygradError as error:
+        notes = "".join(f"{note}\n" for note in getattr(error, "__notes__", []))
+        sys.exit(f"{notes}delaygrad: {error}")
+    except KeyboardInterrupt:
+        print("delaygrad: interrupted; checkpoints already written are kept", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parse(arguments: list[str]) -> Train | Resume | Download:
+    defaults = _config_file(arguments)
+    command: Any = Command
+    if defaults is not None:
+        kind = Annotated[Train, tyro.conf.subcommand("train", default=Train(run=defaults))]
+        command = kind | Annotated[Resume, tyro.conf.subcommand("resume")]
+    parsed: Train | Resume | Download = tyro.cli(
+        command, args=arguments, prog="delaygrad", description=__doc__
+    )
+    return parsed
+
+
+def _config_file(arguments: list[str]) -> TrainConfig | None:
+    """Read the file of ``train --config FILE``, whose settings are the defaults of the flags."""
+    if arguments[:1] != ["train"]:
+        return None
+    for index, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == "--config":
+            value = value or "".join(arguments[index + 1 : index + 2])
+            if not value:
+                raise ConfigError("--config needs the path of a file")
+            return load_config(Path(value))
+    return None
+
+
+def _finish(summary: dict[str, Any] | None, *, as_json: bool) -> None:
+    if summary is None:  # another rank reports
+        return
+    title = f"{summary['method']}, {summary['num_stages']} stages"
+    summary = {**summary, "curves": str(draw_curves(Path(summary["run_dir"]), title))}
+    if as_json:
+        print(json.dumps(summary, indent=2))
+    else:
+        print_summary(summary)

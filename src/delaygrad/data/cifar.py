@@ -1,0 +1,87 @@
+"""CIFAR-10 and CIFAR-100 as datasets: bytes in memory, normalised batch by batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from delaygrad.data.augment import crop_and_flip
+from delaygrad.data.cifar_files import read_cifar
+from delaygrad.data.cifar_official import CifarSpec
+from delaygrad.data.dataset import Indices
+
+__all__ = ["CifarDataset", "cifar_splits"]
+
+
+class CifarDataset:
+    """Colour images of 32x32 pixels; uint8 in memory, a quarter of what float32 would take."""
+
+    def __init__(
+        self,
+        images: npt.NDArray[np.uint8],
+        labels: npt.NDArray[np.int64],
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        augment: bool,
+    ) -> None:
+        self._images = images
+        self._labels = torch.from_numpy(labels)
+        self._mean = torch.tensor(mean).view(-1, 1, 1)
+        self._std = torch.tensor(std).view(-1, 1, 1)
+        self._augment = augment
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in this split."""
+        return len(self._images)
+
+    def inputs(self, indices: Indices, rng: np.random.Generator | None = None) -> Tensor:
+        """Read normalised images.
+
+        Args:
+            indices: (B,) int64.
+            rng: given, on a split that augments: crops and flips are drawn from it.
+        Returns:
+            (B, 3, 32, 32) float32, (pixel / 255 − mean) / std per channel.
+        """
+        images = self._images[indices]
+        if self._augment and rng is not None:
+            images = crop_and_flip(images, rng)
+        scaled = torch.from_numpy(images).to(torch.float32).div_(255)
+        return scaled.sub_(self._mean).div_(self._std)
+
+    def targets(self, indices: Indices) -> Tensor:
+        """Read classes.
+
+        Args:
+            indices: (B,) int64.
+        Returns:
+            (B,) int64.
+        """
+        return self._labels[torch.from_numpy(indices)]
+
+
+def cifar_splits(
+    spec: CifarSpec, data_dir: Path, *, augment: bool
+) -> tuple[CifarDataset, CifarDataset]:
+    """Load the official training and test splits.
+
+    Args:
+        spec: CIFAR10 or CIFAR100.
+        data_dir: the folder with the files.
+        augment: let the training split augment; the test split never does.
+    Returns:
+        (train, test).
+    Raises:
+        DataError: a file is missing or not the official one.
+    """
+    train, test = read_cifar(spec, data_dir)
+    return (
+        CifarDataset(*train, mean=spec.mean, std=spec.std, augment=augment),
+        CifarDataset(*test, mean=spec.mean, std=spec.std, augment=False),
+    )

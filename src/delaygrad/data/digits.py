@@ -1,0 +1,85 @@
+"""The handwritten digits that come with scikit-learn: real data without a download.
+
+References:
+    Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998.
+    Differs: scikit-learn bundles the 1,797 samples of the UCI test file; the split is ours.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from delaygrad.data.dataset import Indices
+from delaygrad.data.order import Purpose, permutation
+
+__all__ = ["DigitsDataset", "digits_splits"]
+
+_TEST_EVERY = 5  # every fifth of 1,797 samples: 360 for the test
+
+
+class DigitsDataset:
+    """Grey 8x8 images and their classes, wholly in memory; there is no augmentation."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self._images = images
+        self._labels = labels
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in this split."""
+        return len(self._labels)
+
+    def inputs(self, indices: Indices, rng: np.random.Generator | None = None) -> Tensor:
+        """Read normalised images; ``rng`` has no effect.
+
+        Args:
+            indices: (B,) int64.
+            rng: ignored: shifted or mirrored digits of 8x8 pixels are other digits.
+        Returns:
+            (B, 1, 8, 8) float32.
+        """
+        return self._images[torch.from_numpy(indices)]
+
+    def targets(self, indices: Indices) -> Tensor:
+        """Read classes.
+
+        Args:
+            indices: (B,) int64.
+        Returns:
+            (B,) int64, 0 to 9.
+        """
+        return self._labels[torch.from_numpy(indices)]
+
+
+def digits_splits() -> tuple[DigitsDataset, DigitsDataset]:
+    """Load the fixed, stratified split: 1,437 samples to train on, 360 to test on.
+
+    The split is the same in every run: samples in a fixed random order, sorted by class, every
+    fifth one to the test. Each class so gives a fifth of its samples, give or take one. Pixels are
+    brought from 0 … 16 to [0, 1], then normalised by the one mean and deviation of all training
+    pixels (not per pixel: the corner pixels are constant).
+
+    Returns:
+        (train, test).
+    Example:
+        >>> train, test = digits_splits()
+        >>> train.num_samples, test.num_samples
+        (1437, 360)
+    """
+    # Imported here: scikit-learn takes seconds to import, and the other sources do without it.
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    shuffled = permutation(len(labels), key=(0, 0), purpose=Purpose.DIGITS_SPLIT)
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    is_test = np.zeros(len(labels), dtype=bool)
+    is_test[by_class[::_TEST_EVERY]] = True
+
+    images = (pixels / 16.0).reshape(-1, 1, 8, 8)
+    mean, std = images[~is_test].mean(), images[~is_test].std()
+    inputs = torch.from_numpy(((images - mean) / std).astype(np.float32))
+    targets = torch.from_numpy(labels.astype(np.int64))
+    test = torch.from_numpy(is_test)
+    return DigitsDataset(inputs[~test], targets[~test]), DigitsDataset(inputs[test], targets[test])

@@ -1,0 +1,52 @@
+"""A checked download of the official CIFAR archives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pooch
+
+from delaygrad.data.cifar_official import CIFAR10, CIFAR100
+from delaygrad.errors import DataError
+
+__all__ = ["download"]
+
+_ADDRESS = "https://www.cs.toronto.edu/~kriz/"
+
+
+def download(name: str, data_dir: Path) -> Path:
+    """Fetch the official archive into a folder, for ``load`` to find.
+
+    ``load`` never does this by itself. A right archive that is already there is kept; what comes
+    is checked against the archive's md5 before it gets its name.
+
+    Args:
+        name: "cifar10" or "cifar100".
+        data_dir: the folder; made if missing.
+    Returns:
+        The archive, in its binary version.
+    Raises:
+        DataError: nothing to download under this name, no connection, or a wrong checksum.
+    References:
+        Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
+    """
+    specs = {spec.name: spec for spec in (CIFAR10, CIFAR100)}
+    if name not in specs:
+        raise DataError(f"nothing to download (name: {name!r}); use {' or '.join(specs)}")
+    archive = specs[name].binary.archive
+    try:
+        path = pooch.retrieve(
+            url=_ADDRESS + archive.name,
+            known_hash=f"md5:{archive.md5}",
+            fname=archive.name,
+            path=data_dir,
+        )
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # requests' errors are OSErrors, a wrong md5 a ValueError
+        raise DataError(
+            f"download failed ({_ADDRESS}{archive.name}: {error}); try again, or put the archive "
+            f"into {data_dir} yourself"
+        ) from error
+    return Path(path)

@@ -1,0 +1,72 @@
+"""The errors that delaygrad raises on purpose.
+
+Most also are the built-in error that a user would expect, so that ``except ValueError`` around a
+bad argument keeps working.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DelaygradError",
+    "NonFiniteLossError",
+    "PartitionError",
+    "ScheduleError",
+    "StageError",
+    "StashError",
+    "TransportError",
+    "WorkerError",
+]
+
+
+class DelaygradError(Exception):
+    """The root of all errors of this library."""
+
+
+class ConfigError(DelaygradError):
+    """A setting is unknown, out of range, or contradicts another one.
+
+    Not a ``ValueError``: command-line parsers take those for failures of their own.
+    """
+
+
+class DataError(DelaygradError, ValueError):
+    """A data file is missing, corrupt, or not what it should be."""
+
+
+class PartitionError(DelaygradError, ValueError):
+    """A network cannot be cut as asked."""
+
+
+class ScheduleError(DelaygradError, ValueError):
+    """A timetable breaks its own rules."""
+
+
+class StashError(DelaygradError, KeyError):
+    """Nothing, or something already, is stashed for a batch."""
+
+    def __str__(self) -> str:
+        # KeyError shows repr(args[0]); a sentence should read as one.
+        return str(self.args[0]) if self.args else ""
+
+
+class StageError(DelaygradError, ValueError):
+    """A stage was given, or produced, something that it cannot train on."""
+
+
+class TransportError(DelaygradError, RuntimeError):
+    """A neighbour did not send or take a message: it is late, dead, or out of step."""
+
+
+class WorkerError(DelaygradError, RuntimeError):
+    """An action failed; the message begins with its stage, rank, iteration and action."""
+
+
+class CheckpointError(DelaygradError, ValueError):
+    """A checkpoint is missing, corrupt, or belongs to another run."""
+
+
+class NonFiniteLossError(DelaygradError, ArithmeticError):
+    """The loss is NaN or infinite."""

@@ -1,0 +1,132 @@
+"""Split a network into stages: the same modules under the same names, in K containers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import nn
+
+from delaygrad.errors import PartitionError
+from delaygrad.partition.balance import balance
+from delaygrad.partition.cuts import resolve_cuts
+from delaygrad.partition.layers import Layer, flatten, is_container
+from delaygrad.partition.measure import measure
+from delaygrad.partition.merge import mark_stage
+from delaygrad.partition.nested import Nested
+from delaygrad.partition.sharing import Tie, check_cuts, find_ties, unbreakable_groups
+
+__all__ = ["split"]
+
+
+def split(
+    model: nn.Module,
+    num_stages: int,
+    *,
+    sample_inputs: Nested | None = None,
+    cuts: Sequence[str | int] | None = None,
+) -> list[nn.Sequential]:
+    """Split a network into stages of about equal time, or at given layers.
+
+    The stages hold the modules of the model itself, not copies, under their names: `body.7.weight`
+    keeps its name, and the stages' state_dicts together are the model's. Nested nn.Sequentials may
+    be cut open. The model itself is left as it is.
+
+    Args:
+        model: an nn.Sequential; a subclass may not override forward.
+        num_stages: 1 … number of layers.
+        sample_inputs: one batch, as given to the model; forward + backward of each layer is timed
+            on it, and the slowest stage is made as fast as possible. Layers that share a parameter
+            or buffer are kept in one stage.
+        cuts: instead of sample_inputs: the first layer of stages 1 … num_stages-1, by dotted path
+            (see `layer_names`) or flat index.
+    Returns:
+        stages: num_stages plain nn.Sequentials; applied in order they are the model.
+    Raises:
+        PartitionError: the model, the number of stages, the cuts or the inputs do not fit.
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU(), nn.Linear(2, 1)))
+        >>> [list(stage.state_dict()) for stage in split(net, num_stages=2, cuts=["1.0"])]
+        [['0.weight', '0.bias'], ['1.1.weight', '1.1.bias']]
+    """
+    layers = flatten(model)
+    _check_num_stages(num_stages, len(layers))
+    ties = find_ties(layers)
+    if cuts is not None:
+        if sample_inputs is not None:
+            raise PartitionError(
+                "both cuts and sample_inputs given, so nothing is left to measure; pass one of them"
+            )
+        starts = resolve_cuts(cuts, [layer.name for layer in layers], num_stages)
+        check_cuts(starts, ties)
+    elif num_stages == 1:
+        starts = []
+    elif sample_inputs is not None:
+        starts = _balanced_cuts(model, num_stages, sample_inputs, layers, ties)
+    else:
+        raise PartitionError(
+            f"nothing says where to cut (stages: {num_stages}); pass sample_inputs to balance the "
+            "stages by measured time, or cuts to name their first layers"
+        )
+    bounds = [0, *starts, len(layers)]
+    stages = []
+    for stage_index in range(num_stages):
+        first, end = bounds[stage_index], bounds[stage_index + 1]
+        stage = _take(model, "", {layer.name for layer in layers[first:end]})
+        mark_stage(stage, stage_index, num_stages)
+        stages.append(stage)
+    return stages
+
+
+def _balanced_cuts(
+    model: nn.Module,
+    num_stages: int,
+    sample_inputs: Nested,
+    layers: Sequence[Layer],
+    ties: Sequence[Tie],
+) -> list[int]:
+    groups = unbreakable_groups(len(layers), ties)
+    if len(groups) < num_stages:
+        shown = [f"{tie.first_name!r} and {tie.last_name!r}" for tie in ties[:3]]
+        raise PartitionError(
+            f"shared tensors hold too many layers together (stages: {num_stages}, groups of layers "
+            f"that can be separated: {len(groups)}, shared: {', '.join(shown)}); untie them (give "
+            f"each layer its own tensor), or lower num_stages to {len(groups)}"
+        )
+    seconds = [cost.forward_s + cost.backward_s for cost in measure(model, sample_inputs)]
+    ends = [*groups[1:], len(layers)]
+    group_s = [sum(seconds[first:end]) for first, end in zip(groups, ends, strict=True)]
+    return [groups[index] for index in balance(group_s, num_stages)]
+
+
+def _take(container: nn.Module, prefix: str, names: set[str]) -> nn.Sequential:
+    """Rebuild a container with the named layers only; a nested one that is whole is kept."""
+    children: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, child in container._modules.items():
+        path = prefix + name
+        if child is None:
+            continue
+        if not is_container(child):
+            if path in names:
+                children[name] = child
+            continue
+        inside = {f"{path}.{layer.name}" for layer in flatten(child)}
+        if inside <= names:
+            children[name] = child
+        elif inside & names:
+            children[name] = _take(child, f"{path}.", names)
+    taken = nn.Sequential(children)
+    taken.training = container.training
+    return taken
+
+
+def _check_num_stages(num_stages: int, num_layers: int) -> None:
+    if not isinstance(num_stages, int):
+        raise TypeError(f"num_stages is not an int (num_stages: {num_stages!r}); pass a number")
+    if num_stages < 1:
+        raise PartitionError(f"too few stages (stages: {num_stages}); ask for at least 1")
+    if num_stages > num_layers:
+        raise PartitionError(
+            f"more stages than layers (stages: {num_stages}, layers: {num_layers}); lower "
+            "num_stages, or write the model with more layers in nested nn.Sequentials"
+        )

@@ -1,0 +1,99 @@
+"""Each stage draws its random numbers (dropout) from a stream of its own.
+
+In one process all stages would otherwise share one generator, in several processes they would not;
+with a stream for each stage both runtimes draw the same numbers. Stage 0 draws from the process's
+own generators, as any PyTorch program does: with one stage nothing differs from plain training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+RandomState: TypeAlias = dict[str, Tensor]
+"""Generator states by device type: ``cpu``, and the stage's accelerator if it is on one."""
+
+_GOLDEN_RATIO = 0x9E3779B97F4A7C15
+_MASK = (1 << 63) - 1
+
+
+def stage_seed(seed: int, stage_index: int) -> int:
+    """Derive the seed of a stage's stream; stage 0 keeps the seed itself.
+
+    Example:
+        >>> stage_seed(7, 0), stage_seed(7, 1) != stage_seed(7, 2)
+        (7, True)
+    """
+    return seed if stage_index == 0 else (seed + _GOLDEN_RATIO * stage_index) & _MASK
+
+
+class RandomStream:
+    """The random numbers of one stage.
+
+    Args:
+        stage_index: 0 is the process's own stream; others start from ``stage_seed`` of
+            ``torch.initial_seed()``, which must therefore be the same on every rank.
+        device: where the stage computes.
+    """
+
+    def __init__(self, stage_index: int, device: torch.device) -> None:
+        self._device = device
+        self._own: RandomState | None = None
+        if stage_index > 0:
+            seed = stage_seed(torch.initial_seed(), stage_index)
+            self._own = {"cpu": torch.Generator().manual_seed(seed).get_state()}
+            if device.type != "cpu":
+                generator = torch.Generator(device).manual_seed(seed)
+                self._own[device.type] = generator.get_state()
+
+    def state(self) -> RandomState:
+        """Return a copy of where the stream stands."""
+        return self._read() if self._own is None else dict(self._own)
+
+    def set_state(self, state: RandomState) -> None:
+        """Put the stream back to where it stood when ``state`` was taken."""
+        if self._own is None:
+            self._write(state)
+        else:
+            self._own = dict(state)
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Within the block, PyTorch's default generators are this stream."""
+        if self._own is None:
+            yield
+            return
+        outside = self._read()
+        self._write(self._own)
+        try:
+            yield
+        finally:
+            self._own = self._read()
+            self._write(outside)
+
+    @contextmanager
+    def replaying(self, state: RandomState) -> Iterator[None]:
+        """Within the block, draw again what was drawn after ``state``; the stream stays put."""
+        outside = self._read()
+        self._write(state)
+        try:
+            yield
+        finally:
+            self._write(outside)
+
+    def _read(self) -> RandomState:
+        state = {"cpu": torch.get_rng_state()}
+        if self._device.type != "cpu":
+            module = torch.get_device_module(self._device)
+            state[self._device.type] = module.get_rng_state(self._device)
+        return state
+
+    def _write(self, state: RandomState) -> None:
+        torch.set_rng_state(state["cpu"])
+        if self._device.type != "cpu":
+            module = torch.get_device_module(self._device)
+            module.set_rng_state(state[self._device.type], self._device)

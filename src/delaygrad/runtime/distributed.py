@@ -1,0 +1,182 @@
+"""One rank per stage, over torch.distributed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from delaygrad.boundary import Tree
+from delaygrad.errors import DelaygradError, ScheduleError, TransportError
+from delaygrad.methods import DDG, Method
+from delaygrad.runtime.pipeline import Pipeline
+from delaygrad.runtime.worker import Worker
+from delaygrad.stage import LossFunction, MakeOptimizer, Stage
+from delaygrad.transport import Message
+from delaygrad.transport.wire import Wire, WireReceiver, WireSender
+
+
+class DistributedPipeline(Pipeline):
+    """Train one stage in this process, in step with the ranks that hold the others.
+
+    Rank r of the group holds stage r. Every rank makes the same calls (``step``, ``flush``,
+    ``predict``, ``state_dict``); no other synchronisation takes place. An error gradient is waited
+    for just before the backward that needs it.
+
+    Call ``torch.manual_seed`` with one seed on every rank before making the pipeline: each stage's
+    random stream follows from it.
+
+    End a run with ``flush`` (or ``state_dict``): a rank that leaves without takes with it what its
+    neighbours have not yet received.
+
+    Args:
+        stage: this rank's module; takes what the stage below returns.
+        loss_fn: ``loss_fn(outputs, targets)``; used on the last rank.
+        make_optimizer: ``make_optimizer(params)``.
+        method: the rule to train by; the same on every rank.
+        group: one rank for each stage, in order; None is the default group. Needs an initialised
+            process group: gloo for stages on the CPU, NCCL (with gloo beside it, for example
+            ``cpu:gloo,cuda:nccl``) for stages on GPUs.
+        device: where the stage computes; None is where its parameters are, or else the CPU.
+        timeout_s: seconds to wait for a neighbour before giving it up.
+
+    Raises:
+        TransportError: torch.distributed is not initialised, or this rank is not in the group.
+        ScheduleError: the ranks were given different methods.
+    """
+
+    def __init__(
+        self,
+        stage: nn.Module,
+        loss_fn: LossFunction,
+        make_optimizer: MakeOptimizer,
+        *,
+        method: Method | None = None,
+        group: dist.ProcessGroup | None = None,
+        device: torch.device | None = None,
+        timeout_s: float = 600.0,
+    ) -> None:
+        if not dist.is_initialized():
+            raise TransportError(
+                "torch.distributed is not initialised; start the ranks with torchrun and call "
+                "torch.distributed.init_process_group first"
+            )
+        method = DDG() if method is None else method
+        index, num_stages = dist.get_rank(group), dist.get_world_size(group)
+        if index < 0:
+            raise TransportError(f"this rank is not in the group (rank: {dist.get_rank()})")
+        arithmetic = Stage(
+            stage,
+            make_optimizer,
+            stage_index=index,
+            num_stages=num_stages,
+            method=method,
+            loss_fn=loss_fn,
+            device=device,
+        )
+        _check_agreement(method, num_stages, group)
+        links = _Links(arithmetic, group, timeout_s)
+        self._activation_sender, self._gradient_sender = links.to_above, links.to_below
+        worker = Worker(
+            arithmetic,
+            activations=(links.from_below, links.to_above),
+            gradients=(links.from_above, links.to_below),
+            rank=dist.get_rank(),
+        )
+        self._prediction_receiver = links.predictions_from_below
+        self._prediction_sender = links.predictions_to_above
+        self._worker = worker
+        super().__init__([worker], num_stages, method)
+
+    @property
+    def stage(self) -> nn.Module:
+        """This rank's live module."""
+        return self._worker.stage.module
+
+    @property
+    def stage_index(self) -> int:
+        """Which stage this rank holds."""
+        return self._worker.stage.stage_index
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """This stage's optimizer; None if the stage has no parameters."""
+        return self._worker.stage.optimizer
+
+    def predict(self, inputs: Tree) -> Any:
+        """See ``Pipeline.predict``; every rank calls it."""
+        stage = self._worker.stage
+        try:
+            if self._prediction_receiver is not None:
+                inputs = self._prediction_receiver.receive().activation()
+            outputs = stage.predict(inputs)
+            if self._prediction_sender is None:
+                return outputs
+            self._prediction_sender.send(Message.of_activation(self.iteration, outputs))
+            self._prediction_sender.finish()  # this rank may leave after its last prediction
+        except DelaygradError as error:
+            raise type(error)(f"[{self._worker.place}, prediction] {error}") from error
+        return None
+
+    def flush(self) -> None:
+        """See ``Pipeline.flush``; also waits until the neighbours have taken everything."""
+        super().flush()
+        self._finish_sending()
+
+    def state_dict(self) -> dict[str, Any]:
+        """See ``Pipeline.state_dict``; also waits until the neighbours have taken everything."""
+        state = super().state_dict()
+        self._finish_sending()
+        return state
+
+    def _finish_sending(self) -> None:
+        for sender in (self._activation_sender, self._gradient_sender):
+            if sender is not None:
+                sender.finish()
+
+
+class _Links:
+    """The links of one stage with its neighbours, each direction in a group of its own."""
+
+    def __init__(self, stage: Stage, group: dist.ProcessGroup | None, timeout_s: float) -> None:
+        ranks = dist.get_process_group_ranks(group) if group else list(range(dist.get_world_size()))
+        below = None if stage.is_first else stage.stage_index - 1
+        above = None if stage.is_last else stage.stage_index + 1
+
+        def groups() -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
+            headers = _new_group(ranks, "gloo")
+            return headers, headers if stage.device.type == "cpu" else _new_group(ranks, None)
+
+        def wire(peer: int, content: str, towards: str, pair: tuple[Any, Any]) -> Wire:
+            name = f"{towards} stage {peer} (rank {ranks[peer]})"
+            return Wire(ranks[peer], name, content, *pair, stage.device, timeout_s)
+
+        down, up, predictions = groups(), groups(), groups()
+        self.from_below = self.to_above = self.from_above = self.to_below = None
+        self.predictions_from_below = self.predictions_to_above = None
+        if above is not None:
+            self.to_above = WireSender(wire(above, "an activation", "to", down))
+            self.from_above = WireReceiver(wire(above, "an error gradient", "from", up))
+            self.predictions_to_above = WireSender(wire(above, "an activation", "to", predictions))
+        if below is not None:
+            self.from_below = WireReceiver(wire(below, "an activation", "from", down))
+            self.to_below = WireSender(wire(below, "an error gradient", "to", up))
+            self.predictions_from_below = WireReceiver(
+                wire(below, "an activation", "from", predictions)
+            )
+
+
+def _new_group(ranks: list[int], backend: str | None) -> dist.ProcessGroup:
+    group = dist.new_group(ranks, backend=backend, use_local_synchronization=True)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
+def _check_agreement(method: Method, num_stages: int, group: dist.ProcessGroup | None) -> None:
+    methods: list[Any] = [None] * num_stages
+    dist.all_gather_object(methods, repr(method), group=group)
+    if len(set(methods)) > 1:
+        given = ", ".join(f"stage {k}: {name}" for k, name in enumerate(methods))
+        raise ScheduleError(f"the ranks were given different methods ({given})")

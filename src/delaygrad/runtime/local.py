@@ -1,0 +1,108 @@
+"""All stages in one process: the reference for every other runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from delaygrad.boundary import Tree
+from delaygrad.errors import PartitionError, StageError
+from delaygrad.methods import DDG, Method
+from delaygrad.runtime.pipeline import Pipeline
+from delaygrad.runtime.worker import Worker
+from delaygrad.stage import LossFunction, MakeOptimizer, Stage
+from delaygrad.transport import Queue
+
+
+class LocalPipeline(Pipeline):
+    """Train K stages in this process, one action after the other.
+
+    The arithmetic is that of ``DistributedPipeline``, bit for bit on a CPU with the same number of
+    threads, so any K can be studied on a laptop. With one stage it is plain training, bit for bit.
+
+    Args:
+        stages: K modules, from the input; each takes what the one before returns. They are trained
+            in place, in the mode (``train()``) that they are in.
+        loss_fn: ``loss_fn(outputs, targets)``, a 0-d tensor.
+        make_optimizer: ``make_optimizer(params)``, called for each stage that has parameters.
+        method: the rule to train by.
+
+    Raises:
+        PartitionError: two stages share parameters.
+
+    Example:
+        >>> import delaygrad as dg
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> pipe = dg.LocalPipeline(
+        ...     dg.split(model, 2, cuts=["2"]),
+        ...     nn.functional.cross_entropy,
+        ...     lambda params: torch.optim.SGD(params, lr=0.1),
+        ...     method=dg.DDG(),
+        ... )
+        >>> loss = pipe.step(torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))
+        >>> pipe.flush()
+        >>> pipe.predict(torch.randn(2, 4)).shape
+        torch.Size([2, 3])
+
+    References:
+        Huo et al., ICML 2018, arXiv:1804.10574, Algorithms 1 and 2. Differs: none.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[nn.Module],
+        loss_fn: LossFunction,
+        make_optimizer: MakeOptimizer,
+        *,
+        method: Method | None = None,
+    ) -> None:
+        if not stages:
+            raise StageError("a pipeline needs at least one stage (stages: 0)")
+        method = DDG() if method is None else method
+        _check_nothing_shared(stages)
+        downward: list[Queue | None] = [None, *(Queue() for _ in stages[1:]), None]
+        upward: list[Queue | None] = [None, *(Queue() for _ in stages[1:]), None]
+        workers = [
+            Worker(
+                Stage(
+                    module,
+                    make_optimizer,
+                    stage_index=k,
+                    num_stages=len(stages),
+                    method=method,
+                    loss_fn=loss_fn,
+                ),
+                activations=(downward[k], downward[k + 1]),
+                gradients=(upward[k + 1], upward[k]),
+            )
+            for k, module in enumerate(stages)
+        ]
+        super().__init__(workers, len(stages), method)
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """The live modules, from the input."""
+        return self.modules
+
+    def predict(self, inputs: Tree) -> Any:
+        """See ``Pipeline.predict``."""
+        for worker in self._workers.values():
+            inputs = worker.stage.predict(inputs)
+        return inputs
+
+
+def _check_nothing_shared(stages: Sequence[nn.Module]) -> None:
+    owners: dict[int, tuple[int, str]] = {}
+    for k, module in enumerate(stages):
+        for name, parameter in module.named_parameters():
+            owner, other_name = owners.setdefault(id(parameter), (k, name))
+            if owner != k:
+                raise PartitionError(
+                    f"stages share a parameter ({other_name} in stage {owner}, {name} in stage "
+                    f"{k}); it would be updated with two delays: untie it, or keep its layers "
+                    "in one stage"
+                )

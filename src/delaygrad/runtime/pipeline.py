@@ -1,0 +1,176 @@
+"""What both runtimes have in common: iterations, the drain, and the state."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from delaygrad.boundary import Tree
+from delaygrad.errors import CheckpointError, WorkerError
+from delaygrad.methods import Method
+from delaygrad.runtime.worker import Worker
+from delaygrad.schedule import Action
+
+_FORMAT = 1
+
+
+class Pipeline(ABC):
+    """K stages that train as one network.
+
+    Args:
+        workers: those of the stages that this process holds.
+        num_stages: K.
+        method: the rule to train by.
+    """
+
+    def __init__(self, workers: Sequence[Worker], num_stages: int, method: Method) -> None:
+        self._workers = {worker.stage.stage_index: worker for worker in workers}
+        self.num_stages = num_stages
+        self.method = method
+        self.iteration = 0
+        """How many batches have entered the network."""
+        self._first_batch = 0
+        self._failure: str | None = None
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The live modules of the stages that this process holds, from the input."""
+        return [worker.stage.module for worker in self._workers.values()]
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer | None]:
+        """The optimizers of the same stages; None for a stage without parameters."""
+        return [worker.stage.optimizer for worker in self._workers.values()]
+
+    def stage_seconds(self) -> list[dict[str, float]]:
+        """Seconds that each of them has spent on each of ``delaygrad.records.ACTIVITIES``."""
+        return [dict(worker.clock.seconds) for worker in self._workers.values()]
+
+    def step(self, inputs: Tree, targets: Any) -> Tensor | None:
+        """Run one iteration on one batch.
+
+        The batch goes forward through every stage; each stage goes backward with the batch that its
+        delay calls for, and updates.
+
+        Args:
+            inputs: (B, ...) tensor, or a tuple, list or dict of tensors; read by the first stage
+                only, elsewhere ignored. Any B, a short last batch included. It may be refilled
+                once this returns, unless there is a single stage.
+            targets: what ``loss_fn`` takes; read by the last stage only.
+
+        Returns:
+            The loss of this batch at the parameters before this iteration's update: 0-d, detached.
+            None in a process that does not hold the last stage.
+
+        Raises:
+            WorkerError: the network, the loss or the optimizer failed; names stage and action.
+            TransportError: a neighbour is late, gone, or out of step.
+        """
+        for worker in self._workers.values():
+            worker.offer(self.iteration, inputs, targets)
+        actions = self.method.schedule.actions(
+            self.iteration, self.num_stages, first_batch=self._first_batch
+        )
+        loss = self._run(actions)
+        self.iteration += 1
+        return loss
+
+    def flush(self) -> None:
+        """Run what is outstanding: afterwards every stage has used every batch exactly once.
+
+        Ends a run or a phase. The outstanding backward passes run in order, each with its update,
+        at the learning rate that the optimizers then have. The next ``step`` starts a new fill.
+
+        Raises:
+            WorkerError, TransportError: as ``step``.
+        """
+        self._run(
+            self.method.schedule.drain(
+                self.iteration, self.num_stages, first_batch=self._first_batch
+            )
+        )
+        self._first_batch = self.iteration
+
+    @abstractmethod
+    def predict(self, inputs: Tree) -> Any:
+        """Compute the network's outputs with the live parameters, in evaluation mode.
+
+        Disturbs nothing: what is in flight, running statistics and random streams stay as they are.
+
+        Args:
+            inputs: as for ``step``; read by the first stage only.
+
+        Returns:
+            What the last stage returns, without a graph; None in a process that does not hold it.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to continue bit for bit, what is in flight included.
+
+        Holds the stages of this process, under ``stages`` by index; plain containers and tensors
+        (the pipeline's own, not copies). Call it between two iterations, on every rank.
+        """
+        self._check_usable()
+        return {
+            "format": _FORMAT,
+            "num_stages": self.num_stages,
+            "method": repr(self.method),
+            "iteration": self.iteration,
+            "first_batch": self._first_batch,
+            "stages": {str(k): worker.state_dict() for k, worker in self._workers.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what ``state_dict`` returned, here or in another process or runtime.
+
+        Args:
+            state: holds at least the stages of this process.
+
+        Raises:
+            CheckpointError: it is of another pipeline; nothing was changed in this process.
+        """
+        self._check_usable()
+        ours = {"format": _FORMAT, "num_stages": self.num_stages, "method": repr(self.method)}
+        for key, here in ours.items():
+            if state.get(key) != here:
+                raise CheckpointError(
+                    f"the checkpoint is of another pipeline ({key} there: {state.get(key)}, "
+                    f"here: {here})"
+                )
+        missing = [k for k in self._workers if str(k) not in state["stages"]]
+        if missing:
+            raise CheckpointError(f"the checkpoint lacks stages (missing: {missing})")
+        for k, worker in self._workers.items():
+            worker.stage.check_state_dict(state["stages"][str(k)])
+        for k, worker in self._workers.items():
+            worker.load_state_dict(state["stages"][str(k)])
+        self.iteration = state["iteration"]
+        self._first_batch = state["first_batch"]
+
+    def _run(self, actions: Iterable[Action]) -> Tensor | None:
+        self._check_usable()
+        actions = list(actions)
+        loss = None
+        try:
+            for worker in self._workers.values():
+                for action in actions:
+                    worker.announce(action)
+            for action in actions:
+                if action.stage_index in self._workers:
+                    result = self._workers[action.stage_index].run(action)
+                    loss = result if result is not None else loss
+        except BaseException as error:
+            self._failure = f"{type(error).__name__}: {error}"
+            raise
+        return loss
+
+    def _check_usable(self) -> None:
+        if self._failure is not None:
+            raise WorkerError(
+                f"the pipeline stopped in the middle of an iteration ({self._failure}); "
+                "make a new one and load its last state"
+            )

@@ -1,0 +1,124 @@
+"""What the ranks of a run tell each other beside the training itself: results and losses."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from delaygrad.transport import Message
+from delaygrad.transport.wire import Wire, WireReceiver, WireSender
+
+
+class Team(ABC):
+    """The processes of one run. Rank 0 reports to the user; the last rank knows the losses."""
+
+    rank: int
+    size: int
+
+    @property
+    def is_reporter(self) -> bool:
+        """Whether this process writes the run folder and talks to the user."""
+        return self.rank == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this process holds the last stage."""
+        return self.rank == self.size - 1
+
+    @abstractmethod
+    def gather(self, value: Any) -> list[Any]:
+        """Collect one value from each rank on rank 0 (elsewhere empty); all ranks call it."""
+
+    @abstractmethod
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value on every rank; all ranks call it."""
+
+    def barrier(self) -> None:
+        """Return once all ranks are here."""
+        self.broadcast(self.gather(None) and None)
+
+    @abstractmethod
+    def send_losses(self, losses: list[float]) -> None:
+        """On the last rank: hand losses to rank 0, without waiting for it."""
+
+    @abstractmethod
+    def receive_losses(self) -> list[float]:
+        """On rank 0: return what the last rank sent, waiting for it if need be."""
+
+
+class Solo(Team):
+    """One process that holds all stages."""
+
+    rank = 0
+    size = 1
+
+    def __init__(self) -> None:
+        self._losses: deque[list[float]] = deque()
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+    def send_losses(self, losses: list[float]) -> None:
+        self._losses.append(losses)
+
+    def receive_losses(self) -> list[float]:
+        return self._losses.popleft()
+
+
+class Ranks(Team):
+    """The ranks of the default process group.
+
+    Args:
+        timeout_s: seconds to wait for the last rank's losses.
+    """
+
+    def __init__(self, *, timeout_s: float) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._objects, reports = _gloo_group(), _gloo_group()
+        self._mine: deque[list[float]] = deque()  # a single rank is both ends
+        self._sender = self._receiver = None
+        if self.size > 1 and self.rank in (0, self.size - 1):
+            peer = self.size - 1 - self.rank
+            name = f"{'from' if self.rank == 0 else 'to'} rank {peer}"
+            cpu = torch.device("cpu")
+            wire = Wire(peer, name, "a loss report", reports, reports, cpu, timeout_s)
+            if self.rank == 0:
+                self._receiver = WireReceiver(wire)
+            else:
+                self._sender = WireSender(wire)
+
+    def gather(self, value: Any) -> list[Any]:
+        values: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(value, values, dst=0, group=self._objects)
+        return values or []
+
+    def broadcast(self, value: Any) -> Any:
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self._objects)
+        return values[0]
+
+    def send_losses(self, losses: list[float]) -> None:
+        if self._sender is None:
+            self._mine.append(losses)
+        else:
+            self._sender.send(Message(0, (torch.tensor(losses, dtype=torch.float64),)))
+
+    def receive_losses(self) -> list[float]:
+        if self._receiver is None:
+            return self._mine.popleft()
+        (losses,) = self._receiver.receive().tensors
+        assert losses is not None
+        return [float(loss) for loss in losses]
+
+
+def _gloo_group() -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)
+    return group

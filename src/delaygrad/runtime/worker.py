@@ -1,0 +1,201 @@
+"""A worker obeys the timetable for one stage: fetch what an action needs, hand on the rest."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from torch import Tensor
+
+from delaygrad.boundary import Tree, flatten, unflatten
+from delaygrad.errors import DelaygradError, TransportError, WorkerError
+from delaygrad.records import StageClock
+from delaygrad.schedule import Action, Kind
+from delaygrad.stage import Stage
+from delaygrad.transport import Message, Receiver, Sender
+
+
+class Inbox:
+    """The receiving end of a link, which knows how many messages are under way.
+
+    The timetable says what the neighbour has sent, so everything under way can be collected at any
+    time (for a checkpoint) without guessing.
+    """
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        self._early: deque[Message] = deque()
+        self._under_way = 0
+
+    def announce(self) -> None:
+        """Note that the neighbour's part of the timetable sends one more message."""
+        self._under_way += 1
+
+    def take(self, batch_index: int) -> Message:
+        """Return the next message, which must be of this batch.
+
+        Raises:
+            TransportError: it did not come, or is of another batch.
+        """
+        if self._early:
+            message = self._early.popleft()
+        else:
+            message = self._receiver.receive()
+            self._under_way -= 1
+        if message.batch_index != batch_index:
+            raise TransportError(
+                f"the neighbour is out of step (expected batch: {batch_index}, "
+                f"received: {message.batch_index}); all ranks must take the same steps"
+            )
+        return message
+
+    def collect(self) -> list[Message]:
+        """Receive everything under way, keep it for later, and return it."""
+        while self._under_way:
+            self._early.append(self._receiver.receive())
+            self._under_way -= 1
+        return list(self._early)
+
+    def refill(self, messages: list[Message]) -> None:
+        """Hold these messages and no others; what is under way is received and dropped."""
+        self.collect()
+        self._early = deque(messages)
+
+
+class Worker:
+    """Run one stage's actions.
+
+    Args:
+        stage: the arithmetic.
+        activations: from the stage below, to the stage above; None at the ends.
+        gradients: from the stage above, to the stage below; None at the ends.
+        rank: of this process, for error messages; None where one process runs all stages.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        *,
+        activations: tuple[Receiver | None, Sender | None],
+        gradients: tuple[Receiver | None, Sender | None],
+        rank: int | None = None,
+    ) -> None:
+        self.stage = stage
+        self.clock = StageClock()
+        self.place = f"stage {stage.stage_index}" + ("" if rank is None else f", rank {rank}")
+        """How error messages call this worker."""
+        self._lag = stage.method.schedule.lag(stage.stage_index, stage.num_stages)
+        self._inputs: dict[int, Tree] = {}
+        self._targets: dict[int, Any] = {}
+        below, self._above = activations
+        above, self._below = gradients
+        self._activations = None if below is None else Inbox(below)
+        self._gradients = None if above is None else Inbox(above)
+
+    def offer(self, batch_index: int, inputs: Tree, targets: Any) -> None:
+        """Take what the user gives for a batch; where it has to wait (a lag), take a copy."""
+        if self.stage.is_first:
+            self._inputs[batch_index] = _copied(inputs) if self._lag else inputs
+        if self.stage.is_last:
+            self._targets[batch_index] = _copied(targets) if self._lag else targets
+
+    def announce(self, action: Action) -> None:
+        """Note what a neighbour's action will send here."""
+        if self._activations and _is(action, Kind.FORWARD, self.stage.stage_index - 1):
+            self._activations.announce()
+        if self._gradients and _is(action, Kind.BACKWARD, self.stage.stage_index + 1):
+            self._gradients.announce()
+
+    def run(self, action: Action) -> Tensor | None:
+        """Do one action; return the loss if this was the last stage's forward.
+
+        Raises:
+            WorkerError: the module, the loss or the optimizer failed; the cause is chained.
+            DelaygradError: of the kind it was raised as, with the action named.
+        """
+        try:
+            if action.kind is Kind.FORWARD:
+                return self._forward(action.batch_index)
+            if action.kind is Kind.BACKWARD:
+                self._backward(action.batch_index)
+            else:
+                with self.clock.measure("update"):
+                    self.stage.update()
+        except DelaygradError as error:
+            raise type(error)(f"{self._where(action)} {error}") from error
+        except Exception as error:
+            message = f"{self._where(action)} {type(error).__name__}: {error}"
+            raise WorkerError(message) from error
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the stage's state and the messages under way to it."""
+        return {
+            **self.stage.state_dict(),
+            "activations": [m.state_dict() for m in _collected(self._activations)],
+            "gradients": [m.state_dict() for m in _collected(self._gradients)],
+            "inputs": _saved(self._inputs),
+            "targets": _saved(self._targets),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what ``state_dict`` returned."""
+        self.stage.load_state_dict(state)
+        self._inputs = _restored(state["inputs"])
+        self._targets = _restored(state["targets"])
+        for inbox, name in ((self._activations, "activations"), (self._gradients, "gradients")):
+            if inbox is not None:
+                inbox.refill([Message.from_state_dict(entry) for entry in state[name]])
+
+    def _forward(self, batch_index: int) -> Tensor | None:
+        stage = self.stage
+        if self._activations is None:
+            inputs = self._inputs.pop(batch_index)
+        else:
+            with self.clock.measure("wait"):
+                inputs = self._activations.take(batch_index).activation()
+        with self.clock.measure("forward"):
+            targets = self._targets.pop(batch_index) if stage.is_last else None
+            outputs = stage.forward(batch_index, inputs, targets)
+        if self._above is None:
+            return outputs if isinstance(outputs, Tensor) else None
+        with self.clock.measure("wait"):
+            self._above.send(Message.of_activation(batch_index, outputs))
+        return None
+
+    def _backward(self, batch_index: int) -> None:
+        grad_outputs: list[Tensor | None] | None = None
+        if self._gradients is not None:
+            with self.clock.measure("wait"):
+                grad_outputs = list(self._gradients.take(batch_index).tensors)
+        with self.clock.measure("backward"):
+            grad_inputs = self.stage.backward(batch_index, grad_outputs)
+        if self._below is not None:
+            with self.clock.measure("wait"):
+                self._below.send(Message(batch_index, tuple(grad_inputs)))
+
+    def _where(self, action: Action) -> str:
+        iteration = self.stage.method.schedule.iteration_of(action, self.stage.num_stages)
+        return f"[{self.place}, iteration {iteration}, action {action}]"
+
+
+def _is(action: Action, kind: Kind, stage_index: int) -> bool:
+    return action.kind is kind and action.stage_index == stage_index
+
+
+def _copied(tree: Tree) -> Tree:
+    tensors, structure = flatten(tree)
+    return unflatten(structure, [tensor.detach().clone() for tensor in tensors])
+
+
+def _saved(waiting: dict[int, Tree]) -> list[dict[str, Any]]:
+    return [Message.of_activation(batch, tree).state_dict() for batch, tree in waiting.items()]
+
+
+def _restored(state: list[dict[str, Any]]) -> dict[int, Tree]:
+    messages = map(Message.from_state_dict, state)
+    return {message.batch_index: message.activation() for message in messages}
+
+
+def _collected(inbox: Inbox | None) -> list[Message]:
+    return [] if inbox is None else inbox.collect()

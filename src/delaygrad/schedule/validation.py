@@ -1,0 +1,53 @@
+"""Check that a sequence of actions trains a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from delaygrad.errors import ScheduleError
+from delaygrad.schedule.action import Action, Kind
+
+
+def validate(actions: Iterable[Action], num_stages: int) -> None:
+    """Raise unless every action finds what it needs and every batch is used once by each stage.
+
+    The rules, for stage k and batch s: ``kFs`` after ``(k-1)Fs``; ``kBs`` after ``kFs`` and
+    ``(k+1)Bs``; ``kUs`` after ``kBs``; each of the three exactly once for every batch.
+
+    Raises:
+        ScheduleError: names the first action that breaks a rule, and the rule.
+
+    Example:
+        >>> validate(map(Action.parse, ["0F0", "0B0"]), num_stages=1)
+        Traceback (most recent call last):
+        ...
+        delaygrad.errors.ScheduleError: unfinished batch (missing: 0U0)
+    """
+    done: set[Action] = set()
+    for action in actions:
+        if not 0 <= action.stage_index < num_stages:
+            raise ScheduleError(f"no such stage (action: {action}, stages: {num_stages})")
+        if action in done:
+            raise ScheduleError(f"action appears twice (action: {action})")
+        for needed in _needs(action, num_stages):
+            if needed not in done:
+                raise ScheduleError(f"action too early (action: {action}, needs: {needed})")
+        done.add(action)
+    batches = {action.batch_index for action in done}
+    everything = (
+        Action(k, kind, batch) for batch in sorted(batches) for k in range(num_stages)
+        for kind in Kind
+    )  # fmt: skip
+    missing = [str(action) for action in everything if action not in done]
+    if missing:
+        raise ScheduleError(f"unfinished batch (missing: {', '.join(missing)})")
+
+
+def _needs(action: Action, num_stages: int) -> list[Action]:
+    k, batch = action.stage_index, action.batch_index
+    if action.kind is Kind.FORWARD:
+        return [Action(k - 1, Kind.FORWARD, batch)] if k > 0 else []
+    if action.kind is Kind.UPDATE:
+        return [Action(k, Kind.BACKWARD, batch)]
+    above = [Action(k + 1, Kind.BACKWARD, batch)] if k < num_stages - 1 else []
+    return [Action(k, Kind.FORWARD, batch), *above]

@@ -1,0 +1,124 @@
+"""From a configuration to the things it names: data, network, stages, optimizers, pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from delaygrad import models
+from delaygrad.data import DataSource, batch_indices, load
+from delaygrad.errors import ConfigError
+from delaygrad.methods import METHODS
+from delaygrad.partition import cuts_of, split
+from delaygrad.runtime import DistributedPipeline, LocalPipeline, Pipeline
+from delaygrad.training.config import TrainConfig
+from delaygrad.training.evaluation import cross_entropy
+from delaygrad.training.run_folder import new_run_dir
+
+
+def load_data(config: TrainConfig) -> DataSource:
+    """Load the data that the configuration names."""
+    return load(
+        config.data,
+        data_dir=config.data_dir,
+        holdout=config.holdout,
+        augment=config.augment,
+        context_length=config.context_length,
+    )
+
+
+def build_model(config: TrainConfig, source: DataSource) -> nn.Sequential:
+    """Build the whole network with the initial weights of the configuration's seed.
+
+    Raises:
+        ConfigError: there is no such model, or an option does not belong to it.
+    """
+    torch.manual_seed(config.seed)
+    try:
+        model = models.build(
+            config.model,
+            source.sample_shape,
+            source.num_classes,
+            width=config.width,
+            depth=config.depth,
+            heads=config.heads,
+            dropout=config.dropout,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if config.channels_last:
+        for parameter in model.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.to(memory_format=torch.channels_last)
+    return model
+
+
+def resolve(config: TrainConfig, source: DataSource) -> TrainConfig:
+    """Fill in what is left open: the cuts (by measuring the layers) and the run folder."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        model = build_model(config, source)
+        if config.cuts:
+            stages = split(model, config.stages, cuts=config.cuts)
+        else:
+            indices = batch_indices(
+                seed=config.seed,
+                iteration=0,
+                num_samples=source.train.num_samples,
+                batch_size=config.batch_size,
+            )
+            sample_inputs = place(source.train.inputs(indices), config, torch.device("cpu"))
+            stages = split(model, config.stages, sample_inputs=sample_inputs)
+    finally:
+        torch.set_num_threads(threads)
+    return dataclasses.replace(
+        config, cuts=tuple(cuts_of(stages)), run_dir=config.run_dir or new_run_dir(config)
+    )
+
+
+def build_pipeline(
+    config: TrainConfig, source: DataSource, device: torch.device, rank: int | None
+) -> Pipeline:
+    """Build the network, cut it, and make the pipeline (``rank`` None) or one rank's part of it."""
+    model = build_model(config, source).to(device)
+    stages = split(model, config.stages, cuts=config.cuts)
+    method = METHODS[config.method]()
+    if rank is None:
+        return LocalPipeline(stages, cross_entropy, make_optimizer(config), method=method)
+    return DistributedPipeline(
+        stages[rank],
+        cross_entropy,
+        make_optimizer(config),
+        method=method,
+        device=device,
+        timeout_s=config.timeout_s,
+    )
+
+
+def make_optimizer(config: TrainConfig) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
+    """Return what a pipeline calls for each stage."""
+
+    def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        if config.optimizer == "sgd":
+            return torch.optim.SGD(
+                parameters,
+                lr=config.lr,
+                momentum=config.momentum,
+                nesterov=config.nesterov,
+                weight_decay=config.weight_decay,
+            )
+        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
+
+    return make
+
+
+def place(inputs: Tensor, config: TrainConfig, device: torch.device) -> Tensor:
+    """Bring a batch where, and into the memory layout in which, the first stage wants it."""
+    if config.channels_last and inputs.dim() == 4:
+        return inputs.to(device, memory_format=torch.channels_last)
+    return inputs.to(device)

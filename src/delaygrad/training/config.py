@@ -1,0 +1,224 @@
+"""The configuration of a run: one frozen value, checked before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from delaygrad.errors import ConfigError
+from delaygrad.methods import METHODS
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a network as K stages, with delayed gradients or by backpropagation.
+
+    Example:
+        >>> TrainConfig(stages=3, epochs=2).lr
+        0.1
+        >>> TrainConfig(stages=0)
+        Traceback (most recent call last):
+        ...
+        delaygrad.errors.ConfigError: stages must be at least 1 (stages: 0)
+    """
+
+    data: Literal["digits", "cifar10", "cifar100", "text"] = "digits"
+    """What to learn: scikit-learn's handwritten digits (nothing to download), CIFAR, or the
+    characters of a text file."""
+    data_dir: Path | None = None
+    """Where the files of cifar10, cifar100 or text are."""
+    holdout: int = 0
+    """Training samples held back for validation; then the test set is used at the end only."""
+    augment: bool = True
+    """Random crops and flips, for CIFAR."""
+
+    model: str = "resnet8"
+    """resnet8, resnet20, resnet56, resnet110 (any depth 6n+2), mlp, or gpt."""
+    width: int | None = None
+    """Units per layer (mlp, gpt); by default the model's own choice, as for the next two."""
+    depth: int | None = None
+    """Linear layers (mlp) or blocks (gpt)."""
+    heads: int | None = None
+    """Attention heads (gpt)."""
+    context_length: int = 128
+    """Characters per sample (text)."""
+    dropout: float = 0.0
+    """Probability of dropping a unit (mlp, gpt)."""
+    channels_last: bool = True
+    """Keep images as NHWC in memory, which makes convolutions on CPUs faster."""
+
+    method: str = "ddg"
+    """ddg: decoupled parallel backpropagation with delayed gradients; bp: backpropagation."""
+    stages: int = 2
+    """K, the number of pieces that the network is cut into."""
+    cuts: tuple[str, ...] = ()
+    """First layer of each stage but the first; empty: balance the measured time. Runs that shall
+    be compared bit for bit need the same cuts."""
+    runtime: Literal["local", "distributed"] = "local"
+    """local: all stages in this process; distributed: a process for each stage."""
+    threads: int = 1
+    """CPU threads of each process."""
+    device: str = "cpu"
+    """Where to compute: cpu, or cuda (a GPU for each stage)."""
+    timeout_s: float = 600.0
+    """Seconds that a process waits for its neighbour before it gives up."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """The optimizer of every stage."""
+    lr: float = 0.1
+    """Learning rate; Adam wants about 0.001."""
+    momentum: float = 0.9
+    """Momentum (sgd)."""
+    nesterov: bool = False
+    """Nesterov's momentum (sgd)."""
+    weight_decay: float = 5e-4
+    """Weight decay: coupled for sgd and adam, decoupled for adamw."""
+    lr_schedule: Literal["constant", "step", "cosine"] = "cosine"
+    """How the learning rate goes from iteration to iteration, the same for all stages."""
+    lr_milestones: tuple[float, ...] = (0.5, 0.75)
+    """Fractions of the run after which the learning rate falls (step)."""
+    lr_factor: float = 0.1
+    """What the learning rate is multiplied by at each milestone (step)."""
+    warmup: int = 0
+    """Iterations over which the learning rate rises from zero."""
+
+    epochs: int = 10
+    """Passes over the training data."""
+    iterations: int | None = None
+    """Stop after this many batches instead of whole epochs."""
+    batch_size: int = 64
+    """Samples per batch; the last batch of an epoch may be shorter."""
+    seed: int = 0
+    """Decides initial weights, data order, augmentation and dropout."""
+
+    run_dir: Path | None = None
+    """Folder for the results; by default a new one under runs/."""
+    log_every: int = 10
+    """Iterations per line of records.jsonl."""
+    evaluate_every: int = 1
+    """Epochs from one evaluation to the next."""
+    evaluation_batch_size: int = 256
+    """Samples per batch of an evaluation."""
+    checkpoint_every: int = 0
+    """Iterations from one checkpoint to the next; 0: none."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "stages", "threads", "width", "depth", "heads", "context_length", "epochs",
+            "iterations", "batch_size", "log_every", "evaluate_every", "evaluation_batch_size",
+            "keep_checkpoints",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name} must be at least 1", name, self)
+        for name in ("holdout", "warmup", "checkpoint_every", "weight_decay", "momentum", "seed"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative", name, self)
+        for name in ("lr", "timeout_s", "lr_factor"):
+            _require(getattr(self, name) > 0, f"{name} must be positive", name, self)
+        _require(0 <= self.dropout < 1, "dropout must be at least 0 and below 1", "dropout", self)
+        _require(
+            all(0 < fraction < 1 for fraction in self.lr_milestones),
+            "lr_milestones are fractions of the run, between 0 and 1", "lr_milestones", self,
+        )  # fmt: skip
+        _require(
+            not self.cuts or len(self.cuts) == self.stages - 1,
+            f"cuts must name one layer fewer than there are stages (stages: {self.stages})",
+            "cuts", self,
+        )  # fmt: skip
+        if self.method not in METHODS:
+            raise ConfigError(_unknown("method", self.method, METHODS))
+        if self.data != "digits" and self.data_dir is None:
+            raise ConfigError(f"{self.data} needs its files; say where with --data-dir FOLDER")
+        if (self.model == "gpt") != (self.data == "text"):
+            raise ConfigError(
+                f"gpt learns text, and text needs gpt (model: {self.model}, data: {self.data})"
+            )
+        if self.nesterov and self.momentum == 0:
+            raise ConfigError("nesterov needs a momentum above 0 (momentum: 0.0)")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; ``config_from_json`` reads them back."""
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+
+def config_from_json(values: dict[str, Any], source: str = "config") -> TrainConfig:
+    """Build a configuration from plain values.
+
+    Raises:
+        ConfigError: a key is unknown, or a value has the wrong type or is out of range.
+
+    Example:
+        >>> config_from_json({"stage": 3})
+        Traceback (most recent call last):
+        ...
+        delaygrad.errors.ConfigError: unknown key in config (key: 'stage'); did you mean 'stages'?
+    """
+    kinds = typing.get_type_hints(TrainConfig)
+    checked = {}
+    for key, value in values.items():
+        if key not in kinds:
+            raise ConfigError(_unknown(f"key in {source}", key, kinds, label="key"))
+        checked[key] = _convert(key, value, kinds[key], source)
+    return TrainConfig(**checked)
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read a configuration file: TOML or JSON; a run's own ``config.json`` as well.
+
+    Raises:
+        ConfigError: the file is missing or unreadable, or a key or value is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file ({path}): {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"cannot parse the config file ({path}): {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"a config file holds keys and values ({path})")
+    return config_from_json(values.get("config", values), str(path))
+
+
+def _convert(key: str, value: Any, kind: Any, source: str) -> Any:
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        if value in options:
+            return value
+        raise ConfigError(_unknown(key, value, options))
+    if isinstance(kind, types.UnionType):
+        if value is None:
+            return None
+        kind = options[0]
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(key, item, options[0], source) for item in value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is kind:
+        return value
+    expected = getattr(kind, "__name__", str(kind))
+    raise ConfigError(f"wrong type in {source} ({key}: {value!r}; expected: {expected})")
+
+
+def _require(condition: bool, rule: str, name: str, config: TrainConfig) -> None:
+    if not condition:
+        raise ConfigError(f"{rule} ({name}: {getattr(config, name)})")
+
+
+def _unknown(what: str, given: object, known: Any, label: str | None = None) -> str:
+    close = difflib.get_close_matches(str(given), [str(item) for item in known], n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(map(str, known))}"
+    return f"unknown {what} ({label or what}: {given!r}); {hint}"

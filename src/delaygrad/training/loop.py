@@ -1,0 +1,220 @@
+"""The training loop of one process; every rank runs the same one."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from delaygrad.data import DataSource, augmentation_rng, batch_indices, iterations_per_epoch
+from delaygrad.errors import NonFiniteLossError
+from delaygrad.runtime import Pipeline
+from delaygrad.runtime.team import Team
+from delaygrad.training import checkpoint, run_folder
+from delaygrad.training.assembly import place
+from delaygrad.training.config import TrainConfig
+from delaygrad.training.evaluation import Evaluation, evaluate
+from delaygrad.training.learning_rate import learning_rate
+from delaygrad.training.reporter import Reporter
+
+
+class TrainingLoop:
+    """Train, evaluate, checkpoint, report.
+
+    Args:
+        config: resolved (cuts and run folder chosen).
+        source: the data.
+        pipeline: all stages, or this rank's.
+        team: the other processes.
+        device: where this process computes.
+        quiet: show no progress.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        source: DataSource,
+        pipeline: Pipeline,
+        team: Team,
+        device: torch.device,
+        *,
+        quiet: bool,
+    ) -> None:
+        assert config.run_dir is not None
+        self._config, self._source, self._pipeline = config, source, pipeline
+        self._team, self._device, self._quiet = team, device, quiet
+        self._run_dir: Path = config.run_dir
+        self._per_epoch = iterations_per_epoch(source.train.num_samples, config.batch_size)
+        self._num_iterations = config.iterations or config.epochs * self._per_epoch
+        # Rank 0 knows a batch's loss to be on its way once it has that batch's error gradient.
+        self._loss_lag = pipeline.method.schedule.delay(0, pipeline.num_stages)
+        self._losses: list[Tensor] = []  # on the last rank, since the last report
+        self._reports: deque[int] = deque()  # on rank 0, iterations of reports under way
+        self._reporter: Reporter | None = None
+        self._train_s, self._samples = 0.0, 0
+        self._last_loss = math.nan
+
+    def run(self) -> dict[str, Any] | None:
+        """Train to the end; return the summary on rank 0, None elsewhere.
+
+        Raises:
+            NonFiniteLossError: the loss became NaN or infinite.
+        """
+        config, start = self._config, self._pipeline.iteration
+        if self._team.is_reporter:
+            self._reporter = Reporter(self._run_dir, self._num_iterations, start, quiet=self._quiet)
+        try:
+            for iteration in range(start, self._num_iterations):
+                self._train(iteration)
+                done = iteration + 1
+                if done % config.log_every == 0:
+                    self._send_losses(done)
+                self._receive_losses(until=done - self._loss_lag)
+                if done % (self._per_epoch * config.evaluate_every) == 0:
+                    if done < self._num_iterations:
+                        self._evaluate(done, "validation" if self._source.validation else "test")
+                if config.checkpoint_every and done % config.checkpoint_every == 0:
+                    self._checkpoint(done)
+            return self._finish()
+        finally:
+            if self._reporter:
+                self._reporter.close()
+
+    def _train(self, iteration: int) -> None:
+        config, source = self._config, self._source
+        indices = batch_indices(
+            seed=config.seed,
+            iteration=iteration,
+            num_samples=source.train.num_samples,
+            batch_size=config.batch_size,
+        )
+        lr = learning_rate(config, iteration, self._num_iterations)
+        for optimizer in filter(None, self._pipeline.optimizers):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+        started_s = time.perf_counter()
+        inputs = targets = None
+        if self._team.rank == 0:
+            rng = augmentation_rng(seed=config.seed, iteration=iteration)
+            inputs = place(source.train.inputs(indices, rng), config, self._device)
+        if self._team.is_last:
+            targets = source.train.targets(indices).to(self._device)
+        loss = self._pipeline.step(inputs, targets)
+        if loss is not None:
+            self._losses.append(loss)
+        self._train_s += time.perf_counter() - started_s
+        self._samples += len(indices)
+        if self._reporter:
+            self._reporter.progress(iteration + 1)
+
+    def _send_losses(self, done: int) -> None:
+        """Hand the losses since the last report on, from the last rank to rank 0."""
+        if self._team.is_last:
+            losses = [float(loss) for loss in self._losses]
+            for index, loss in enumerate(losses):
+                if not math.isfinite(loss):
+                    raise NonFiniteLossError(
+                        f"the loss is not finite (loss: {loss}, iteration: "
+                        f"{done - len(losses) + index}); lower --lr (now {self._config.lr:g}), or "
+                        "use fewer stages or --warmup; checkpoints already written are kept"
+                    )
+            self._losses.clear()
+            self._team.send_losses(losses)
+        if self._team.is_reporter:
+            self._reports.append(done)
+
+    def _receive_losses(self, until: int) -> None:
+        """On rank 0: write down the reports made up to an iteration."""
+        while self._reporter and self._reports and self._reports[0] <= until:
+            done = self._reports.popleft()
+            losses = self._team.receive_losses()
+            if not losses:
+                continue
+            self._last_loss = sum(losses) / len(losses)
+            self._reporter.training(
+                done,
+                epoch=round(done / self._per_epoch, 4),
+                loss=self._last_loss,
+                lr=learning_rate(self._config, done - 1, self._num_iterations),
+                samples_per_s=round(self._samples / self._train_s, 2),
+            )
+
+    def _evaluate(self, done: int, split: str) -> Evaluation:
+        """Evaluate on a split, in step with all ranks."""
+        dataset = self._source.test if split == "test" else self._source.validation
+        assert dataset is not None
+        result = evaluate(
+            self._pipeline,
+            self._team,
+            dataset,
+            batch_size=self._config.evaluation_batch_size,
+            place=lambda inputs: place(inputs, self._config, self._device),
+        )
+        if self._reporter:
+            self._reporter.evaluation(done, round(done / self._per_epoch, 4), split, result)
+        return result
+
+    def _checkpoint(self, done: int) -> None:
+        """Save everything, what is in flight included, and go on."""
+        self._send_losses(done)  # also: no checkpoint of a run that has diverged
+        self._receive_losses(until=done)
+        folder = self._run_dir / run_folder.CHECKPOINTS
+        state = self._pipeline.state_dict()
+        for k, stage_state in state.pop("stages").items():
+            checkpoint.write_stage(folder, done, int(k), {**state, "stage": stage_state})
+        self._team.barrier()  # all stages are written
+        checkpoint.finish(folder, done, self._config.keep_checkpoints)
+        if self._reporter:
+            self._reporter.event("checkpoint", done)
+
+    def _finish(self) -> dict[str, Any] | None:
+        started_s = time.perf_counter()
+        self._pipeline.flush()
+        self._train_s += time.perf_counter() - started_s
+        self._send_losses(self._num_iterations)
+        self._receive_losses(until=self._num_iterations)
+        if self._source.validation is not None:
+            self._evaluate(self._num_iterations, "validation")
+        result = self._evaluate(self._num_iterations, "test")
+        mine = [dict(module.state_dict()) for module in self._pipeline.modules]
+        parts = self._team.gather([{n: t.cpu() for n, t in part.items()} for part in mine])
+        clocks = self._team.gather((self._pipeline.stage_seconds(), self._train_s))
+        if not self._team.is_reporter:
+            return None
+        tensors = {name: t for rank in parts for part in rank for name, t in part.items()}
+        run_folder.write_model(self._run_dir, tensors)
+        config = self._config
+        summary = {
+            "test_accuracy": result.accuracy,
+            "test_loss": result.loss,
+            "test_predictions": result.num_predictions,
+            "train_loss": self._last_loss,
+            "iterations": self._num_iterations,
+            "epochs": self._num_iterations / self._per_epoch,
+            "samples_per_s": self._samples / self._train_s,
+            "train_s": self._train_s,
+            "parameters_sha256": run_folder.parameters_sha256(tensors),
+            "method": config.method,
+            "num_stages": config.stages,
+            "cuts": list(config.cuts),
+            "stages": _stage_table(self._pipeline, clocks),
+            "run_dir": str(self._run_dir),
+        }
+        run_folder.write_json(self._run_dir / run_folder.SUMMARY, summary)
+        return summary
+
+
+def _stage_table(pipeline: Pipeline, clocks: list[Any]) -> list[dict[str, Any]]:
+    """Say per stage which part of its process's training time went where."""
+    rows: list[dict[str, Any]] = []
+    for stages, train_s in clocks:
+        for seconds in stages:
+            delay = pipeline.method.schedule.delay(len(rows), pipeline.num_stages)
+            shares = {f"{activity}_share": s / train_s for activity, s in seconds.items()}
+            rows.append({"stage": len(rows), "delay": delay, **shares})
+    return rows

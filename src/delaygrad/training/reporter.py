@@ -1,0 +1,111 @@
+"""What rank 0 tells the user, and writes down, while a run goes on."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch.utils.tensorboard import SummaryWriter
+
+from delaygrad.records import EventLog
+from delaygrad.training import run_folder
+from delaygrad.training.evaluation import Evaluation
+
+
+class Reporter:
+    """A progress bar, ``records.jsonl`` and TensorBoard events.
+
+    Args:
+        run_dir: the run's folder.
+        num_iterations: of the whole run.
+        done: iterations already done (of a resumed run).
+        quiet: show nothing.
+    """
+
+    def __init__(self, run_dir: Path, num_iterations: int, done: int, *, quiet: bool) -> None:
+        self._log = EventLog(run_dir / run_folder.RECORDS)
+        self._board = SummaryWriter(str(run_dir / run_folder.TENSORBOARD), purge_step=done)
+        self._started_s = time.perf_counter()
+        self._console = Console(stderr=True, quiet=quiet)
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=quiet or not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(
+            "training", total=num_iterations, completed=done, loss="", rate=""
+        )
+        self._bar.start()
+
+    def progress(self, iteration: int) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=iteration)
+
+    def training(
+        self, iteration: int, *, epoch: float, loss: float, lr: float, samples_per_s: float
+    ) -> None:
+        """Report the mean loss of the iterations since the last report.
+
+        Args:
+            iteration: iterations done when the last of these losses was computed.
+            epoch: passes over the data done by then, a fraction.
+            samples_per_s: throughput of training alone.
+        """
+        self._write(
+            "training", iteration, epoch=epoch, loss=loss, lr=lr, samples_per_s=samples_per_s
+        )
+        self._board.add_scalar("loss/train", loss, iteration)
+        self._board.add_scalar("lr", lr, iteration)
+        self._board.add_scalar("samples_per_s", samples_per_s, iteration)
+        self._bar.update(
+            self._task, loss=f"loss {loss:.4f}", rate=f"{samples_per_s:,.0f} samples/s"
+        )
+
+    def evaluation(self, iteration: int, epoch: float, split: str, result: Evaluation) -> None:
+        """Report accuracy and loss on held-out data."""
+        self._write(
+            "evaluation",
+            iteration,
+            epoch=epoch,
+            split=split,
+            accuracy=result.accuracy,
+            loss=result.loss,
+            num_predictions=result.num_predictions,
+        )
+        self._board.add_scalar(f"accuracy/{split}", result.accuracy, iteration)
+        self._board.add_scalar(f"loss/{split}", result.loss, iteration)
+        self._console.print(
+            f"epoch {epoch:g}: {split} accuracy {result.accuracy:.2%}, loss {result.loss:.4f}",
+            highlight=False,
+        )
+
+    def event(self, name: str, iteration: int, **fields: Any) -> None:
+        """Report something else."""
+        self._write(name, iteration, **fields)
+
+    def close(self) -> None:
+        """Take the bar away and close the files."""
+        self._bar.stop()
+        self._board.close()
+        self._log.close()
+
+    def _write(self, name: str, iteration: int, **fields: Any) -> None:
+        elapsed_s = round(time.perf_counter() - self._started_s, 3)
+        self._log.write(name, iteration=iteration, elapsed_s=elapsed_s, **fields)

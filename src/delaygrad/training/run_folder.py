@@ -1,0 +1,141 @@
+"""What a run leaves behind.
+
+config.json          the resolved configuration, versions and machine
+records.jsonl        one object per event
+checkpoints/         to resume from
+tensorboard/         the same curves as events
+model.safetensors    the final network under its un-split names
+summary.json         the result; written last
+curves.png           a figure of it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from delaygrad.errors import ConfigError
+from delaygrad.records import read_events
+from delaygrad.training.config import TrainConfig
+
+CONFIG, RECORDS, SUMMARY = "config.json", "records.jsonl", "summary.json"
+CHECKPOINTS, MODEL, TENSORBOARD = "checkpoints", "model.safetensors", "tensorboard"
+
+
+def new_run_dir(config: TrainConfig) -> Path:
+    """Choose a folder that is not there yet: ``runs/<time>-<data>-<model>-<method>-k<stages>``."""
+    time = datetime.now().strftime("%Y%m%d-%H%M%S")
+    base = Path("runs", f"{time}-{config.data}-{config.model}-{config.method}-k{config.stages}")
+    path, number = base, 2
+    while path.exists():
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path
+
+
+def create(config: TrainConfig) -> Path:
+    """Make the folder of a new run, with its configuration.
+
+    Raises:
+        ConfigError: there is a run in it already, or it cannot be written.
+    """
+    assert config.run_dir is not None
+    if (config.run_dir / CONFIG).exists():
+        raise ConfigError(
+            f"there is a run in this folder already ({config.run_dir}); choose another --run-dir, "
+            f"or continue it: delaygrad resume {config.run_dir}"
+        )
+    try:
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(
+            config.run_dir / CONFIG, {"config": config.to_json(), "environment": environment()}
+        )
+    except OSError as error:
+        raise ConfigError(f"cannot write the run folder ({config.run_dir}): {error}") from error
+    return config.run_dir
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    draft = path.with_name(path.name + ".unfinished")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def rewind_records(run_dir: Path, iteration: int) -> None:
+    """Drop the events after an iteration: a resumed run writes them again."""
+    path = run_dir / RECORDS
+    if not path.exists():
+        return
+    kept = [event for event in read_events(path) if event.get("iteration", 0) <= iteration]
+    draft = path.with_name(path.name + ".unfinished")
+    draft.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
+    os.replace(draft, path)
+
+
+def write_model(run_dir: Path, tensors: dict[str, Tensor]) -> None:
+    """Write the network's parameters and buffers as safetensors, under their own names."""
+    path = run_dir / MODEL
+    draft = path.with_name(path.name + ".unfinished")
+    save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, draft)
+    os.replace(draft, path)
+
+
+def parameters_sha256(tensors: dict[str, Tensor]) -> str:
+    """Digest parameters and buffers: sorted by name, raw little-endian bytes in row-major order.
+
+    Example:
+        >>> parameters_sha256({"w": torch.zeros(2)})[:8]
+        'af5570f5'
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        row_major = tensors[name].detach().cpu().contiguous().reshape(-1)
+        digest.update(row_major.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Say what the run ran on: versions, processor, commit."""
+    return {
+        "delaygrad": version("delaygrad"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cpu_count": os.cpu_count(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _commit() -> str | None:
+    """Return the commit of this checkout, if the package runs from one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None

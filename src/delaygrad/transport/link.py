@@ -1,0 +1,72 @@
+"""What travels between two stages, and the two ends it travels between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from delaygrad.boundary import Structure, Tree, flatten, unflatten
+
+
+@dataclass(frozen=True)
+class Message:
+    """An activation on its way down the network, or an error gradient on its way up.
+
+    Attributes:
+        batch_index: which batch it belongs to.
+        tensors: detached; an activation's ``requires_grad`` asks for an error gradient. None
+            stands for an error gradient that there is not.
+        structure: rebuilds an activation; see ``delaygrad.boundary``.
+    """
+
+    batch_index: int
+    tensors: tuple[Tensor | None, ...]
+    structure: Structure = None
+
+    @classmethod
+    def of_activation(cls, batch_index: int, activation: Tree) -> Message:
+        """Pack what ``Stage.forward`` returned."""
+        tensors, structure = flatten(activation)
+        return cls(batch_index, tuple(tensors), structure)
+
+    def activation(self) -> Tree:
+        """Unpack what ``of_activation`` packed."""
+        return unflatten(self.structure, [tensor for tensor in self.tensors if tensor is not None])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain containers, for a checkpoint."""
+        return {
+            "batch": self.batch_index,
+            "tensors": list(self.tensors),
+            "requires_grad": [t is not None and t.requires_grad for t in self.tensors],
+            "structure": self.structure,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> Message:
+        """Rebuild a message from a checkpoint."""
+        tensors = tuple(
+            None if tensor is None else tensor.detach().clone().requires_grad_(wanted)
+            for tensor, wanted in zip(state["tensors"], state["requires_grad"], strict=True)
+        )
+        return cls(state["batch"], tensors, state["structure"])
+
+
+class Sender(Protocol):
+    """The end that gives."""
+
+    def send(self, message: Message) -> None:
+        """Hand a message over, in order, without waiting for the other end to take it."""
+
+
+class Receiver(Protocol):
+    """The end that takes."""
+
+    def receive(self) -> Message:
+        """Return the next message, waiting for it if need be.
+
+        Raises:
+            TransportError: it did not come in time, or the sender is gone.
+        """

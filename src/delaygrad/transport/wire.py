@@ -1,0 +1,241 @@
+"""A link over torch.distributed: one direction, from one rank to another.
+
+A message is a header and a payload. The header is JSON in a buffer of fixed size: batch, structure,
+and for each tensor its dtype, shape, memory order and whether it wants a gradient. The payload is
+the tensors' bytes.
+
+    sender    isend(header)  isend(payload)          never waits for this message, only for old ones
+    receiver  irecv(header)  irecv(payload)          posted before the message is asked for
+
+The receiver must name a size before it knows the message, so both ends agree on a *capacity*: the
+size of the largest message so far. A smaller message (a short last batch) travels in a buffer of
+that size and is cut out of it; of a larger one the first ``capacity`` bytes travel as usual, the
+rest in a second piece, and the capacity grows. In steady state a tensor that crosses a boundary
+alone travels without a copy.
+
+Messages of one link arrive in the order they were sent; nothing relies on tags, which NCCL ignores.
+Each direction has a process group of its own. Headers need a group whose tensors live on the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from dataclasses import dataclass
+from datetime import timedelta
+from math import prod
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from delaygrad.boundary import from_row_major, to_row_major
+from delaygrad.errors import TransportError
+from delaygrad.transport.link import Message
+
+_HEADER_BYTES = 4096
+_ALIGNMENT_BYTES = 64
+_SENDS_IN_FLIGHT = 4
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Where a link's bytes go.
+
+    Attributes:
+        peer: the other end's rank in the default group.
+        peer_name: what error messages call it.
+        content: what travels: "an activation", "an error gradient".
+        header_group: a group on the CPU (gloo).
+        payload_group: a group for ``device``; may be the same.
+        device: where the tensors of this end live.
+        timeout_s: seconds to wait for the other end.
+    """
+
+    peer: int
+    peer_name: str
+    content: str
+    header_group: dist.ProcessGroup
+    payload_group: dist.ProcessGroup
+    device: torch.device
+    timeout_s: float
+
+    def wait(self, work: dist.Work, doing: str) -> None:
+        """Wait for a transfer.
+
+        Raises:
+            TransportError: it took longer than ``timeout_s``, or the peer is gone.
+        """
+        try:
+            if self.device.type == "cpu":
+                work.wait(timedelta(seconds=self.timeout_s))
+            else:  # a time limit would make NCCL block the host; its watchdog has the limit
+                work.wait()
+        except RuntimeError as error:
+            raise self.failure(doing, error) from error
+
+    def failure(self, doing: str, error: RuntimeError) -> TransportError:
+        """Say what went wrong, in which direction, with whom."""
+        text = str(error)
+        if "imed out" in text or "imeout" in text:
+            reason = f"nothing for {self.timeout_s:g} s; it hangs, or is slower than the timeout"
+        else:
+            detail = text.strip().splitlines()[-1].split(". ")[0]
+            reason = f"it is gone; see its own error ({detail})"
+        return TransportError(f"{doing} {self.content} {self.peer_name} failed: {reason}")
+
+
+class WireSender:
+    """Send messages without waiting."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._capacity = 0
+        self._in_flight: deque[list[tuple[dist.Work, Tensor]]] = deque()
+
+    def send(self, message: Message) -> None:
+        """Start sending a message; the tensors must not change any more.
+
+        Raises:
+            TransportError: the peer is gone, or did not take one of the messages before.
+        """
+        while len(self._in_flight) >= _SENDS_IN_FLIGHT:
+            self._finish_oldest()
+        parts = [None if t is None else to_row_major(t.detach()) for t in message.tensors]
+        payload = self._pack([part[0].reshape(-1) for part in parts if part is not None])
+        header = {
+            "batch": message.batch_index,
+            "structure": message.structure,
+            "bytes": payload.numel(),
+            "tensors": [
+                None if t is None or part is None else _describe(*part, wanted=t.requires_grad)
+                for part, t in zip(parts, message.tensors, strict=True)
+            ],
+        }
+        self._start(_encode(header), payload)
+
+    def finish(self) -> None:
+        """Wait until the peer has taken everything."""
+        while self._in_flight:
+            self._finish_oldest()
+
+    def _pack(self, flat: list[Tensor]) -> Tensor:
+        if len(flat) == 1:
+            return flat[0].view(torch.uint8)
+        sizes = [_padded(tensor.nbytes) for tensor in flat]
+        buffer = torch.empty(sum(sizes), dtype=torch.uint8, device=self._wire.device)
+        offset = 0
+        for tensor, size in zip(flat, sizes, strict=True):
+            buffer[offset : offset + tensor.nbytes].copy_(tensor.view(torch.uint8))
+            offset += size
+        return buffer
+
+    def _start(self, header: Tensor, payload: Tensor) -> None:
+        wire, num_bytes = self._wire, payload.numel()
+        if num_bytes < self._capacity:
+            short, payload = payload, payload.new_empty(self._capacity)
+            payload[:num_bytes].copy_(short)
+        pieces = [(header, wire.header_group)]
+        if self._capacity:
+            pieces.append((payload[: self._capacity], wire.payload_group))
+        if num_bytes > self._capacity:
+            pieces.append((payload[self._capacity :], wire.payload_group))
+            self._capacity = num_bytes
+        works: list[tuple[dist.Work, Tensor]] = []
+        self._in_flight.append(works)
+        for piece, group in pieces:
+            try:
+                work = dist.isend(piece, wire.peer, group=group)
+            except RuntimeError as error:
+                raise wire.failure("sending", error) from error
+            assert work is not None
+            works.append((work, piece))
+
+    def _finish_oldest(self) -> None:
+        for work, _ in self._in_flight.popleft():
+            self._wire.wait(work, "sending")
+
+
+class WireReceiver:
+    """Receive messages, with the next one already on its way."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._capacity = 0
+        self._post()
+
+    def receive(self) -> Message:
+        """Return the next message.
+
+        Raises:
+            TransportError: it did not come within the timeout, or the sender is gone.
+        """
+        wire = self._wire
+        wire.wait(self._header_work, "receiving")
+        header = json.loads(bytes(self._header.numpy()).rstrip(b"\0"))
+        if self._payload_work is not None:
+            wire.wait(self._payload_work, "receiving")
+        payload, num_bytes = self._payload, header["bytes"]
+        if num_bytes > self._capacity:
+            rest = self._empty(num_bytes - self._capacity)
+            wire.wait(self._irecv(rest, wire.payload_group), "receiving")
+            payload = torch.cat([payload, rest]) if self._capacity else rest
+            self._capacity = num_bytes
+        self._post()
+        return Message(header["batch"], _unpack(payload, header["tensors"]), header["structure"])
+
+    def _post(self) -> None:
+        self._header = torch.empty(_HEADER_BYTES, dtype=torch.uint8)
+        self._header_work = self._irecv(self._header, self._wire.header_group)
+        self._payload = self._empty(self._capacity)
+        self._payload_work = (
+            self._irecv(self._payload, self._wire.payload_group) if self._capacity else None
+        )
+
+    def _empty(self, num_bytes: int) -> Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8, device=self._wire.device)
+
+    def _irecv(self, buffer: Tensor, group: dist.ProcessGroup) -> dist.Work:
+        try:
+            work = dist.irecv(buffer, self._wire.peer, group=group)
+        except RuntimeError as error:
+            raise self._wire.failure("receiving", error) from error
+        assert work is not None
+        return work
+
+
+def _padded(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+
+
+def _describe(view: Tensor, order: list[int], *, wanted: bool) -> list[object]:
+    return [str(view.dtype).removeprefix("torch."), list(view.shape), order, wanted]
+
+
+def _encode(header: dict[str, object]) -> Tensor:
+    text = json.dumps(header, separators=(",", ":")).encode()
+    if len(text) > _HEADER_BYTES:
+        raise TransportError(
+            f"too many tensors at a boundary to describe in a header "
+            f"(bytes: {len(text)}, room: {_HEADER_BYTES}); cut where fewer tensors cross"
+        )
+    return torch.frombuffer(bytearray(text.ljust(_HEADER_BYTES, b"\0")), dtype=torch.uint8)
+
+
+def _unpack(payload: Tensor, described: list[list[object] | None]) -> tuple[Tensor | None, ...]:
+    tensors: list[Tensor | None] = []
+    offset = 0
+    for entry in described:
+        if entry is None:
+            tensors.append(None)
+            continue
+        name, shape, order, wanted = entry
+        assert isinstance(name, str) and isinstance(shape, list) and isinstance(order, list)
+        dtype = getattr(torch, name)
+        num_bytes = prod(shape) * dtype.itemsize
+        flat = payload[offset : offset + num_bytes].view(dtype)
+        if len(described) > 1:  # a checkpoint cannot hold one memory seen as several types
+            flat = flat.clone()
+        tensors.append(from_row_major(flat.view(shape), order).requires_grad_(bool(wanted)))
+        offset += _padded(num_bytes)
+    return tuple(tensors)

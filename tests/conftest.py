@@ -1,0 +1,68 @@
+"""Every test starts from the same random state, on one thread; no test leaves a process behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+SEED = 0
+GRACE_S = 5.0
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(SEED)
+    np.random.seed(SEED)
+    random.seed(SEED)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_left_behind() -> Iterator[None]:
+    yield
+    left = _children()
+    _end(left)
+    assert not left, f"the tests left processes running (pid: command): {left}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _children() -> dict[int, str]:
+    """Our running child processes, by pid; {} where there is no /proc to ask.
+
+    The multiprocessing resource tracker is Python's own, lives as long as we do, and is no test's.
+    """
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # pid (command, which may hold spaces) state ppid ...
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            command = stat.with_name("cmdline").read_text().replace("\0", " ").strip()
+        except (OSError, UnicodeDecodeError):
+            continue  # it ended while we looked
+        if int(parent) == os.getpid() and state != "Z" and "resource_tracker" not in command:
+            found[int(stat.parent.name)] = command
+    return found
+
+
+def _end(pids: dict[int, str]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in pids.keys() & _children().keys():
+            os.kill(pid, number)
+        deadline = time.monotonic() + GRACE_S
+        while pids.keys() & _children().keys() and time.monotonic() < deadline:
+            time.sleep(0.05)

@@ -1,0 +1,118 @@
+"""Delayed gradients the slow way, from the paper's equations and from nothing of ours.
+
+For every iteration s a copy of the whole network keeps w@s. Whole-network backpropagation of batch
+s, by plain autograd on that copy, gives all blocks of the gradient at once; block k is then applied
+to the true network at iteration s + delay(k) (METHODS 1.2).
+
+    paper               here
+    w^t                 self.stages, at the start of step t
+    grad_G(k) f(w^s)    self._blocks[s][k]
+    K - k               delay(k) = K-1-k, stages counted from 0
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+GOLDEN_RATIO = 0x9E3779B97F4A7C15
+"""Seeds of the stages' random streams: stage 0 has the seed itself, stage k adds k of these."""
+
+Gradients = list[Tensor | None]
+
+
+class NaiveDelayedGradients:
+    """K stages and the rule, with every quantity of the paper kept in full.
+
+    Args:
+        stages: copied; they must never have been trained through.
+        seed: what ``torch.manual_seed`` was last called with.
+        delayed: False applies every block at once: backpropagation.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[nn.Module],
+        loss_fn: Callable[[Any, Any], Tensor],
+        make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        *,
+        seed: int = 0,
+        delayed: bool = True,
+    ) -> None:
+        self.stages = copy.deepcopy(list(stages))
+        self.optimizers = [
+            make_optimizer(list(stage.parameters())) if list(stage.parameters()) else None
+            for stage in self.stages
+        ]
+        last = len(self.stages) - 1
+        self.delays = [last - k if delayed else 0 for k in range(last + 1)]
+        self._loss_fn = loss_fn
+        self._random_states = [
+            torch.Generator().manual_seed((seed + GOLDEN_RATIO * k) % 2**63).get_state()
+            for k in range(len(self.stages))
+        ]
+        self._blocks: dict[int, list[Gradients]] = {}
+        self._iteration = 0
+        self._first = 0
+
+    def step(self, inputs: Any, targets: Any) -> Tensor:
+        """One iteration; returns the loss of this batch at w@t."""
+        t, self._iteration = self._iteration, self._iteration + 1
+        loss, self._blocks[t] = self._backpropagate(inputs, targets)
+        self._apply(t)
+        return loss
+
+    def flush(self) -> None:
+        """Apply what is outstanding: block k of batch s at iteration s + delay(k), as ever."""
+        for t in range(self._iteration, self._iteration + len(self.stages) - 1):
+            self._apply(t)
+        self._first = self._iteration
+
+    def predict(self, inputs: Any) -> Any:
+        with torch.no_grad():
+            for stage in copy.deepcopy(self.stages):
+                inputs = stage.eval()(inputs)
+        return inputs
+
+    def gradients(self) -> list[Gradients]:
+        return [[p.grad for p in stage.parameters()] for stage in self.stages]
+
+    def _apply(self, t: int) -> None:
+        for k, stage in enumerate(self.stages):
+            s = t - self.delays[k]
+            if s >= self._iteration or t >= self._iteration and s < self._first:
+                continue  # in a drain: this stage has used everything, or there was nothing
+            block: Gradients = [None] * len(list(stage.parameters()))
+            if s >= self._first:
+                block = self._blocks[s][k]
+            for parameter, gradient in zip(stage.parameters(), block, strict=True):
+                # A parameter that has been frozen since does not move.
+                parameter.grad = gradient if parameter.requires_grad else None
+            optimizer = self.optimizers[k]
+            if s >= self._first and optimizer is not None:
+                optimizer.step()
+
+    def _backpropagate(self, inputs: Any, targets: Any) -> tuple[Tensor, list[Gradients]]:
+        at_s = copy.deepcopy(self.stages)
+        for parameter in (p for stage in at_s for p in stage.parameters()):
+            parameter.grad = None
+        value = copy.deepcopy(inputs)
+        outside = torch.get_rng_state()
+        for k, stage in enumerate(at_s):
+            torch.set_rng_state(self._random_states[k])
+            value = stage(value)
+            if k == len(at_s) - 1:
+                value = self._loss_fn(value, targets)
+            self._random_states[k] = torch.get_rng_state()
+        torch.set_rng_state(outside)
+        value.backward()
+        # The forward has moved the running statistics once, on the copy.
+        with torch.no_grad():
+            for stage, stage_at_s in zip(self.stages, at_s, strict=True):
+                for ours, moved in zip(stage.buffers(), stage_at_s.buffers(), strict=True):
+                    ours.copy_(moved)
+        return value.detach(), [[p.grad for p in stage.parameters()] for stage in at_s]
