@@ -91,8 +91,8 @@ class Stage:
         self.delay = method.schedule.delay(stage_index, num_stages)
         self.device = _device_of(module) if device is None else device
         self.version = 0
-        parameters = list(module.parameters())
-        self.optimizer = make_optimizer(parameters) if parameters else None
+        self._trained = list(module.parameters())
+        self.optimizer = make_optimizer(self._trained) if self._trained else None
         if self.is_last and loss_fn is None:
             raise StageError(f"the last stage needs a loss_fn (stage: {stage_index})")
         self._loss_fn = loss_fn if self.is_last else None
@@ -266,7 +266,7 @@ class Stage:
         return None if self.optimizer is None else type(self.optimizer).__name__
 
     def _clear_gradients(self) -> None:
-        for parameter in self.module.parameters():
+        for parameter in self._trained:
             parameter.grad = None
 
     def _enter(self, inputs: Tree) -> tuple[list[Tensor], Structure]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ class DistributedPipeline(Pipeline):
         timeout_s: seconds to wait for a neighbour before giving it up.
 
     Raises:
-        TransportError: torch.distributed is not initialised, or this rank is not in the group.
+        TransportError: torch.distributed is not initialised, this rank is not in the group, or
+            another rank does not make its pipeline within ``timeout_s``.
         ScheduleError: the ranks were given different methods.
     """
 
@@ -76,7 +78,6 @@ class DistributedPipeline(Pipeline):
             loss_fn=loss_fn,
             device=device,
         )
-        _check_agreement(method, num_stages, group)
         links = _Links(arithmetic, group, timeout_s)
         self._activation_sender, self._gradient_sender = links.to_above, links.to_below
         worker = Worker(
@@ -142,18 +143,29 @@ class _Links:
 
     def __init__(self, stage: Stage, group: dist.ProcessGroup | None, timeout_s: float) -> None:
         ranks = dist.get_process_group_ranks(group) if group else list(range(dist.get_world_size()))
+        timeout = timedelta(seconds=timeout_s)
         below = None if stage.is_first else stage.stage_index - 1
         above = None if stage.is_last else stage.stage_index + 1
 
         def groups() -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
-            headers = _new_group(ranks, "gloo")
-            return headers, headers if stage.device.type == "cpu" else _new_group(ranks, None)
+            headers = _new_group(ranks, "gloo", timeout)
+            if stage.device.type == "cpu":
+                return headers, headers
+            return headers, _new_group(ranks, None, timeout)
 
         def wire(peer: int, content: str, towards: str, pair: tuple[Any, Any]) -> Wire:
             name = f"{towards} stage {peer} (rank {ranks[peer]})"
             return Wire(ranks[peer], name, content, *pair, stage.device, timeout_s)
 
-        down, up, predictions = groups(), groups(), groups()
+        try:
+            down, up, predictions = groups(), groups(), groups()
+            _check_agreement(stage.method, down[0])
+        except RuntimeError as error:
+            raise TransportError(
+                f"[stage {stage.stage_index}, rank {dist.get_rank()}] another rank did not make "
+                f"its pipeline: it is gone, or took longer than {timeout_s:g} s; see its own error "
+                f"({str(error).strip().splitlines()[0]})"
+            ) from error
         self.from_below = self.to_above = self.from_above = self.to_below = None
         self.predictions_from_below = self.predictions_to_above = None
         if above is not None:
@@ -168,14 +180,14 @@ class _Links:
             )
 
 
-def _new_group(ranks: list[int], backend: str | None) -> dist.ProcessGroup:
-    group = dist.new_group(ranks, backend=backend, use_local_synchronization=True)
+def _new_group(ranks: list[int], backend: str | None, timeout: timedelta) -> dist.ProcessGroup:
+    group = dist.new_group(ranks, timeout, backend, use_local_synchronization=True)
     assert isinstance(group, dist.ProcessGroup)
     return group
 
 
-def _check_agreement(method: Method, num_stages: int, group: dist.ProcessGroup | None) -> None:
-    methods: list[Any] = [None] * num_stages
+def _check_agreement(method: Method, group: dist.ProcessGroup) -> None:
+    methods: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(methods, repr(method), group=group)
     if len(set(methods)) > 1:
         given = ", ".join(f"stage {k}: {name}" for k, name in enumerate(methods))

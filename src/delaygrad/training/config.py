@@ -128,6 +128,13 @@ class TrainConfig:
             all(0 < fraction < 1 for fraction in self.lr_milestones),
             "lr_milestones are fractions of the run, between 0 and 1", "lr_milestones", self,
         )  # fmt: skip
+
+    def check(self) -> None:
+        """Check what settings mean together; a file alone may still lack what a flag brings.
+
+        Raises:
+            ConfigError: a setting is missing, or contradicts another one.
+        """
         _require(
             not self.cuts or len(self.cuts) == self.stages - 1,
             f"cuts must name one layer fewer than there are stages (stages: {self.stages})",

@@ -58,6 +58,7 @@ def resume(run_dir: Path, *, quiet: bool = False) -> dict[str, Any] | None:
 
 
 def _dispatch(config: TrainConfig, iteration: int | None, quiet: bool) -> dict[str, Any] | None:
+    config.check()
     launch = Launch(num_workers=config.stages, threads=config.threads, timeout_s=config.timeout_s)
     if config.runtime == "distributed" and launched_by_torchrun():
         return _rank_main(config.to_json(), iteration, quiet, launch)

@@ -1,0 +1,270 @@
+"""What goes wrong on one rank ends on every rank, soon, with words that name the culprit."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from networks import OPTIMIZERS, batches, into_stages, mlp
+from ranks import RankOutcome, run_ranks, run_ranks_raw
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import delaygrad as dg
+
+TIMEOUT_S = 3.0
+LONG_S = 60.0
+
+
+class Trouble(nn.Module):
+    """Raises, or sleeps, in the forward of its ``when``-th batch."""
+
+    def __init__(self, when: int, sleep_s: float = 0.0) -> None:
+        super().__init__()
+        self.when, self.sleep_s, self.count = when, sleep_s, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        if self.count - 1 == self.when:
+            if not self.sleep_s:
+                raise ZeroDivisionError("planted")
+            time.sleep(self.sleep_s)
+        return x
+
+
+def make(
+    rank: int, world_size: int, *, trouble: nn.Module | None = None, timeout_s: float = TIMEOUT_S
+) -> dg.DistributedPipeline:
+    torch.manual_seed(0)
+    stage = into_stages(mlp(), world_size)[rank]
+    if trouble is not None:
+        stage = nn.Sequential(stage, trouble)
+    return dg.DistributedPipeline(stage, cross_entropy, OPTIMIZERS["nesterov"], timeout_s=timeout_s)
+
+
+def train(pipe: dg.DistributedPipeline, num_batches: int) -> None:
+    for inputs, targets in batches(num_batches, (6,)):
+        pipe.step(inputs, targets)
+
+
+def last_line(outcome: RankOutcome) -> str:
+    """The error itself, without the traceback."""
+    assert outcome.error is not None, f"rank {outcome.rank} raised nothing: {outcome}"
+    assert not outcome.timed_out
+    return outcome.error.strip().splitlines()[-1]
+
+
+def assert_told(outcome: RankOutcome, pattern: str) -> None:
+    assert re.search(pattern, last_line(outcome)), last_line(outcome)
+
+
+# --- a rank that raises --------------------------------------------------------------------------
+
+
+def raise_on_stage_1(rank: int, world_size: int) -> None:
+    train(make(rank, world_size, trouble=Trouble(3) if rank == 1 else None), 10)
+
+
+def test_a_raising_module_ends_all_ranks_and_is_named_once() -> None:
+    outcomes = run_ranks_raw(raise_on_stage_1, 3, timeout_s=40)
+    assert_told(
+        outcomes[1],
+        r"WorkerError: \[stage 1, rank 1, iteration 3, action 1F3\] ZeroDivisionError: planted",
+    )
+    assert 'raise ZeroDivisionError("planted")' in (outcomes[1].error or "")  # its own traceback
+    for rank in (0, 2):
+        assert_told(
+            outcomes[rank],
+            rf"TransportError: \[stage {rank}, rank {rank}, iteration [34], action {rank}[FB]\d\] "
+            r".* stage 1 \(rank 1\) failed: it is gone; see its own error",
+        )
+        assert outcomes[rank].elapsed_s < TIMEOUT_S + 5
+
+
+# --- a rank that is killed -----------------------------------------------------------------------
+
+
+class Dies(nn.Module):
+    """Takes its process with it, like the kernel's out-of-memory killer."""
+
+    def __init__(self, when: int) -> None:
+        super().__init__()
+        self.when, self.count = when, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        if self.count - 1 == self.when:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+
+def die_on_stage_2(rank: int, world_size: int) -> None:
+    train(make(rank, world_size, trouble=Dies(20) if rank == 2 else None, timeout_s=15.0), 100)
+
+
+def test_a_killed_rank_ends_all_others() -> None:
+    outcomes = run_ranks_raw(die_on_stage_2, 3, timeout_s=60)
+    assert outcomes[2].exit_code == -signal.SIGKILL
+    for rank, peer in ((1, 2), (0, 1)):  # the news travels from neighbour to neighbour
+        assert_told(
+            outcomes[rank],
+            rf"TransportError: \[stage {rank}, rank {rank}, iteration \d+, action {rank}[FB]\d+\] "
+            rf".* stage {peer} \(rank {peer}\) failed: it is gone",
+        )
+        assert outcomes[rank].elapsed_s < 15.0 + 5
+
+
+def make_all_but_one(rank: int, world_size: int) -> None:
+    if rank == 1:
+        raise ZeroDivisionError("planted")
+    make(rank, world_size)
+
+
+def test_a_rank_that_never_makes_its_pipeline_is_given_up() -> None:
+    outcomes = run_ranks_raw(make_all_but_one, 2, timeout_s=40)
+    assert_told(
+        outcomes[0],
+        r"TransportError: \[stage 0, rank 0\] another rank did not make its pipeline: it is gone, "
+        "or took longer than 3 s; see its own error",
+    )
+
+
+# --- a rank that hangs ---------------------------------------------------------------------------
+
+
+def hang_on_stage_1(rank: int, world_size: int) -> float:
+    # Ranks 0 and 2 are to time out; rank 1 sleeps through it and finds them gone.
+    pipe = make(rank, world_size, trouble=Trouble(4, sleep_s=LONG_S) if rank == 1 else None)
+    train(pipe, 4)
+    start = time.monotonic()
+    try:
+        train(pipe, 10)
+    except dg.TransportError as error:
+        waited = time.monotonic() - start
+        raise RuntimeError(f"waited {waited:.1f} s: {error}") from error
+    return 0.0
+
+
+def test_a_hanging_neighbour_is_given_up_after_the_timeout() -> None:
+    outcomes = run_ranks_raw(hang_on_stage_1, 3, timeout_s=14)
+    assert outcomes[1].timed_out  # still asleep
+    told = [last_line(outcomes[rank]) for rank in (0, 2)]
+    pattern = (
+        r"waited (\S+) s: \[stage {k}, rank {k}, iteration [45], action {k}[FB]\d\] "
+        r"receiving .* from stage 1 \(rank 1\) failed: nothing for 3 s"
+    )
+    for k, line in zip((0, 2), told, strict=True):
+        match = re.search(pattern.replace("{k}", str(k)), line)
+        assert match, line
+        assert TIMEOUT_S - 0.5 < float(match[1]) < TIMEOUT_S + 2
+
+
+# --- ranks that disagree -------------------------------------------------------------------------
+
+
+def step_a_different_number_of_times(rank: int, world_size: int) -> None:
+    pipe = make(rank, world_size)
+    train(pipe, 5 if rank == 0 else 4)
+    pipe.flush()
+    dist.barrier()  # stay: the neighbour must notice by itself
+
+
+def test_a_different_number_of_steps_is_noticed_within_the_timeout() -> None:
+    outcomes = run_ranks_raw(step_a_different_number_of_times, 2, timeout_s=30)
+    assert_told(
+        outcomes[0],
+        r"TransportError: \[stage 0, rank 0, iteration 5, action 0B4\] receiving an error gradient "
+        r"from stage 1 \(rank 1\) failed",
+    )
+    assert outcomes[0].elapsed_s < TIMEOUT_S + 5
+
+
+@torch.no_grad()
+def error_of(call: Any) -> str:
+    try:
+        call()
+    except dg.DelaygradError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was raised"
+
+
+class ManyTensors(nn.Module):
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x] * self.number
+
+
+class SumUp(nn.Module):
+    def forward(self, many: list[Tensor]) -> Tensor:
+        return sum(many[1:], many[0])
+
+
+def mistakes(rank: int, world_size: int) -> dict[str, str]:
+    """Several mistakes that leave the processes alive, in one group."""
+    told: dict[str, str] = {}
+    stage = into_stages(mlp(), world_size)[rank]
+
+    def pipe_with(**settings: Any) -> dg.DistributedPipeline:
+        return dg.DistributedPipeline(
+            settings.pop("stage", stage),
+            cross_entropy,
+            OPTIMIZERS["sgd"],
+            timeout_s=TIMEOUT_S,
+            **settings,
+        )
+
+    told["methods"] = error_of(lambda: pipe_with(method=dg.DDG() if rank else dg.BP()))
+
+    # A boundary of very many tensors: as many as fit work, one message too large is told.
+    for number in (50, 1000):
+        wide = pipe_with(stage=ManyTensors(number) if rank == 0 else SumUp())
+        inputs = torch.full((2, 5), 1.0)
+        told[f"{number} tensors"] = error_of(lambda wide=wide, x=inputs: str(wide.predict(x)))
+        dist.barrier()
+
+    # Only one rank steps: it gives up after the timeout, and says so ever after.
+    pipe = pipe_with()
+    if rank == 1:
+        told["alone"] = error_of(lambda: train(pipe, 1))
+        told["afterwards"] = error_of(lambda: train(pipe, 1))
+    dist.barrier()
+    return told
+
+
+def test_mistakes_are_told_in_clear_words() -> None:
+    below, above = run_ranks(mistakes, 2, timeout_s=60)
+    for told in (below, above):
+        assert told["methods"] == (
+            "ScheduleError: the ranks were given different methods (stage 0: BP(), stage 1: DDG())"
+        )
+        assert told["50 tensors"] == "nothing was raised"
+    assert re.match(
+        r"TransportError: \[stage 0, rank 0, prediction\] too many tensors at a boundary to "
+        r"describe in a header \(bytes: \d+, room: 4096\); cut where fewer tensors cross",
+        below["1000 tensors"],
+    )
+    assert "receiving an activation from stage 0 (rank 0) failed" in above["1000 tensors"]
+    assert re.match(
+        r"TransportError: \[stage 1, rank 1, iteration 0, action 1F0\] receiving an activation "
+        r"from stage 0 \(rank 0\) failed: nothing for 3 s; it hangs, or is slower than the timeout",
+        above["alone"],
+    )
+    assert re.match(
+        r"WorkerError: the pipeline stopped in the middle of an iteration \(TransportError: .*; "
+        "make a new one and load its last state",
+        above["afterwards"],
+    )
+
+
+def test_a_pipeline_outside_a_process_group_is_refused() -> None:
+    stage = nn.Linear(6, 6)
+    told = error_of(lambda: dg.DistributedPipeline(stage, cross_entropy, OPTIMIZERS["sgd"]))
+    assert told.startswith("TransportError: torch.distributed is not initialised; start the ranks")
