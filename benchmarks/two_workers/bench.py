@@ -41,7 +41,7 @@ def make_sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 def network(depth: int) -> nn.Sequential:
     torch.manual_seed(0)
-    return resnet(depth, num_classes=10).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return resnet(depth, num_classes=10).to(memory_format=torch.channels_last)
 
 
 def batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,7 +68,7 @@ def timed(step: Callable[[], object] | None, iterations: int) -> float:
     dist.barrier()
     start = time.perf_counter()
     for _ in range(iterations if step else 0):
-        step()  # type: ignore[misc]
+        step()
     dist.barrier()
     return (time.perf_counter() - start) / iterations
 
@@ -113,20 +113,25 @@ def measure(rank: int, name: str, depth: int, size: int, iterations: int) -> dic
     after = pipeline.stage_seconds()[0]
     busy = {k: (after[k] - before[k]) / (ROUNDS * iterations) for k in after}
     stages: list[Any] = [None, None]
-    dist.all_gather_object(stages, {k: round(1e3 * s, 2) for k, s in busy.items()})
+    dist.all_gather_object(stages, {k: milliseconds(s) for k, s in busy.items()})
     result = {
         "workload": name,
         "cuts": cuts[0],
-        "iteration_ms": {c: round(1e3 * statistics.median(t), 1) for c, t in times.items()},
-        "iteration_ms_min_max": {c: [round(1e3 * f(t), 1) for f in (min, max)] for c, t in times.items()},
+        "iteration_ms": {c: milliseconds(statistics.median(t)) for c, t in times.items()},
+        "iteration_ms_least": {c: milliseconds(min(t)) for c, t in times.items()},
+        "iteration_ms_most": {c: milliseconds(max(t)) for c, t in times.items()},
         "throughput_ratio": {c: ratio(times, c) for c in contestants if c != "bp, 1 thread"},
         "ddg_stage_ms_per_iteration": stages,
         "rounds": ROUNDS,
         "iterations_per_round": iterations,
-    }  # fmt: skip
+    }
     if rank == 0:
         print(json.dumps(result), flush=True)
     return result
+
+
+def milliseconds(seconds: float) -> float:
+    return round(1e3 * seconds, 2)
 
 
 def ratio(times: dict[str, list[float]], contestant: str) -> dict[str, Any]:
@@ -145,7 +150,7 @@ def main() -> None:
     output = parser.parse_args().output
     os.environ["OMP_NUM_THREADS"] = "2"  # lets one contestant have both cores
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(worker, (folder,), nprocs=2)  # type: ignore[no-untyped-call]
+        mp.spawn(worker, (folder,), nprocs=2)
         results = json.loads(Path(folder, "results.json").read_text(encoding="utf-8"))
     report = {"environment": environment(), "results": results}
     output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

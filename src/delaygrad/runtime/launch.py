@@ -6,8 +6,13 @@ Under ``torchrun`` (several hosts) the processes are there already; then nothing
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
+import sys
+import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,17 +21,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from delaygrad import errors
-from delaygrad.errors import ConfigError, WorkerError
+from delaygrad.errors import ConfigError, TransportError, WorkerError
 
 _LAUNCHER_LOGGERS = (
     "torch.distributed.elastic.multiprocessing.api",
     "torch.distributed.elastic.agent.server.api",
     "torch.multiprocessing.spawn",
 )
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +60,11 @@ def launched_by_torchrun() -> bool:
 def joined(launch: Launch, device: torch.device) -> Iterator[int]:
     """Within the block this process is a rank of the default group; yields the rank.
 
+    SIGINT then ends it at once: Python's own handler would wait for a neighbour's message first.
+
     Raises:
         ConfigError: the launcher started another number of processes than there are stages.
+        TransportError: the ranks cannot find each other.
     """
     world_size = int(os.environ["WORLD_SIZE"])
     if world_size != launch.num_workers:
@@ -63,17 +73,22 @@ def joined(launch: Launch, device: torch.device) -> Iterator[int]:
             f"{launch.num_workers}); set --stages {world_size} or launch {launch.num_workers} ranks"
         )
     torch.set_num_threads(launch.threads)
+    on_sigint = signal.signal(signal.SIGINT, signal.SIG_DFL)
     backend = "gloo" if device.type == "cpu" else None  # None: gloo for CPU, NCCL for CUDA
-    dist.init_process_group(backend, timeout=timedelta(seconds=launch.timeout_s))
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=launch.timeout_s))
+    except (ValueError, RuntimeError) as error:
+        raise TransportError(f"cannot join the other ranks: {error}") from error
     yield dist.get_rank()
     # Not after an error: the others would see this rank leave before its own error is on record.
     dist.destroy_process_group()
+    signal.signal(signal.SIGINT, on_sigint)
 
 
 def run_workers(entry: Callable[..., Any], launch: Launch, *args: Any) -> dict[int, Any]:
     """Run ``entry(*args)`` in one new process per stage, and wait for all of them.
 
-    If one fails, the others are ended.
+    If one fails, the others are ended; if this process is killed, all of them are.
 
     Args:
         entry: a module-level function; it calls ``joined``.
@@ -86,30 +101,82 @@ def run_workers(entry: Callable[..., Any], launch: Launch, *args: Any) -> dict[i
     Raises:
         WorkerError: a worker failed; says which stage, and its own message, or the signal.
     """
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=launch.num_workers,
-        run_id=f"delaygrad-{os.getpid()}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-        monitor_interval=0.2,
-        start_method="spawn",
-    )
     os.environ.setdefault("OMP_NUM_THREADS", str(launch.threads))
-    try:
-        with _quiet_launcher():
-            results: dict[int, Any] = elastic_launch(config, _enter)(entry, *args)
-    except ChildFailedError as error:
-        raise _explain(error) from None
+    stopped_by: signal.Signals | None = None
+    results: dict[int, Any] = {}
+    with (
+        tempfile.TemporaryDirectory(prefix="delaygrad-") as folder,  # where errors are left
+        _quiet_launcher(),
+        _workers_born_deaf_to_sigint(),
+    ):
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=launch.num_workers,
+            run_id=f"delaygrad-{os.getpid()}",
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            local_addr="127.0.0.1",
+            max_restarts=0,
+            monitor_interval=_POLL_S,
+            start_method="spawn",
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )
+        try:
+            results = elastic_launch(config, _enter)(entry, *args)
+        except ChildFailedError as error:
+            raise _explain(error) from None
+        except SignalException as error:
+            stopped_by = error.sigval
+    if stopped_by is not None:
+        signal.raise_signal(stopped_by)  # the workers are gone; now as in a run without them
     return results
 
 
-@record
 def _enter(entry: Callable[..., Any], *args: Any) -> Any:
-    return entry(*args)
+    """Be a worker."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try:
+        return record(entry)(*args)
+    except TransportError:
+        time.sleep(5 * _POLL_S)  # let the launcher first see the neighbour whose end this tells of
+        sys.exit(1)
+    except Exception:
+        sys.exit(1)  # it is on record; another traceback would be left in the temporary folder
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextmanager
+def _workers_born_deaf_to_sigint() -> Iterator[None]:
+    """Within the block, new processes start with SIGINT blocked, so that Ctrl-C, which the
+    terminal sends to all, does not interrupt (with a traceback) the imports that they begin with.
+
+    This process still hears it: in a thread where it is not blocked. Also puts the handlers back
+    that torch's launcher replaces.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # nor does torch's launcher handle signals then
+        return
+    over = threading.Event()
+    threading.Thread(target=over.wait, daemon=True).start()
+    replaced = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    handlers = {number: signal.getsignal(number) for number in replaced}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        over.set()
 
 
 @contextmanager
@@ -139,7 +206,8 @@ def _explain(error: ChildFailedError) -> WorkerError:
     text: str = message["message"]
     kind, _, rest = text.partition(": ")
     ours = isinstance(getattr(errors, kind, None), type)
-    explained = WorkerError(rest if ours and rest.startswith("[") else f"[rank {rank}] {text}")
+    text = rest if ours else text
+    explained = WorkerError(text if text.startswith("[") else f"[stage {rank}, rank {rank}] {text}")
     if not ours:  # unforeseen: its traceback is worth showing
         explained.add_note(message.get("extraInfo", {}).get("py_callstack", ""))
     return explained

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from delaygrad.errors import TransportError
 from delaygrad.transport import Message
 from delaygrad.transport.wire import Wire, WireReceiver, WireSender
 
@@ -96,12 +99,14 @@ class Ranks(Team):
 
     def gather(self, value: Any) -> list[Any]:
         values: list[Any] | None = [None] * self.size if self.rank == 0 else None
-        dist.gather_object(value, values, dst=0, group=self._objects)
+        with self._together():
+            dist.gather_object(value, values, dst=0, group=self._objects)
         return values or []
 
     def broadcast(self, value: Any) -> Any:
         values = [value]
-        dist.broadcast_object_list(values, src=0, group=self._objects)
+        with self._together():
+            dist.broadcast_object_list(values, src=0, group=self._objects)
         return values[0]
 
     def send_losses(self, losses: list[float]) -> None:
@@ -116,6 +121,17 @@ class Ranks(Team):
         (losses,) = self._receiver.receive().tensors
         assert losses is not None
         return [float(loss) for loss in losses]
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            detail = str(error).strip().splitlines()[-1].split(". ")[0]
+            raise TransportError(
+                f"[rank {self.rank}] waiting for all ranks failed: one of them is gone or late; "
+                f"see its own error ({detail})"
+            ) from error
 
 
 def _gloo_group() -> dist.ProcessGroup:

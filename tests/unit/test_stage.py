@@ -1,0 +1,185 @@
+"""One stage by itself, told what to do action by action."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from exact import assert_same
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from delaygrad.errors import CheckpointError, StageError, StashError
+from delaygrad.methods import BP, DDG
+from delaygrad.stage import Stage
+
+
+def sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.1)
+
+
+def make_stage(index: int, num_stages: int = 3, module: nn.Module | None = None) -> Stage:
+    module = nn.Linear(2, 2) if module is None else module
+    return Stage(
+        module, sgd, stage_index=index, num_stages=num_stages, method=DDG(), loss_fn=mse_loss
+    )
+
+
+def activation(size: int = 3) -> Tensor:
+    return torch.randn(size, 2).requires_grad_()
+
+
+def test_a_delayed_backward_uses_the_parameters_of_its_own_forward() -> None:
+    stage = make_stage(0)
+    x = torch.randn(3, 2)
+    weights = stage.module.weight.detach().clone()
+    out = stage.forward(0, x)
+    assert_same(out.detach(), x @ weights.T + stage.module.bias.detach())
+    for batch in (1, 2):
+        stage.forward(batch, torch.randn(3, 2))
+        for parameter in stage.module.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        stage.update()
+    assert not torch.equal(stage.module.weight, weights)
+    grad = torch.randn(3, 2)
+    assert stage.backward(0, [grad]) == [None]  # nothing below the first stage
+    torch.testing.assert_close(stage.module.weight.grad, grad.T @ x)
+
+
+def test_the_error_gradient_is_that_of_the_old_parameters() -> None:
+    stage = make_stage(1)
+    weights = stage.module.weight.detach().clone()
+    stage.forward(0, activation())
+    for parameter in stage.module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    stage.update()
+    grad = torch.randn(3, 2)
+    (sent,) = stage.backward(0, [grad])
+    assert_same(sent, grad @ weights)
+
+
+def test_the_last_stage_returns_a_detached_loss_and_needs_no_gradient() -> None:
+    stage = make_stage(2)
+    x, targets = activation(), torch.randn(3, 2)
+    loss = stage.forward(0, x, targets)
+    assert_same(loss, mse_loss(stage.module(x), targets).detach())
+    (sent,) = stage.backward(0)
+    expected = torch.autograd.grad(mse_loss(stage.module(x), targets), x)[0]
+    assert_same(sent, expected)
+
+
+def test_outputs_want_a_gradient_only_where_one_is_possible() -> None:
+    class Mixed(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return x * 2, x.detach(), x.argmax(1)
+
+    stage = make_stage(1, module=Mixed())
+    outputs = stage.forward(0, activation())
+    assert [t.requires_grad for t in outputs] == [True, False, False]
+    assert all(t.grad_fn is None for t in outputs)
+    (sent,) = stage.backward(0, [torch.ones(3, 2), None, None])
+    assert_same(sent, torch.full((3, 2), 2.0))
+
+
+def test_no_gradient_arises_from_none() -> None:
+    stage = make_stage(1)
+    stage.forward(0, activation())
+    assert stage.backward(0, [None]) == [None]
+    assert stage.module.weight.grad is None
+
+
+def test_inputs_that_want_no_gradient_get_none() -> None:
+    stage = make_stage(1)
+    stage.forward(0, torch.randn(3, 2))
+    assert stage.backward(0, [torch.ones(3, 2)]) == [None]
+    assert stage.module.weight.grad is not None
+
+
+def test_a_backward_without_its_forward_is_refused() -> None:
+    stage = make_stage(0)
+    stage.forward(3, torch.randn(1, 2))
+    with pytest.raises(StashError, match=r"\(batch: 2, stashed: \[3\]\)"):
+        stage.backward(2, [torch.ones(1, 2)])
+
+
+def test_a_batch_cannot_go_forward_twice() -> None:
+    stage = make_stage(0)
+    stage.forward(3, torch.randn(1, 2))
+    with pytest.raises(StashError, match=r"already \(3\)"):
+        stage.forward(3, torch.randn(1, 2))
+
+
+def test_the_last_stage_needs_a_loss() -> None:
+    with pytest.raises(StageError, match=r"needs a loss_fn \(stage: 1\)"):
+        Stage(nn.Linear(2, 2), sgd, stage_index=1, num_stages=2, method=DDG())
+
+
+def test_no_optimizer_is_made_for_a_stage_without_parameters() -> None:
+    def refuse(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+        raise AssertionError("called")
+
+    stage = Stage(nn.Tanh(), refuse, stage_index=0, num_stages=2, method=DDG())
+    stage.forward(0, torch.ones(1, 2))
+    stage.backward(0, [None])
+    stage.update()
+    assert stage.optimizer is None and stage.version == 1
+
+
+def test_a_stage_that_hands_on_something_else_is_told() -> None:
+    class Text(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return x, "text"
+
+    with pytest.raises(StageError, match="cannot hand a str to the next stage"):
+        make_stage(0, module=Text()).forward(0, torch.ones(1, 2))
+
+
+def test_a_state_in_the_middle_of_an_iteration_is_refused() -> None:
+    stage = Stage(nn.Linear(2, 2), sgd, stage_index=0, num_stages=2, method=BP(), loss_fn=mse_loss)
+    stage.forward(4, torch.ones(1, 2))
+    with pytest.raises(CheckpointError, match="batch 4 is between its forward and its backward"):
+        stage.state_dict()
+
+
+def test_a_delayed_stage_holds_one_copy_per_version_and_none_without_delay() -> None:
+    def versions(stage: Stage, num_batches: int) -> set[int]:
+        kept = {stage.module.weight.data_ptr()}
+        for batch in range(num_batches):
+            stage.forward(batch, activation(), torch.ones(3, 2))
+            if batch >= stage.delay:
+                stage.backward(batch - stage.delay, None if stage.is_last else [torch.ones(3, 2)])
+                stage.update()
+            kept |= {stage.module.weight.data_ptr()}
+            for _, entry in stage._pending:
+                kept |= {slot.alias.data_ptr() for slot in entry.weights.slots[:1]}
+        waiting = {e.weights.slots[0].alias.data_ptr() for _, e in stage._pending if e.weights}
+        return {*waiting, stage.module.weight.data_ptr()} if stage.delay else kept
+
+    # delay + 1 batches are in flight at most; after an update, delay of them wait.
+    assert len(versions(make_stage(0, 4), 12)) == 3 + 1
+    assert len(versions(make_stage(3, 4), 12)) == 1  # never moved at all
+
+
+def test_predict_leaves_modes_gradients_and_random_numbers_alone() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.5))
+    module[2].eval()
+    stage = make_stage(1, module=module)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    state = stage.state_dict()["random"]["cpu"].clone()
+    outputs = stage.predict(torch.randn(5, 2)[:, [1, 0]].T.contiguous().T)
+    assert not outputs.requires_grad
+    assert [part.training for part in module] == [True, True, False]
+    assert_same(dict(module.state_dict()), before)
+    assert_same(stage.state_dict()["random"]["cpu"], state)
+
+
+def test_a_delayed_first_stage_keeps_its_own_copy_of_the_input() -> None:
+    stage = make_stage(0)
+    x = torch.randn(3, 2)
+    kept = x.clone()
+    stage.forward(0, x)
+    x.zero_()
+    grad = torch.ones(3, 2)
+    stage.backward(0, [grad])
+    torch.testing.assert_close(stage.module.weight.grad, grad.T @ kept)

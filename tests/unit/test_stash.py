@@ -1,0 +1,137 @@
+"""What waits is kept apart from the optimizer, and no memory is copied that need not be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from delaygrad.errors import StashError
+from delaygrad.stash import ParameterStash, Stash, borrowed_buffers
+
+
+def test_an_entry_is_taken_out_once() -> None:
+    stash = Stash[str]("graph")
+    stash.put(4, "four")
+    stash.put(2, "two")
+    assert list(stash) == [(4, "four"), (2, "two")]
+    assert stash.pop(2) == "two"
+    with pytest.raises(StashError, match=r"no graph .* \(batch: 2, stashed: \[4\]\)"):
+        stash.pop(2)
+    assert len(stash) == 1
+
+
+def test_a_second_entry_for_a_batch_is_refused_and_the_first_kept() -> None:
+    stash = Stash[str]("graph")
+    stash.put(4, "first")
+    with pytest.raises(StashError, match=r"a graph is stashed for this batch already \(4\)"):
+        stash.put(4, "second")
+    assert stash.pop(4) == "first"
+
+
+def addresses(module: nn.Module) -> list[int]:
+    return [p.data_ptr() for p in module.parameters()]
+
+
+def test_a_version_costs_no_memory_until_an_update() -> None:
+    module = nn.Linear(3, 2)
+    stash = ParameterStash(module)
+    version = stash.current(0)
+    assert [slot.alias.data_ptr() for slot in version.slots] == addresses(module)
+
+
+def test_an_update_moves_the_live_parameters_and_not_the_version() -> None:
+    module = nn.Linear(3, 2)
+    before, values = addresses(module), [p.detach().clone() for p in module.parameters()]
+    stash = ParameterStash(module)
+    first, second = stash.current(0), stash.current(0)
+    stash.before_update()
+    assert not set(addresses(module)) & set(before)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    for version in (first, second):
+        assert [slot.alias.data_ptr() for slot in version.slots] == before
+        for slot, value in zip(version.slots, values, strict=True):
+            assert torch.equal(slot.alias, value)
+
+
+def test_an_update_without_a_waiting_version_copies_nothing() -> None:
+    module = nn.Linear(3, 2)
+    stash = ParameterStash(module)
+    stash.current(0)
+    stash.before_update()
+    before = addresses(module)
+    stash.before_update()
+    assert addresses(module) == before
+    stash.current(1)
+    stash.forget()
+    stash.before_update()
+    assert addresses(module) == before
+
+
+def test_the_module_computes_with_a_version_only_within_the_block() -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.LSTM(3, 3))
+    live = list(module.parameters())
+    weights = module[1]._flat_weights
+    version = ParameterStash(module).current(0)
+    with version.installed():
+        assert [id(p) for p in module.parameters()] == [id(s.alias) for s in version.slots]
+        assert module[1]._flat_weights[0] is module[1].weight_ih_l0 is not live[2]
+    assert [id(p) for p in module.parameters()] == [id(p) for p in live]
+    assert [id(w) for w in module[1]._flat_weights] == [id(w) for w in weights]
+
+
+def test_a_parameter_replaced_meanwhile_stays_replaced() -> None:
+    module = nn.Linear(3, 2)
+    version = ParameterStash(module).current(0)
+    replacement = nn.Parameter(torch.ones(2, 3))
+    module.weight = replacement
+    with version.installed():
+        assert module.weight is version.slots[0].alias
+    assert module.weight is replacement
+
+
+def test_tied_parameters_share_one_alias_and_one_gradient() -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    module[1].weight = module[0].weight
+    version = ParameterStash(module).current(0)
+    assert [slot.name for slot in version.slots] == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert version.slots[0].alias is version.slots[2].alias
+    version.slots[0].alias.grad = torch.ones(3, 3)
+    version.move_gradients()
+    assert torch.equal(module[0].weight.grad, torch.ones(3, 3))
+    assert version.slots[0].alias.grad is None and module[0].bias.grad is None
+
+
+def test_frozen_parameters_have_no_alias_and_get_no_gradient() -> None:
+    module = nn.Linear(3, 2)
+    module.bias.requires_grad_(False)
+    version = ParameterStash(module).current(0)
+    assert [slot.name for slot in version.slots] == ["weight"]
+    version.slots[0].alias.grad = torch.ones(2, 3)
+    module.weight.requires_grad_(False)
+    version.move_gradients()
+    assert module.weight.grad is None
+
+
+def test_a_restored_version_has_the_saved_values_and_only_those() -> None:
+    module = nn.Linear(3, 2)
+    stash = ParameterStash(module)
+    saved = {"weight": torch.full((2, 3), 7.0)}
+    restored = stash.restore(5, saved)
+    assert restored.version == 5 and list(restored.tensors()) == ["weight"]
+    assert torch.equal(restored.tensors()["weight"], saved["weight"])
+    assert stash.restore(6, {}).slots == []  # all were frozen then
+
+
+def test_borrowed_buffers_leave_no_trace() -> None:
+    module = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    module[1].running_mean = module[0].running_mean  # shared stays shared
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    values = {name: value.clone() for name, value in buffers.items()}
+    with borrowed_buffers(module):
+        module(torch.randn(4, 3))
+        assert module[1].running_mean is module[0].running_mean is not buffers["0.running_mean"]
+    for name, buffer in module.named_buffers(remove_duplicate=False):
+        assert buffer is buffers[name] and torch.equal(buffer, values[name])
