@@ -93,7 +93,9 @@ def dense(tensor: Tensor) -> Tensor:
         ((3, 1), (1, 4))
     """
     view, order = to_row_major(tensor)
-    view = view.contiguous()
+    if not view.is_contiguous():
+        # Once more: the memory order of size-1 dimensions depends on whether there are gaps.
+        view, order = to_row_major(from_row_major(view.contiguous(), order))
     strides = [1]
     for size in reversed(view.shape[1:]):
         strides.append(strides[-1] * max(size, 1))

@@ -35,16 +35,16 @@ class RandomStream:
     """The random numbers of one stage.
 
     Args:
-        stage_index: 0 is the process's own stream; others start from ``stage_seed`` of
-            ``torch.initial_seed()``, which must therefore be the same on every rank.
+        stage_index: 0 is the process's own stream; others start from ``stage_seed``.
         device: where the stage computes.
+        seed: of stage 0's process.
     """
 
-    def __init__(self, stage_index: int, device: torch.device) -> None:
+    def __init__(self, stage_index: int, device: torch.device, seed: int) -> None:
         self._device = device
         self._own: RandomState | None = None
         if stage_index > 0:
-            seed = stage_seed(torch.initial_seed(), stage_index)
+            seed = stage_seed(seed, stage_index)
             self._own = {"cpu": torch.Generator().manual_seed(seed).get_state()}
             if device.type != "cpu":
                 generator = torch.Generator(device).manual_seed(seed)

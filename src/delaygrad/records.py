@@ -51,6 +51,7 @@ class EventLog:
     """
 
     def __init__(self, path: Path) -> None:
+        _drop_cut_line(path)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, event: str, **fields: Any) -> None:
@@ -61,6 +62,14 @@ class EventLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Remove a last line that a crash has cut off, so that the next one begins on its own."""
+    if path.exists():
+        content = path.read_bytes()
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

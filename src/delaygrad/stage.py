@@ -32,7 +32,7 @@ from delaygrad.boundary import Structure, Tree, dense, flatten, unflatten
 from delaygrad.errors import CheckpointError, StageError
 from delaygrad.methods import Method
 from delaygrad.random_stream import RandomState, RandomStream
-from delaygrad.stash import ParameterStash, ParameterVersion, Stash, borrowed_buffers
+from delaygrad.stash import ParameterStash, ParameterVersion, Stash, copied_buffers
 
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
 """``loss_fn(outputs, targets)``: a 0-d tensor, the mean over the batch by custom."""
@@ -65,9 +65,10 @@ class Stage:
         method: the rule to train by.
         loss_fn: for the last stage.
         device: where the stage computes; None is where its parameters are, or else the CPU.
+        seed: of the process that holds stage 0; None is this process's ``torch.initial_seed()``.
 
     Raises:
-        StageError: the last stage has no ``loss_fn``.
+        StageError: the last stage has no ``loss_fn``, or one with parameters of its own.
 
     References:
         Huo et al., ICML 2018, arXiv:1804.10574, Algorithms 1 and 2. Differs: none.
@@ -83,20 +84,31 @@ class Stage:
         method: Method,
         loss_fn: LossFunction | None = None,
         device: torch.device | None = None,
+        seed: int | None = None,
     ) -> None:
         self.module = module
         self.stage_index = stage_index
         self.num_stages = num_stages
         self.method = method
         self.delay = method.schedule.delay(stage_index, num_stages)
-        self.device = _device_of(module) if device is None else device
+        self.device = device_of(module) if device is None else device
         self.version = 0
-        self._trained = list(module.parameters())
-        self.optimizer = make_optimizer(self._trained) if self._trained else None
+        self._parameter_list = list(module.parameters())
+        self.optimizer = make_optimizer(self._parameter_list) if self._parameter_list else None
         if self.is_last and loss_fn is None:
             raise StageError(f"the last stage needs a loss_fn (stage: {stage_index})")
+        if (
+            self.is_last
+            and isinstance(loss_fn, nn.Module)
+            and any(parameter.requires_grad for parameter in loss_fn.parameters())
+        ):
+            raise StageError(
+                "loss_fn has parameters, which no optimizer would train; make them part of the "
+                "last stage"
+            )
         self._loss_fn = loss_fn if self.is_last else None
-        self._random = RandomStream(stage_index, self.device)
+        seed = torch.initial_seed() if seed is None else seed
+        self._random = RandomStream(stage_index, self.device, seed)
         self._parameters = ParameterStash(module)
         self._pending: Stash[Pending] = Stash("forward pass")
 
@@ -109,6 +121,11 @@ class Stage:
     def is_last(self) -> bool:
         """Whether the stage computes the loss."""
         return self.stage_index == self.num_stages - 1
+
+    @property
+    def wants_targets(self) -> bool:
+        """Whether the forward pass takes targets."""
+        return self.is_last
 
     def forward(self, batch_index: int, inputs: Tree, targets: Any = None) -> Tree:
         """Take a batch forward with the live parameters, and stash what its backward will need.
@@ -199,17 +216,18 @@ class Stage:
     def state_dict(self) -> dict[str, Any]:
         """Return everything the stage holds, waiting batches included, in plain containers.
 
-        Graphs are not saved: ``load_state_dict`` builds them anew from their inputs, parameters
-        and random state. Tensors are the stage's own, not copies.
+        A snapshot: training on does not change it. Graphs are not saved: ``load_state_dict`` builds
+        them anew from their inputs, parameters and random state.
         """
         stale = {
             entry.weights.version: entry.weights
             for _, entry in self._pending
             if entry.weights and entry.weights.version != self.version
         }
+        optimizer = None if self.optimizer is None else self.optimizer.state_dict()
         return {
-            "model": dict(self.module.state_dict()),
-            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "model": copy.deepcopy(dict(self.module.state_dict())),
+            "optimizer": copy.deepcopy(optimizer),
             "optimizer_name": self._optimizer_name,
             "version": self.version,
             "random": self._random.state(),
@@ -223,7 +241,7 @@ class Stage:
         Raises:
             CheckpointError: it is of another network or another optimizer.
         """
-        there, here = _shapes(state["model"]), _shapes(self.module.state_dict())
+        there, here = _kinds(state["model"]), _kinds(self.module.state_dict())
         differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
         if differing:
             name = differing[0]
@@ -236,6 +254,12 @@ class Stage:
             raise CheckpointError(
                 f"the checkpoint is of another optimizer (stage: {self.stage_index}, "
                 f"there: {state['optimizer_name']}, here: {self._optimizer_name})"
+            )
+        ours = None if self.optimizer is None else self.optimizer.state_dict()
+        if _group_sizes(state["optimizer"]) != _group_sizes(ours):
+            raise CheckpointError(
+                f"the optimizer has other parameter groups (stage: {self.stage_index}, parameters "
+                f"in each there: {_group_sizes(state['optimizer'])}, here: {_group_sizes(ours)})"
             )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -266,7 +290,7 @@ class Stage:
         return None if self.optimizer is None else type(self.optimizer).__name__
 
     def _clear_gradients(self) -> None:
-        for parameter in self._trained:
+        for parameter in self._parameter_list:
             parameter.grad = None
 
     def _enter(self, inputs: Tree) -> tuple[list[Tensor], Structure]:
@@ -334,9 +358,9 @@ class Stage:
             tensor.to(self.device, copy=True).requires_grad_(wanted)
             for tensor, wanted in zip(entry["inputs"], entry["requires_grad"], strict=True)
         ]
-        targets = _join(entry["targets"])
+        targets = _join(entry["targets"], self.device)
         random_state = entry["random"]
-        with self._random.replaying(random_state), borrowed_buffers(self.module):
+        with self._random.replaying(random_state), copied_buffers(self.module):
             outputs = self._compute(leaves, entry["structure"], targets, weights)
         pending, _ = self._pend(leaves, entry["structure"], outputs, targets, weights, random_state)
         self._pending.put(entry["batch"], pending)
@@ -360,13 +384,23 @@ def _describe(batch_index: int, entry: Pending) -> dict[str, Any]:
     }
 
 
-def _shapes(state: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def _kinds(state: dict[str, Any]) -> dict[str, str]:
     # What is not a tensor (a module's extra state) is the module's own business.
-    return {name: tuple(v.shape) for name, v in state.items() if isinstance(v, Tensor)}
+    return {
+        name: f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
 
 
-def _join(saved: dict[str, Any] | None) -> Any:
-    return None if saved is None else unflatten(saved["structure"], saved["tensors"])
+def _group_sizes(optimizer: dict[str, Any] | None) -> list[int]:
+    return [] if optimizer is None else [len(g["params"]) for g in optimizer["param_groups"]]
+
+
+def _join(saved: dict[str, Any] | None, device: torch.device) -> Any:
+    if saved is None:
+        return None
+    return unflatten(saved["structure"], [tensor.to(device) for tensor in saved["tensors"]])
 
 
 def _installed(weights: ParameterVersion | None) -> AbstractContextManager[None]:
@@ -384,7 +418,8 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _device_of(module: nn.Module) -> torch.device:
+def device_of(module: nn.Module) -> torch.device:
+    """Return where a module's parameters are, or its buffers, or else the CPU."""
     for tensor in (*module.parameters(), *module.buffers()):
         return tensor.device
     return torch.device("cpu")

@@ -13,7 +13,7 @@ a stage whose delay is 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -98,7 +98,7 @@ class ParameterSlot:
 
 @dataclass(frozen=True)
 class ParameterVersion:
-    """The trainable parameters of a stage as they were after ``version`` updates."""
+    """The parameters of a stage, and which of them were frozen, after ``version`` updates."""
 
     version: int
     slots: list[ParameterSlot] = field(repr=False)
@@ -126,8 +126,11 @@ class ParameterVersion:
             alias.grad = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the values by parameter name, for a checkpoint."""
-        return {slot.name: slot.alias.detach() for slot in self.slots}
+        """Return the values by parameter name, for a checkpoint; frozen ones want no gradient."""
+        return {
+            slot.name: slot.alias.detach().requires_grad_(slot.alias.requires_grad)
+            for slot in self.slots
+        }
 
 
 class ParameterStash:
@@ -140,25 +143,29 @@ class ParameterStash:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._shared: list[ParameterVersion] = []  # more than one while there are no updates
+        self._shared: set[nn.Parameter] = set()  # live ones whose memory versions use too
 
     def current(self, version: int) -> ParameterVersion:
         """Return the live parameters as a version; it shares their memory until an update."""
-        self._shared.append(self._alias(version, values=None))
-        return self._shared[-1]
+        current = self._alias(version, values=None)
+        self._shared.update(slot.live for slot in current.slots)
+        return current
 
     def restore(self, version: int, values: dict[str, Tensor]) -> ParameterVersion:
         """Return a version with the values that ``ParameterVersion.tensors`` gave."""
         return self._alias(version, values)
 
     def before_update(self) -> None:
-        """Move the live parameters to a copy if a version shares their memory."""
-        for live in {slot.live for version in self._shared for slot in version.slots}:
-            live.data = live.data.clone()
-        self._shared.clear()
+        """Move the live parameters to a copy if a version shares their memory.
+
+        Frozen ones stay, and cost nothing: no optimizer writes into them.
+        """
+        moving = {live for live in self._shared if live.requires_grad}
+        _move(moving)
+        self._shared -= moving
 
     def forget(self) -> None:
-        """Drop the shared versions: their graphs are gone."""
+        """Forget that versions share memory: their graphs are gone."""
         self._shared.clear()
 
     def _alias(self, version: int, values: dict[str, Tensor] | None) -> ParameterVersion:
@@ -167,16 +174,27 @@ class ParameterStash:
         for prefix, owner in self._module.named_modules():
             for attribute, live in owner._parameters.items():
                 name = f"{prefix}.{attribute}" if prefix else attribute
-                if live is None or not (live.requires_grad if values is None else name in values):
+                if live is None:
                     continue
                 if live not in aliases:
-                    aliases[live] = nn.Parameter(live.data if values is None else values[name])
+                    source = live if values is None else values[name].to(live.device)
+                    aliases[live] = nn.Parameter(source.data, source.requires_grad)
                 slots.append(ParameterSlot(name, owner, attribute, live, aliases[live]))
         return ParameterVersion(version, slots)
 
 
+def _move(parameters: Iterable[nn.Parameter]) -> None:
+    """Move parameters to copies; those that are one in memory stay so."""
+    copies: dict[tuple[int, torch.Size, tuple[int, ...]], Tensor] = {}
+    for parameter in parameters:
+        memory = (parameter.data_ptr(), parameter.shape, parameter.stride())
+        if memory not in copies:
+            copies[memory] = parameter.data.clone()
+        parameter.data = copies[memory]
+
+
 @contextmanager
-def borrowed_buffers(module: nn.Module) -> Iterator[None]:
+def copied_buffers(module: nn.Module) -> Iterator[None]:
     """Within the block, the module works on copies of its buffers (BatchNorm statistics)."""
     places = [
         (owner, name, buffer)

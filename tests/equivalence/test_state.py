@@ -143,6 +143,26 @@ def test_a_state_survives_training_on_in_the_same_pipeline() -> None:
     assert_same(losses_of(pipe, data()[4:]), losses)
 
 
+def test_a_state_holds_inputs_as_they_were_though_the_caller_refills_them() -> None:
+    straight = make_pipe(3)
+    losses = losses_of(straight, data())
+    straight.flush()
+
+    pipe = make_pipe(3)
+    refilled = torch.empty(4, 2, 4, 4)
+    early = []
+    for inputs, targets in data()[:6]:
+        given = refilled[: len(inputs)].copy_(inputs) if len(inputs) <= 4 else inputs
+        early.append(pipe.step(given, targets))
+        refilled.fill_(torch.nan)
+    saved = through_bytes(pipe.state_dict())
+    resumed = make_pipe(3, init_seed=1)
+    resumed.load_state_dict(saved)
+    assert_same(early + losses_of(resumed, data()[6:]), losses)
+    resumed.flush()
+    assert_same(outcome(resumed), outcome(straight))
+
+
 class DictBoundary(nn.Module):
     def __init__(self, layer: nn.Module, position: str) -> None:
         super().__init__()
@@ -183,6 +203,33 @@ def test_resuming_with_dict_boundaries_tied_and_frozen_parameters(stop: int) -> 
     second.load_state_dict(through_bytes(first.state_dict()))
     losses += losses_of(second, inputs[stop:])
     straight.flush()
+    second.flush()
+    assert_same(losses, expected)
+    assert_same(outcome(second)[0], outcome(straight)[0])
+
+
+@pytest.mark.parametrize("stop", [4, 5, 6, 7])
+def test_resuming_with_a_layer_that_is_frozen_for_some_batches_only(stop: int) -> None:
+    trained = (True, True, True, True, False, True, False, True, True)
+    inputs = list(batches(9, (6,)))
+
+    def train(pipe: dg.LocalPipeline, start: int, end: int) -> list[Tensor]:
+        losses = []
+        for index in range(start, end):
+            for parameter in pipe.stages[0][1].parameters():
+                parameter.requires_grad_(trained[index])
+            losses.append(pipe.step(*inputs[index]))
+        return losses
+
+    straight = make_pipe(4, make_blocks=mlp)
+    expected = train(straight, 0, 9)
+    straight.flush()
+    first = make_pipe(4, make_blocks=mlp)
+    losses = train(first, 0, stop)
+    saved = through_bytes(first.state_dict())
+    second = make_pipe(4, make_blocks=mlp, init_seed=1)
+    second.load_state_dict(saved)
+    losses += train(second, stop, 9)
     second.flush()
     assert_same(losses, expected)
     assert_same(outcome(second)[0], outcome(straight)[0])
@@ -409,7 +456,7 @@ def test_stages_that_share_a_parameter_are_refused() -> None:
     first, second = nn.Linear(6, 6), nn.Linear(6, 6)
     second.weight = first.weight
     with pytest.raises(
-        dg.PartitionError, match=r"share a parameter \(weight in stage 0, weight in"
+        dg.PartitionError, match=r"share memory \(weight in stage 0, weight in stage 1\)"
     ):
         dg.LocalPipeline([first, second], cross_entropy, OPTIMIZERS["sgd"])
 

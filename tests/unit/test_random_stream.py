@@ -18,19 +18,19 @@ def test_stage_0_draws_what_the_process_would_have_drawn() -> None:
     torch.manual_seed(3)
     expected = torch.rand(5).tolist()
     torch.manual_seed(3)
-    stream = RandomStream(0, CPU)
+    stream = RandomStream(0, CPU, torch.initial_seed())
     assert draw(stream) + torch.rand(2).tolist() == expected
 
 
 def test_other_stages_draw_from_a_generator_with_the_stage_seed() -> None:
     torch.manual_seed(3)
-    stream = RandomStream(2, CPU)
+    stream = RandomStream(2, CPU, torch.initial_seed())
     expected = torch.rand(6, generator=torch.Generator().manual_seed(stage_seed(3, 2))).tolist()
     assert draw(stream, 6) == expected
 
 
 def test_other_stages_leave_the_process_alone_even_when_they_fail() -> None:
-    stream = RandomStream(1, CPU)
+    stream = RandomStream(1, CPU, torch.initial_seed())
     before = torch.get_rng_state()
     draw(stream)
     try:
@@ -44,9 +44,9 @@ def test_other_stages_leave_the_process_alone_even_when_they_fail() -> None:
 
 def test_the_numbers_go_on_where_they_stopped_whatever_the_process_draws() -> None:
     torch.manual_seed(3)
-    whole = draw(RandomStream(1, CPU), 6)
+    whole = draw(RandomStream(1, CPU, torch.initial_seed()), 6)
     torch.manual_seed(3)
-    stream = RandomStream(1, CPU)
+    stream = RandomStream(1, CPU, torch.initial_seed())
     first = draw(stream)
     torch.rand(100)
     torch.manual_seed(99)
@@ -55,7 +55,7 @@ def test_the_numbers_go_on_where_they_stopped_whatever_the_process_draws() -> No
 
 def test_replaying_draws_again_and_moves_neither_stream_nor_process() -> None:
     for stage_index in (0, 1):
-        stream = RandomStream(stage_index, CPU)
+        stream = RandomStream(stage_index, CPU, torch.initial_seed())
         start = stream.state()
         first = draw(stream)
         outside = torch.get_rng_state()
@@ -69,7 +69,7 @@ def test_replaying_draws_again_and_moves_neither_stream_nor_process() -> None:
 
 def test_a_taken_state_does_not_move_with_the_stream() -> None:
     for stage_index in (0, 1):
-        stream = RandomStream(stage_index, CPU)
+        stream = RandomStream(stage_index, CPU, torch.initial_seed())
         state = stream.state()
         kept = {name: value.clone() for name, value in state.items()}
         draw(stream)

@@ -42,7 +42,6 @@ def test_a_last_line_cut_off_by_a_crash_is_left_out(tmp_path: Path, cut: str) ->
     assert read_events(tmp_path / "log") == [{"event": "one"}]
 
 
-@pytest.mark.xfail(strict=True, reason="EventLog appends to the line that the crash cut off")
 def test_a_log_continued_after_a_crash_loses_no_later_event(tmp_path: Path) -> None:
     (tmp_path / "log").write_text('{"event": "one"}\n{"event": "tw')
     log = EventLog(tmp_path / "log")

@@ -135,4 +135,4 @@ def test_a_timetable_that_breaks_a_rule_is_refused(text: str, told: str) -> None
 
 
 def test_schedules_with_the_same_rules_are_equal() -> None:
-    assert Schedule("locked", LOCKED.lag_rule, LOCKED.delay_rule) == LOCKED != FLUSH
+    assert Schedule("locked", LOCKED.offset_rule, LOCKED.delay_rule) == LOCKED != FLUSH

@@ -47,6 +47,17 @@ def test_a_delayed_backward_uses_the_parameters_of_its_own_forward() -> None:
     torch.testing.assert_close(stage.module.weight.grad, grad.T @ x)
 
 
+def test_a_backward_replaces_the_gradients_of_the_one_before() -> None:
+    stage = make_stage(2)
+    x, targets = activation(), torch.randn(3, 2)
+    for batch in (0, 1):
+        stage.forward(batch, x, targets)
+    stage.backward(0)
+    first = stage.module.weight.grad.clone()
+    stage.backward(1)
+    assert_same(stage.module.weight.grad, first)
+
+
 def test_the_error_gradient_is_that_of_the_old_parameters() -> None:
     stage = make_stage(1)
     weights = stage.module.weight.detach().clone()
@@ -142,23 +153,29 @@ def test_a_state_in_the_middle_of_an_iteration_is_refused() -> None:
         stage.state_dict()
 
 
-def test_a_delayed_stage_holds_one_copy_per_version_and_none_without_delay() -> None:
-    def versions(stage: Stage, num_batches: int) -> set[int]:
-        kept = {stage.module.weight.data_ptr()}
-        for batch in range(num_batches):
-            stage.forward(batch, activation(), torch.ones(3, 2))
-            if batch >= stage.delay:
-                stage.backward(batch - stage.delay, None if stage.is_last else [torch.ones(3, 2)])
-                stage.update()
-            kept |= {stage.module.weight.data_ptr()}
-            for _, entry in stage._pending:
-                kept |= {slot.alias.data_ptr() for slot in entry.weights.slots[:1]}
-        waiting = {e.weights.slots[0].alias.data_ptr() for _, e in stage._pending if e.weights}
-        return {*waiting, stage.module.weight.data_ptr()} if stage.delay else kept
+def run(stage: Stage, num_batches: int) -> None:
+    for batch in range(num_batches):
+        stage.forward(batch, activation(), torch.ones(3, 2))
+        if batch >= stage.delay:
+            stage.backward(batch - stage.delay, None if stage.is_last else [torch.ones(3, 2)])
+            stage.update()
 
-    # delay + 1 batches are in flight at most; after an update, delay of them wait.
-    assert len(versions(make_stage(0, 4), 12)) == 3 + 1
-    assert len(versions(make_stage(3, 4), 12)) == 1  # never moved at all
+
+def test_one_copy_of_the_parameters_is_held_for_each_waiting_batch() -> None:
+    stage = make_stage(0, num_stages=4)
+    run(stage, 12)
+    state = stage.state_dict()
+    assert [entry["batch"] for entry in state["pending"]] == [9, 10, 11]
+    held = [values["weight"].data_ptr() for values in state["weights"].values()]
+    assert len({*held, stage.module.weight.data_ptr()}) == 3 + 1
+
+
+def test_a_stage_without_delay_holds_no_copy_and_never_moves() -> None:
+    stage = make_stage(3, num_stages=4)
+    address = stage.module.weight.data_ptr()
+    run(stage, 5)
+    assert stage.module.weight.data_ptr() == address
+    assert stage.state_dict()["weights"] == {}
 
 
 def test_predict_leaves_modes_gradients_and_random_numbers_alone() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from exact import assert_same
 from torch import nn
 
 from delaygrad.errors import StashError
-from delaygrad.stash import ParameterStash, Stash, borrowed_buffers
+from delaygrad.stash import ParameterStash, Stash, copied_buffers
 
 
 def test_an_entry_is_taken_out_once() -> None:
@@ -104,33 +105,52 @@ def test_tied_parameters_share_one_alias_and_one_gradient() -> None:
     assert version.slots[0].alias.grad is None and module[0].bias.grad is None
 
 
-def test_frozen_parameters_have_no_alias_and_get_no_gradient() -> None:
+def test_frozen_parameters_are_kept_too_but_never_copied() -> None:
     module = nn.Linear(3, 2)
     module.bias.requires_grad_(False)
+    stash = ParameterStash(module)
+    version = stash.current(0)
+    assert [slot.alias.requires_grad for slot in version.slots] == [True, False]
+    stash.before_update()
+    weight, bias = version.slots
+    assert weight.alias.data_ptr() != module.weight.data_ptr()
+    assert bias.alias.data_ptr() == module.bias.data_ptr()
+    module.bias.requires_grad_(True)
+    stash.before_update()  # may be written from now on
+    assert bias.alias.data_ptr() != module.bias.data_ptr()
+
+
+def test_a_parameter_frozen_meanwhile_gets_no_gradient() -> None:
+    module = nn.Linear(3, 2)
     version = ParameterStash(module).current(0)
-    assert [slot.name for slot in version.slots] == ["weight"]
     version.slots[0].alias.grad = torch.ones(2, 3)
     module.weight.requires_grad_(False)
     version.move_gradients()
     assert module.weight.grad is None
 
 
-def test_a_restored_version_has_the_saved_values_and_only_those() -> None:
+def test_a_restored_version_has_the_saved_values_and_what_was_frozen() -> None:
     module = nn.Linear(3, 2)
     stash = ParameterStash(module)
-    saved = {"weight": torch.full((2, 3), 7.0)}
+    module.bias.requires_grad_(False)
+    saved = {name: t.clone().detach() for name, t in stash.current(5).tensors().items()}
+    for name, tensor in stash.current(5).tensors().items():
+        saved[name].requires_grad_(tensor.requires_grad)
+    with torch.no_grad():
+        module.weight.zero_()
+    module.bias.requires_grad_(True)
     restored = stash.restore(5, saved)
-    assert restored.version == 5 and list(restored.tensors()) == ["weight"]
-    assert torch.equal(restored.tensors()["weight"], saved["weight"])
-    assert stash.restore(6, {}).slots == []  # all were frozen then
+    assert restored.version == 5
+    assert [slot.alias.requires_grad for slot in restored.slots] == [True, False]
+    assert_same(restored.tensors(), saved)
 
 
-def test_borrowed_buffers_leave_no_trace() -> None:
+def test_copied_buffers_leave_no_trace() -> None:
     module = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
     module[1].running_mean = module[0].running_mean  # shared stays shared
     buffers = dict(module.named_buffers(remove_duplicate=False))
     values = {name: value.clone() for name, value in buffers.items()}
-    with borrowed_buffers(module):
+    with copied_buffers(module):
         module(torch.randn(4, 3))
         assert module[1].running_mean is module[0].running_mean is not buffers["0.running_mean"]
     for name, buffer in module.named_buffers(remove_duplicate=False):

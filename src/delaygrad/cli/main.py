@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -14,6 +16,7 @@ from delaygrad.cli.tables import print_summary
 from delaygrad.data import download
 from delaygrad.errors import ConfigError, DelaygradError
 from delaygrad.report import draw_curves
+from delaygrad.runtime import launched_by_torchrun
 from delaygrad.training import TrainConfig, load_config, resume, train
 
 
@@ -69,16 +72,30 @@ Command = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exits with 1 on an error, 2 on wrong usage, 130 on Ctrl-C."""
+    """Run the command line.
+
+    Exits with 1 on an error, 2 on wrong usage, 130 on Ctrl-C, 143 on SIGTERM.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        _parse(given)()
+        command = _parse(given)
+        if not launched_by_torchrun():  # a rank that waits for another would not hear it
+            signal.signal(signal.SIGTERM, _stop)
+        command()
     except DelaygradError as error:
         notes = "".join(f"{note}\n" for note in getattr(error, "__notes__", []))
         sys.exit(f"{notes}delaygrad: {error}")
-    except KeyboardInterrupt:
-        print("delaygrad: interrupted; checkpoints already written are kept", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        number = signal.Signals(*stop.args) if stop.args else signal.SIGINT
+        print(
+            f"delaygrad: stopped by {number.name}; checkpoints already written are kept",
+            file=sys.stderr,
+        )
+        sys.exit(128 + number)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def _parse(arguments: list[str]) -> Train | Resume | Download:

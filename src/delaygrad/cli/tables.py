@@ -23,7 +23,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     count = summary["test_predictions"]
     result.add_row(f"test accuracy ({count:,} predictions)", f"{summary['test_accuracy']:.2%}")
     result.add_row("test loss", f"{summary['test_loss']:.4f}")
-    result.add_row("train loss (last report)", f"{summary['train_loss']:.4f}")
+    if summary["train_loss"] is not None:
+        result.add_row("train loss (last report)", f"{summary['train_loss']:.4f}")
     result.add_row("iterations", f"{summary['iterations']:,}")
     result.add_row("samples/s", f"{summary['samples_per_s']:,.0f}")
     result.add_row("training time", f"{summary['train_s']:.1f} s")

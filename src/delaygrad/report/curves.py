@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from delaygrad.records import read_events
 
 
@@ -19,6 +17,9 @@ def draw_curves(run_dir: Path, title: str) -> Path:
     Returns:
         The figure's path.
     """
+    # Imported here: worker processes import this module and draw nothing.
+    from matplotlib.figure import Figure
+
     events = read_events(run_dir / "records.jsonl")
     training = [event for event in events if event["event"] == "training"]
     evaluations = [event for event in events if event["event"] == "evaluation"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +16,7 @@ from delaygrad.errors import DelaygradError, ScheduleError, TransportError
 from delaygrad.methods import DDG, Method
 from delaygrad.runtime.pipeline import Pipeline
 from delaygrad.runtime.worker import Worker
-from delaygrad.stage import LossFunction, MakeOptimizer, Stage
+from delaygrad.stage import LossFunction, MakeOptimizer, Stage, device_of
 from delaygrad.transport import Message
 from delaygrad.transport.wire import Wire, WireReceiver, WireSender
 
@@ -26,8 +28,8 @@ class DistributedPipeline(Pipeline):
     ``predict``, ``state_dict``); no other synchronisation takes place. An error gradient is waited
     for just before the backward that needs it.
 
-    Call ``torch.manual_seed`` with one seed on every rank before making the pipeline: each stage's
-    random stream follows from it.
+    Each stage's random stream follows from ``torch.initial_seed()`` of rank 0; to build the same
+    network on every rank, call ``torch.manual_seed`` with one seed on all of them.
 
     End a run with ``flush`` (or ``state_dict``): a rank that leaves without takes with it what its
     neighbours have not yet received.
@@ -69,6 +71,8 @@ class DistributedPipeline(Pipeline):
         index, num_stages = dist.get_rank(group), dist.get_world_size(group)
         if index < 0:
             raise TransportError(f"this rank is not in the group (rank: {dist.get_rank()})")
+        device = device_of(stage) if device is None else device
+        links = _Links(device, group, timeout_s)
         arithmetic = Stage(
             stage,
             make_optimizer,
@@ -77,8 +81,8 @@ class DistributedPipeline(Pipeline):
             method=method,
             loss_fn=loss_fn,
             device=device,
+            seed=links.agree(method),
         )
-        links = _Links(arithmetic, group, timeout_s)
         self._activation_sender, self._gradient_sender = links.to_above, links.to_below
         worker = Worker(
             arithmetic,
@@ -139,33 +143,29 @@ class DistributedPipeline(Pipeline):
 
 
 class _Links:
-    """The links of one stage with its neighbours, each direction in a group of its own."""
+    """The links of one stage with its neighbours, each direction in groups of its own."""
 
-    def __init__(self, stage: Stage, group: dist.ProcessGroup | None, timeout_s: float) -> None:
+    def __init__(
+        self, device: torch.device, group: dist.ProcessGroup | None, timeout_s: float
+    ) -> None:
+        self._stage_index = dist.get_rank(group)
         ranks = dist.get_process_group_ranks(group) if group else list(range(dist.get_world_size()))
         timeout = timedelta(seconds=timeout_s)
-        below = None if stage.is_first else stage.stage_index - 1
-        above = None if stage.is_last else stage.stage_index + 1
+        self._timeout_s = timeout_s
+        below = None if self._stage_index == 0 else self._stage_index - 1
+        above = None if self._stage_index == len(ranks) - 1 else self._stage_index + 1
 
         def groups() -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
             headers = _new_group(ranks, "gloo", timeout)
-            if stage.device.type == "cpu":
-                return headers, headers
-            return headers, _new_group(ranks, None, timeout)
+            return headers, headers if device.type == "cpu" else _new_group(ranks, None, timeout)
 
         def wire(peer: int, content: str, towards: str, pair: tuple[Any, Any]) -> Wire:
             name = f"{towards} stage {peer} (rank {ranks[peer]})"
-            return Wire(ranks[peer], name, content, *pair, stage.device, timeout_s)
+            return Wire(ranks[peer], name, content, *pair, device, timeout_s)
 
-        try:
+        with self._meeting():
             down, up, predictions = groups(), groups(), groups()
-            _check_agreement(stage.method, down[0])
-        except RuntimeError as error:
-            raise TransportError(
-                f"[stage {stage.stage_index}, rank {dist.get_rank()}] another rank did not make "
-                f"its pipeline: it is gone, or took longer than {timeout_s:g} s; see its own error "
-                f"({str(error).strip().splitlines()[0]})"
-            ) from error
+        self._headers = down[0]
         self.from_below = self.to_above = self.from_above = self.to_below = None
         self.predictions_from_below = self.predictions_to_above = None
         if above is not None:
@@ -179,16 +179,35 @@ class _Links:
                 wire(below, "an activation", "from", predictions)
             )
 
+    def agree(self, method: Method) -> int:
+        """Check that all ranks train by one method; return the seed of stage 0's process.
+
+        Raises:
+            ScheduleError: they do not.
+            TransportError: a rank is missing.
+        """
+        said: list[Any] = [None] * dist.get_world_size(self._headers)
+        with self._meeting():
+            dist.all_gather_object(said, (repr(method), torch.initial_seed()), group=self._headers)
+        if len({name for name, _ in said}) > 1:
+            given = ", ".join(f"stage {k}: {name}" for k, (name, _) in enumerate(said))
+            raise ScheduleError(f"the ranks were given different methods ({given})")
+        seed: int = said[0][1]
+        return seed
+
+    @contextmanager
+    def _meeting(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise TransportError(
+                f"[stage {self._stage_index}, rank {dist.get_rank()}] another rank did not make "
+                f"its pipeline: it is gone, or took longer than {self._timeout_s:g} s; see its own "
+                f"error ({str(error).strip().splitlines()[0]})"
+            ) from error
+
 
 def _new_group(ranks: list[int], backend: str | None, timeout: timedelta) -> dist.ProcessGroup:
     group = dist.new_group(ranks, timeout, backend, use_local_synchronization=True)
     assert isinstance(group, dist.ProcessGroup)
     return group
-
-
-def _check_agreement(method: Method, group: dist.ProcessGroup) -> None:
-    methods: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(methods, repr(method), group=group)
-    if len(set(methods)) > 1:
-        given = ", ".join(f"stage {k}: {name}" for k, name in enumerate(methods))
-        raise ScheduleError(f"the ranks were given different methods ({given})")

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -56,6 +57,19 @@ def launched_by_torchrun() -> bool:
     return dist.is_torchelastic_launched() or {"RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 
+def require_single_process() -> None:
+    """Raise unless this process is alone: several would do, and write, the same thing.
+
+    Raises:
+        ConfigError: a launcher has started several.
+    """
+    if launched_by_torchrun() and int(os.environ["WORLD_SIZE"]) > 1:
+        raise ConfigError(
+            f"a launcher started {os.environ['WORLD_SIZE']} processes, but the local runtime needs "
+            "one; add --runtime distributed, or run it without torchrun"
+        )
+
+
 @contextmanager
 def joined(launch: Launch, device: torch.device) -> Iterator[int]:
     """Within the block this process is a rank of the default group; yields the rank.
@@ -78,7 +92,10 @@ def joined(launch: Launch, device: torch.device) -> Iterator[int]:
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=launch.timeout_s))
     except (ValueError, RuntimeError) as error:
-        raise TransportError(f"cannot join the other ranks: {error}") from error
+        raise TransportError(
+            f"cannot join the other ranks: {str(error).splitlines()[0]}; start them with torchrun, "
+            "and on several hosts set GLOO_SOCKET_IFNAME to the network interface between them"
+        ) from error
     yield dist.get_rank()
     # Not after an error: the others would see this rank leave before its own error is on record.
     dist.destroy_process_group()
@@ -165,6 +182,7 @@ def _workers_born_deaf_to_sigint() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # nor does torch's launcher handle signals then
         return
+    resource_tracker.ensure_running()  # now: its start would unblock SIGINT again
     over = threading.Event()
     threading.Thread(target=over.wait, daemon=True).start()
     replaced = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)

@@ -30,10 +30,10 @@ class LocalPipeline(Pipeline):
         method: the rule to train by.
 
     Raises:
-        PartitionError: two stages share parameters.
+        PartitionError: two stages share parameters or buffers.
 
     Example:
-        >>> import delaygrad as dg
+        >>> import torch, delaygrad as dg
         >>> from torch import nn
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -98,11 +98,11 @@ class LocalPipeline(Pipeline):
 def _check_nothing_shared(stages: Sequence[nn.Module]) -> None:
     owners: dict[int, tuple[int, str]] = {}
     for k, module in enumerate(stages):
-        for name, parameter in module.named_parameters():
-            owner, other_name = owners.setdefault(id(parameter), (k, name))
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            memory = tensor.data_ptr()
+            owner, other_name = owners.setdefault(memory, (k, name)) if memory else (k, name)
             if owner != k:
                 raise PartitionError(
-                    f"stages share a parameter ({other_name} in stage {owner}, {name} in stage "
-                    f"{k}); it would be updated with two delays: untie it, or keep its layers "
-                    "in one stage"
+                    f"stages share memory ({other_name} in stage {owner}, {name} in stage {k}); "
+                    "it would be updated with two delays: untie it, or keep its layers in one stage"
                 )

@@ -13,7 +13,7 @@ from delaygrad.boundary import Tree
 from delaygrad.errors import CheckpointError, WorkerError
 from delaygrad.methods import Method
 from delaygrad.runtime.worker import Worker
-from delaygrad.schedule import Action
+from delaygrad.schedule import Action, Schedule, validate
 
 _FORMAT = 1
 
@@ -28,6 +28,7 @@ class Pipeline(ABC):
     """
 
     def __init__(self, workers: Sequence[Worker], num_stages: int, method: Method) -> None:
+        _check_schedule(method.schedule, num_stages)
         self._workers = {worker.stage.stage_index: worker for worker in workers}
         self.num_stages = num_stages
         self.method = method
@@ -59,7 +60,7 @@ class Pipeline(ABC):
         Args:
             inputs: (B, ...) tensor, or a tuple, list or dict of tensors; read by the first stage
                 only, elsewhere ignored. Any B, a short last batch included. It may be refilled
-                once this returns, unless there is a single stage.
+                once this returns.
             targets: what ``loss_fn`` takes; read by the last stage only.
 
         Returns:
@@ -111,8 +112,8 @@ class Pipeline(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue bit for bit, what is in flight included.
 
-        Holds the stages of this process, under ``stages`` by index; plain containers and tensors
-        (the pipeline's own, not copies). Call it between two iterations, on every rank.
+        A snapshot in plain containers: training on does not change it. Holds the stages of this
+        process, under ``stages`` by index. Call it between two iterations, on every rank.
         """
         self._check_usable()
         return {
@@ -146,8 +147,12 @@ class Pipeline(ABC):
             raise CheckpointError(f"the checkpoint lacks stages (missing: {missing})")
         for k, worker in self._workers.items():
             worker.stage.check_state_dict(state["stages"][str(k)])
-        for k, worker in self._workers.items():
-            worker.load_state_dict(state["stages"][str(k)])
+        try:
+            for k, worker in self._workers.items():
+                worker.load_state_dict(state["stages"][str(k)])
+        except BaseException as error:
+            self._failure = f"{type(error).__name__}: {error}"
+            raise
         self.iteration = state["iteration"]
         self._first_batch = state["first_batch"]
 
@@ -171,6 +176,14 @@ class Pipeline(ABC):
     def _check_usable(self) -> None:
         if self._failure is not None:
             raise WorkerError(
-                f"the pipeline stopped in the middle of an iteration ({self._failure}); "
+                f"the pipeline stopped in the middle of its work ({self._failure}); "
                 "make a new one and load its last state"
             )
+
+
+def _check_schedule(schedule: Schedule, num_stages: int) -> None:
+    """Play a short run through: a wrong timetable shows here, not as a wait without end."""
+    end = 2 * num_stages
+    run = [schedule.actions(iteration, num_stages) for iteration in range(end)]
+    drain = schedule.drain(end, num_stages)
+    validate([*(action for actions in run for action in actions), *drain], num_stages)

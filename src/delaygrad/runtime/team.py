@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -42,7 +43,8 @@ class Team(ABC):
 
     def barrier(self) -> None:
         """Return once all ranks are here."""
-        self.broadcast(self.gather(None) and None)
+        self.gather(None)
+        self.broadcast(None)
 
     @abstractmethod
     def send_losses(self, losses: list[float]) -> None:
@@ -79,12 +81,12 @@ class Ranks(Team):
     """The ranks of the default process group.
 
     Args:
-        timeout_s: seconds to wait for the last rank's losses.
+        timeout_s: seconds to wait for another rank.
     """
 
     def __init__(self, *, timeout_s: float) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self._objects, reports = _gloo_group(), _gloo_group()
+        self._objects, reports = _gloo_group(timeout_s), _gloo_group(timeout_s)
         self._mine: deque[list[float]] = deque()  # a single rank is both ends
         self._sender = self._receiver = None
         if self.size > 1 and self.rank in (0, self.size - 1):
@@ -134,7 +136,7 @@ class Ranks(Team):
             ) from error
 
 
-def _gloo_group() -> dist.ProcessGroup:
-    group = dist.new_group(backend="gloo")
+def _gloo_group(timeout_s: float) -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
     assert isinstance(group, dist.ProcessGroup)
     return group

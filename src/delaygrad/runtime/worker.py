@@ -84,7 +84,7 @@ class Worker:
         self.clock = StageClock()
         self.place = f"stage {stage.stage_index}" + ("" if rank is None else f", rank {rank}")
         """How error messages call this worker."""
-        self._lag = stage.method.schedule.lag(stage.stage_index, stage.num_stages)
+        self._offset = stage.method.schedule.offset(stage.stage_index, stage.num_stages)
         self._inputs: dict[int, Tree] = {}
         self._targets: dict[int, Any] = {}
         below, self._above = activations
@@ -93,11 +93,11 @@ class Worker:
         self._gradients = None if above is None else Inbox(above)
 
     def offer(self, batch_index: int, inputs: Tree, targets: Any) -> None:
-        """Take what the user gives for a batch; where it has to wait (a lag), take a copy."""
+        """Take what the user gives for a batch; where it has to wait (an offset), take a copy."""
         if self.stage.is_first:
-            self._inputs[batch_index] = _copied(inputs) if self._lag else inputs
-        if self.stage.is_last:
-            self._targets[batch_index] = _copied(targets) if self._lag else targets
+            self._inputs[batch_index] = _copied(inputs) if self._offset else inputs
+        if self.stage.wants_targets:
+            self._targets[batch_index] = _copied(targets) if self._offset else targets
 
     def announce(self, action: Action) -> None:
         """Note what a neighbour's action will send here."""
@@ -155,7 +155,7 @@ class Worker:
             with self.clock.measure("wait"):
                 inputs = self._activations.take(batch_index).activation()
         with self.clock.measure("forward"):
-            targets = self._targets.pop(batch_index) if stage.is_last else None
+            targets = self._targets.pop(batch_index) if stage.wants_targets else None
             outputs = stage.forward(batch_index, inputs, targets)
         if self._above is None:
             return outputs if isinstance(outputs, Tensor) else None

@@ -2,10 +2,10 @@
 
 Two numbers per stage say it all. With stages k = 0..K-1, in iteration t stage k takes
 
-    forward   batch t - lag(k)
-    backward  batch t - lag(k) - delay(k), then updates
+    forward   batch t - offset(k)
+    backward  batch t - offset(k) - delay(k), then updates
 
-    schedule   lag(k)   delay(k)   published as
+    schedule   offset(k)   delay(k)   published as
     locked     0        K-1-k      DDG
     flush      0        0          backpropagation, one stage at a time
 
@@ -28,8 +28,8 @@ class Schedule:
 
     Args:
         name: what the literature calls it.
-        lag_rule: (stage_index, num_stages) -> iterations from a batch's entry into the network to
-            its forward at the stage; must not fall from one stage to the next.
+        offset_rule: (stage_index, num_stages) -> iterations from a batch's entry into the network
+            to its forward at the stage; must not fall from one stage to the next.
         delay_rule: (stage_index, num_stages) -> iterations from a batch's forward at the stage to
             its backward there. Without accumulation that is the delay in updates.
 
@@ -42,13 +42,13 @@ class Schedule:
     """
 
     name: str
-    lag_rule: Callable[[int, int], int]
+    offset_rule: Callable[[int, int], int]
     delay_rule: Callable[[int, int], int]
 
-    def lag(self, stage_index: int, num_stages: int) -> int:
+    def offset(self, stage_index: int, num_stages: int) -> int:
         """Iterations from a batch's entry into the network to its forward at this stage."""
         _check_stage(stage_index, num_stages)
-        return self.lag_rule(stage_index, num_stages)
+        return self.offset_rule(stage_index, num_stages)
 
     def delay(self, stage_index: int, num_stages: int) -> int:
         """Updates between a batch's forward and its backward at this stage.
@@ -86,7 +86,7 @@ class Schedule:
 
         forward, backward = [], []
         for k in range(num_stages):
-            batch_index = iteration - self.lag(k, num_stages)
+            batch_index = iteration - self.offset(k, num_stages)
             if present(batch_index):
                 forward.append(Action(k, Kind.FORWARD, batch_index))
             batch_index -= self.delay(k, num_stages)
@@ -104,7 +104,7 @@ class Schedule:
             >>> LOCKED.iteration_of(Action.parse("0B3"), num_stages=3)
             5
         """
-        forward = action.batch_index + self.lag(action.stage_index, num_stages)
+        forward = action.batch_index + self.offset(action.stage_index, num_stages)
         if action.kind is Kind.FORWARD:
             return forward
         return forward + self.delay(action.stage_index, num_stages)
@@ -117,7 +117,7 @@ class Schedule:
             ['1B4', '1U4', '0B3', '0U3', '0B4', '0U4']
         """
         stages = range(num_stages)
-        depth = max(self.lag(k, num_stages) + self.delay(k, num_stages) for k in stages)
+        depth = max(self.offset(k, num_stages) + self.delay(k, num_stages) for k in stages)
         for iteration in range(end_batch, end_batch + depth):
             yield from self.actions(
                 iteration, num_stages, first_batch=first_batch, end_batch=end_batch

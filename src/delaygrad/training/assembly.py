@@ -57,7 +57,7 @@ def build_model(config: TrainConfig, source: DataSource) -> nn.Sequential:
 
 
 def resolve(config: TrainConfig, source: DataSource) -> TrainConfig:
-    """Fill in what is left open: the cuts (by measuring the layers) and the run folder."""
+    """Fill in what is left open: cuts (by measuring the layers), learning rate, run folder."""
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
@@ -76,7 +76,11 @@ def resolve(config: TrainConfig, source: DataSource) -> TrainConfig:
     finally:
         torch.set_num_threads(threads)
     return dataclasses.replace(
-        config, cuts=tuple(cuts_of(stages)), run_dir=config.run_dir or new_run_dir(config)
+        config,
+        lr=config.base_lr,
+        cuts=tuple(cuts_of(stages)),
+        data_dir=config.data_dir and config.data_dir.resolve(),
+        run_dir=config.run_dir or new_run_dir(config),
     )
 
 
@@ -84,8 +88,8 @@ def build_pipeline(
     config: TrainConfig, source: DataSource, device: torch.device, rank: int | None
 ) -> Pipeline:
     """Build the network, cut it, and make the pipeline (``rank`` None) or one rank's part of it."""
-    model = build_model(config, source).to(device)
-    stages = split(model, config.stages, cuts=config.cuts)
+    stages = split(build_model(config, source), config.stages, cuts=config.cuts)
+    stages = [stage.to(device) if rank in (None, k) else stage for k, stage in enumerate(stages)]
     method = METHODS[config.method]()
     if rank is None:
         return LocalPipeline(stages, cross_entropy, make_optimizer(config), method=method)
@@ -106,13 +110,13 @@ def make_optimizer(config: TrainConfig) -> Callable[[list[nn.Parameter]], torch.
         if config.optimizer == "sgd":
             return torch.optim.SGD(
                 parameters,
-                lr=config.lr,
+                lr=config.base_lr,
                 momentum=config.momentum,
                 nesterov=config.nesterov,
                 weight_decay=config.weight_decay,
             )
         kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-        return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        return kind(parameters, lr=config.base_lr, weight_decay=config.weight_decay)
 
     return make
 

@@ -4,9 +4,9 @@
                                    stage1.safetensors   stage1.sha256
 
 The tensors are stored as tensors; everything around them (numbers, names, nesting) is JSON in the
-file's header. The digests, which ``sha256sum --check`` understands, tell a damaged file: safetensors
-itself has none. A folder is written under another name, synchronised to disk, and renamed when every
-stage is in it, so that a folder with its final name is complete.
+file's header. The digests, which ``sha256sum --check`` understands, tell a damaged file, since
+safetensors itself has none. A folder is written under another name, synchronised to disk, and
+renamed when every stage is in it, so that a folder with its final name is complete.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def write_stage(checkpoints: Path, iteration: int, stage_index: int, state: dict
         ) from error
 
 
-def finish(checkpoints: Path, iteration: int, keep: int) -> None:
-    """Give the checkpoint its final name, once all stages are in it, and drop the oldest ones.
+def finish(checkpoints: Path, iteration: int) -> None:
+    """Give the checkpoint its final name, once all stages are in it.
 
     Every rank may call it: on a shared disk the first one acts, on disks of their own each does.
 
@@ -71,12 +71,16 @@ def finish(checkpoints: Path, iteration: int, keep: int) -> None:
         pass  # another rank on this disk was first
     except OSError as error:
         raise CheckpointError(f"cannot finish a checkpoint ({unfinished}): {error}") from error
+
+
+def prune(checkpoints: Path, keep: int) -> None:
+    """Drop all but the newest checkpoints, once every rank has finished the newest."""
     for old in find(checkpoints)[:-keep]:
         _remove(checkpoints, old)
 
 
 def rewind(checkpoints: Path, iteration: int) -> None:
-    """Drop the checkpoints after an iteration, and unfinished ones: a resumed run writes them again."""
+    """Drop the checkpoints after an iteration, and unfinished ones: a resumed run repeats them."""
     for later in find(checkpoints):
         if later > iteration:
             _remove(checkpoints, later)
@@ -149,7 +153,7 @@ def _take_apart(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         view, order = to_row_major(dense(value.detach()))
         name = f"{len(tensors)} {path}"  # a path alone may be ambiguous: keys may hold dots
         tensors[name] = view.clone()
-        return {"tensor": name, "order": order}
+        return {"tensor": name, "order": order, "requires_grad": value.requires_grad}
     if isinstance(value, dict) and all(isinstance(key, _PLAIN) for key in value):
         items = [[key, _take_apart(item, f"{path}.{key}", tensors)] for key, item in value.items()]
         return {"dict": items}
@@ -168,7 +172,8 @@ def _put_together(node: Any, file: Any) -> Any:
     if not isinstance(node, dict):
         return node
     if "tensor" in node:
-        return from_row_major(file.get_tensor(node["tensor"]), node["order"])
+        tensor = from_row_major(file.get_tensor(node["tensor"]), node["order"])
+        return tensor.requires_grad_(node["requires_grad"])
     ((kind, items),) = node.items()
     if kind == "dict":
         return {key: _put_together(item, file) for key, item in items}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -21,8 +22,8 @@ class TrainConfig:
     """Train a network as K stages, with delayed gradients or by backpropagation.
 
     Example:
-        >>> TrainConfig(stages=3, epochs=2).lr
-        0.1
+        >>> TrainConfig(optimizer="adam").base_lr
+        0.001
         >>> TrainConfig(stages=0)
         Traceback (most recent call last):
         ...
@@ -65,15 +66,15 @@ class TrainConfig:
     """local: all stages in this process; distributed: a process for each stage."""
     threads: int = 1
     """CPU threads of each process."""
-    device: str = "cpu"
-    """Where to compute: cpu, or cuda (a GPU for each stage)."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to compute; with cuda, the distributed runtime gives a GPU to each stage."""
     timeout_s: float = 600.0
     """Seconds that a process waits for its neighbour before it gives up."""
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     """The optimizer of every stage."""
-    lr: float = 0.1
-    """Learning rate; Adam wants about 0.001."""
+    lr: float | None = None
+    """Learning rate; by default 0.1 for sgd, 0.001 for adam and adamw."""
     momentum: float = 0.9
     """Momentum (sgd)."""
     nesterov: bool = False
@@ -120,14 +121,23 @@ class TrainConfig:
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1", name, self)
         for name in ("holdout", "warmup", "checkpoint_every", "weight_decay", "momentum", "seed"):
-            _require(getattr(self, name) >= 0, f"{name} must not be negative", name, self)
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, f"{name} must be finite, not negative", name, self)
         for name in ("lr", "timeout_s", "lr_factor"):
-            _require(getattr(self, name) > 0, f"{name} must be positive", name, self)
+            value = getattr(self, name)
+            ok = value is None or 0 < value < math.inf
+            _require(ok, f"{name} must be positive and finite", name, self)
+        _require(self.seed < 2**64, "seed must be below 2**64", "seed", self)
         _require(0 <= self.dropout < 1, "dropout must be at least 0 and below 1", "dropout", self)
         _require(
             all(0 < fraction < 1 for fraction in self.lr_milestones),
             "lr_milestones are fractions of the run, between 0 and 1", "lr_milestones", self,
         )  # fmt: skip
+
+    @property
+    def base_lr(self) -> float:
+        """The learning rate before its schedule."""
+        return self.lr or (0.1 if self.optimizer == "sgd" else 0.001)
 
     def check(self) -> None:
         """Check what settings mean together; a file alone may still lack what a flag brings.
@@ -150,6 +160,13 @@ class TrainConfig:
             )
         if self.nesterov and self.momentum == 0:
             raise ConfigError("nesterov needs a momentum above 0 (momentum: 0.0)")
+        for name, (switch, setting) in _ONLY_WITH.items():
+            chosen = getattr(self, switch)
+            if chosen != setting and getattr(self, name) != _DEFAULTS[name]:
+                raise ConfigError(
+                    f"option without effect ({name}: {getattr(self, name)}); it belongs to "
+                    f"{switch} {setting}, not {chosen}: leave it out"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; ``config_from_json`` reads them back."""
@@ -157,6 +174,18 @@ class TrainConfig:
             name: str(value) if isinstance(value, Path) else value
             for name, value in dataclasses.asdict(self).items()
         }
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+
+_ONLY_WITH = {
+    "context_length": ("data", "text"),
+    "momentum": ("optimizer", "sgd"),
+    "nesterov": ("optimizer", "sgd"),
+    "lr_milestones": ("lr_schedule", "step"),
+    "lr_factor": ("lr_schedule", "step"),
+}
+"""Settings that mean something only where another one has a certain value."""
 
 
 def config_from_json(values: dict[str, Any], source: str = "config") -> TrainConfig:
@@ -193,9 +222,10 @@ def load_config(path: Path) -> TrainConfig:
         raise ConfigError(f"cannot read the config file ({path}): {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"cannot parse the config file ({path}): {error}") from error
+    values = values.get("config", values) if isinstance(values, dict) else values
     if not isinstance(values, dict):
         raise ConfigError(f"a config file holds keys and values ({path})")
-    return config_from_json(values.get("config", values), str(path))
+    return config_from_json(values, str(path))
 
 
 def _convert(key: str, value: Any, kind: Any, source: str) -> Any:

@@ -11,7 +11,7 @@ def learning_rate(config: TrainConfig, iteration: int, num_iterations: int) -> f
     """Return the learning rate of one iteration.
 
     Args:
-        config: its ``lr``, ``lr_schedule``, ``lr_milestones``, ``lr_factor`` and ``warmup``.
+        config: its ``base_lr``, ``lr_schedule``, ``lr_milestones``, ``lr_factor`` and ``warmup``.
         iteration: t, from 0.
         num_iterations: of the whole run.
 
@@ -28,4 +28,4 @@ def learning_rate(config: TrainConfig, iteration: int, num_iterations: int) -> f
         factor = config.lr_factor ** sum(progress >= mark for mark in config.lr_milestones)
     if iteration < config.warmup:
         factor *= (iteration + 1) / config.warmup
-    return config.lr * factor
+    return config.base_lr * factor

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +54,12 @@ class TrainingLoop:
         self._per_epoch = iterations_per_epoch(source.train.num_samples, config.batch_size)
         self._num_iterations = config.iterations or config.epochs * self._per_epoch
         # Rank 0 knows a batch's loss to be on its way once it has that batch's error gradient.
-        self._loss_lag = pipeline.method.schedule.delay(0, pipeline.num_stages)
+        self._loss_delay = pipeline.method.schedule.delay(0, pipeline.num_stages)
         self._losses: list[Tensor] = []  # on the last rank, since the last report
         self._reports: deque[int] = deque()  # on rank 0, iterations of reports under way
         self._reporter: Reporter | None = None
-        self._train_s, self._samples = 0.0, 0
-        self._last_loss = math.nan
+        self._started_s, self._aside_s, self._samples = 0.0, 0.0, 0
+        self._last_loss: float | None = None
 
     def run(self) -> dict[str, Any] | None:
         """Train to the end; return the summary on rank 0, None elsewhere.
@@ -67,14 +69,16 @@ class TrainingLoop:
         """
         config, start = self._config, self._pipeline.iteration
         if self._team.is_reporter:
+            self._last_loss = run_folder.last_loss(self._run_dir)  # of a resumed run
             self._reporter = Reporter(self._run_dir, self._num_iterations, start, quiet=self._quiet)
+        self._started_s = time.perf_counter()
         try:
             for iteration in range(start, self._num_iterations):
                 self._train(iteration)
                 done = iteration + 1
                 if done % config.log_every == 0:
                     self._send_losses(done)
-                self._receive_losses(until=done - self._loss_lag)
+                self._receive_losses(until=done - self._loss_delay)
                 if done % (self._per_epoch * config.evaluate_every) == 0:
                     if done < self._num_iterations:
                         self._evaluate(done, "validation" if self._source.validation else "test")
@@ -97,7 +101,6 @@ class TrainingLoop:
         for optimizer in filter(None, self._pipeline.optimizers):
             for group in optimizer.param_groups:
                 group["lr"] = lr
-        started_s = time.perf_counter()
         inputs = targets = None
         if self._team.rank == 0:
             rng = augmentation_rng(seed=config.seed, iteration=iteration)
@@ -107,10 +110,21 @@ class TrainingLoop:
         loss = self._pipeline.step(inputs, targets)
         if loss is not None:
             self._losses.append(loss)
-        self._train_s += time.perf_counter() - started_s
         self._samples += len(indices)
         if self._reporter:
             self._reporter.progress(iteration + 1)
+
+    @property
+    def _train_s(self) -> float:
+        """Seconds since the start, without those set aside."""
+        return time.perf_counter() - self._started_s - self._aside_s
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Do not count the block's duration as training."""
+        started_s = time.perf_counter()
+        yield
+        self._aside_s += time.perf_counter() - started_s
 
     def _send_losses(self, done: int) -> None:
         """Hand the losses since the last report on, from the last rank to rank 0."""
@@ -120,8 +134,9 @@ class TrainingLoop:
                 if not math.isfinite(loss):
                     raise NonFiniteLossError(
                         f"the loss is not finite (loss: {loss}, iteration: "
-                        f"{done - len(losses) + index}); lower --lr (now {self._config.lr:g}), or "
-                        "use fewer stages or --warmup; checkpoints already written are kept"
+                        f"{done - len(losses) + index}); lower --lr (now "
+                        f"{self._config.base_lr:g}), or use fewer stages or --warmup; checkpoints "
+                        "already written are kept"
                     )
             self._losses.clear()
             self._team.send_losses(losses)
@@ -148,13 +163,14 @@ class TrainingLoop:
         """Evaluate on a split, in step with all ranks."""
         dataset = self._source.test if split == "test" else self._source.validation
         assert dataset is not None
-        result = evaluate(
-            self._pipeline,
-            self._team,
-            dataset,
-            batch_size=self._config.evaluation_batch_size,
-            place=lambda inputs: place(inputs, self._config, self._device),
-        )
+        with self._aside():
+            result = evaluate(
+                self._pipeline,
+                self._team,
+                dataset,
+                batch_size=self._config.evaluation_batch_size,
+                place=lambda inputs: place(inputs, self._config, self._device),
+            )
         if self._reporter:
             self._reporter.evaluation(done, round(done / self._per_epoch, 4), split, result)
         return result
@@ -164,26 +180,28 @@ class TrainingLoop:
         self._send_losses(done)  # also: no checkpoint of a run that has diverged
         self._receive_losses(until=done)
         folder = self._run_dir / run_folder.CHECKPOINTS
-        state = self._pipeline.state_dict()
-        for k, stage_state in state.pop("stages").items():
-            checkpoint.write_stage(folder, done, int(k), {**state, "stage": stage_state})
-        self._team.barrier()  # all stages are written
-        checkpoint.finish(folder, done, self._config.keep_checkpoints)
+        with self._aside():
+            state = self._pipeline.state_dict()
+            for k, stage_state in state.pop("stages").items():
+                checkpoint.write_stage(folder, done, int(k), {**state, "stage": stage_state})
+            self._team.barrier()  # all stages are written
+            checkpoint.finish(folder, done)
+            self._team.barrier()  # and on every disk
+            checkpoint.prune(folder, self._config.keep_checkpoints)
         if self._reporter:
             self._reporter.event("checkpoint", done)
 
     def _finish(self) -> dict[str, Any] | None:
-        started_s = time.perf_counter()
         self._pipeline.flush()
-        self._train_s += time.perf_counter() - started_s
         self._send_losses(self._num_iterations)
         self._receive_losses(until=self._num_iterations)
+        train_s = self._train_s
         if self._source.validation is not None:
             self._evaluate(self._num_iterations, "validation")
         result = self._evaluate(self._num_iterations, "test")
         mine = [dict(module.state_dict()) for module in self._pipeline.modules]
         parts = self._team.gather([{n: t.cpu() for n, t in part.items()} for part in mine])
-        clocks = self._team.gather((self._pipeline.stage_seconds(), self._train_s))
+        clocks = self._team.gather((self._pipeline.stage_seconds(), train_s))
         if not self._team.is_reporter:
             return None
         tensors = {name: t for rank in parts for part in rank for name, t in part.items()}
@@ -196,8 +214,8 @@ class TrainingLoop:
             "train_loss": self._last_loss,
             "iterations": self._num_iterations,
             "epochs": self._num_iterations / self._per_epoch,
-            "samples_per_s": self._samples / self._train_s,
-            "train_s": self._train_s,
+            "samples_per_s": self._samples / train_s,
+            "train_s": train_s,
             "parameters_sha256": run_folder.parameters_sha256(tensors),
             "method": config.method,
             "num_stages": config.stages,

@@ -15,7 +15,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from torch.utils.tensorboard import SummaryWriter
 
 from delaygrad.records import EventLog
 from delaygrad.training import run_folder
@@ -33,8 +32,13 @@ class Reporter:
     """
 
     def __init__(self, run_dir: Path, num_iterations: int, done: int, *, quiet: bool) -> None:
-        self._log = EventLog(run_dir / run_folder.RECORDS)
-        self._board = SummaryWriter(str(run_dir / run_folder.TENSORBOARD), purge_step=done)
+        # Imported here: one process in K reports, the others need not wait for the import.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._run_dir = run_dir
+        with run_folder.writing(run_dir):
+            self._log = EventLog(run_dir / run_folder.RECORDS)
+            self._board = SummaryWriter(str(run_dir / run_folder.TENSORBOARD), purge_step=done)
         self._started_s = time.perf_counter()
         self._console = Console(stderr=True, quiet=quiet)
         self._bar = Progress(
@@ -108,4 +112,5 @@ class Reporter:
 
     def _write(self, name: str, iteration: int, **fields: Any) -> None:
         elapsed_s = round(time.perf_counter() - self._started_s, 3)
-        self._log.write(name, iteration=iteration, elapsed_s=elapsed_s, **fields)
+        with run_folder.writing(self._run_dir / run_folder.RECORDS):
+            self._log.write(name, iteration=iteration, elapsed_s=elapsed_s, **fields)

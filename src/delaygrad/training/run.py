@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from delaygrad.data import DataSource
 from delaygrad.errors import CheckpointError, ConfigError
 from delaygrad.runtime import Launch, launched_by_torchrun, run_workers
-from delaygrad.runtime.launch import joined
+from delaygrad.runtime.launch import joined, require_single_process
 from delaygrad.runtime.team import Ranks, Solo, Team
 from delaygrad.training import checkpoint, run_folder
 from delaygrad.training.assembly import build_pipeline, load_data, resolve
@@ -59,50 +60,101 @@ def resume(run_dir: Path, *, quiet: bool = False) -> dict[str, Any] | None:
 
 def _dispatch(config: TrainConfig, iteration: int | None, quiet: bool) -> dict[str, Any] | None:
     config.check()
+    device = _device(config)
     launch = Launch(num_workers=config.stages, threads=config.threads, timeout_s=config.timeout_s)
     if config.runtime == "distributed" and launched_by_torchrun():
-        return _rank_main(config.to_json(), iteration, quiet, launch)
+        resuming = iteration is not None
+        return _rank_main(config.to_json(), resuming, quiet, launch, prepared=False)
+    if config.runtime == "local":
+        require_single_process()
     source = load_data(config)
     config = _prepare(config, source, iteration)
     if config.runtime == "distributed":
-        results = run_workers(_rank_main, launch, config.to_json(), iteration, quiet, launch)
-        summary: dict[str, Any] = results[0]
+        arguments = (config.to_json(), iteration is not None, quiet, launch)
+        summary: dict[str, Any] = run_workers(_rank_main, launch, *arguments)[0]
         return summary
     torch.set_num_threads(config.threads)
-    return _run(config, source, Solo(), torch.device(config.device), iteration, quiet, rank=None)
+    return _run(config, source, Solo(), device, iteration, quiet, rank=None)
+
+
+def _device(config: TrainConfig) -> torch.device:
+    """Raise ConfigError unless this host can compute on the device."""
+    device = torch.device(config.device)
+    if device.type == "cuda":
+        needed = config.stages if config.runtime == "distributed" else 1
+        here = torch.cuda.device_count()
+        if here < (1 if launched_by_torchrun() else needed):
+            raise ConfigError(
+                f"too few GPUs (found: {here}, needed: {needed}); use cpu or the local runtime"
+            )
+    return device
 
 
 def _rank_main(
-    values: dict[str, Any], iteration: int | None, quiet: bool, launch: Launch
+    values: dict[str, Any], resuming: bool, quiet: bool, launch: Launch, *, prepared: bool = True
 ) -> dict[str, Any] | None:
-    """What every rank does; ``values`` may still be unresolved under torchrun."""
+    """What every rank does; ``prepared``: the process that started it has called ``_prepare``."""
     config = config_from_json(values)
     device = torch.device(config.device)
     if device.type != "cpu":
         device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
+        torch.accelerator.set_device_index(device.index)
     with joined(launch, device) as rank:
         team = Ranks(timeout_s=config.timeout_s)
         source = load_data(config)
-        if not _is_prepared(config):
-            prepared = _prepare(config, source, iteration).to_json() if rank == 0 else None
-            config = config_from_json(team.broadcast(prepared))
-        iteration = team.broadcast(iteration)
+        iteration = _common_checkpoint(config, team) if resuming else None
+        if not prepared:
+            config = _prepare_together(config, source, iteration, team)
         return _run(config, source, team, device, iteration, quiet, rank=rank)
 
 
-def _is_prepared(config: TrainConfig) -> bool:
-    return config.run_dir is not None and (config.run_dir / run_folder.CONFIG).exists()
-
-
 def _prepare(config: TrainConfig, source: DataSource, iteration: int | None) -> TrainConfig:
-    """Resolve a new run and make its folder, or bring the records of an old one in line."""
+    """Resolve a new run and make its folder, or bring the folder of an old one in line."""
     if iteration is None:
+        if config.run_dir is not None:
+            run_folder.require_no_run(config.run_dir)
         config = resolve(config, source)
         run_folder.create(config)
     else:
         assert config.run_dir is not None
         run_folder.rewind_records(config.run_dir, iteration)
+        checkpoint.rewind(config.run_dir / run_folder.CHECKPOINTS, iteration)
     return config
+
+
+def _prepare_together(
+    config: TrainConfig, source: DataSource, iteration: int | None, team: Team
+) -> TrainConfig:
+    """Do the same on all ranks: rank 0 decides, and every host has a folder, shared or its own."""
+    own = config
+    if own.run_dir is not None and iteration is None:
+        run_folder.require_no_run(own.run_dir)
+    team.barrier()  # all have looked, before the first folder is made
+    decided = _prepare(config, source, iteration).to_json() if team.rank == 0 else None
+    config = config_from_json(team.broadcast(decided))
+    config = dataclasses.replace(
+        config, run_dir=own.run_dir or config.run_dir, data_dir=own.data_dir
+    )
+    assert config.run_dir is not None
+    if not run_folder.holds_run(config.run_dir):
+        run_folder.create(config)
+    if iteration is not None:
+        checkpoint.rewind(config.run_dir / run_folder.CHECKPOINTS, iteration)
+    team.barrier()  # all is in line, before anything new is written
+    return config
+
+
+def _common_checkpoint(config: TrainConfig, team: Team) -> int:
+    """Find the newest checkpoint that every rank's disk has."""
+    assert config.run_dir is not None
+    everywhere = team.gather(checkpoint.find(config.run_dir / run_folder.CHECKPOINTS))
+    newest: int | None = None
+    if everywhere:
+        newest = max(set.intersection(*map(set, everywhere)), default=None)
+    newest = team.broadcast(newest)
+    if newest is None:
+        raise CheckpointError("the hosts have no checkpoint in common; start the run again")
+    return newest
 
 
 def _run(

@@ -16,12 +16,15 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,45 +37,80 @@ CHECKPOINTS, MODEL, TENSORBOARD = "checkpoints", "model.safetensors", "tensorboa
 
 
 def new_run_dir(config: TrainConfig) -> Path:
-    """Choose a folder that is not there yet: ``runs/<time>-<data>-<model>-<method>-k<stages>``."""
+    """Make a folder of its own for a run: ``runs/<time>-<data>-<model>-<method>-k<stages>``."""
     time = datetime.now().strftime("%Y%m%d-%H%M%S")
     base = Path("runs", f"{time}-{config.data}-{config.model}-{config.method}-k{config.stages}")
     path, number = base, 2
-    while path.exists():
-        path, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return path
+    while True:  # another run may begin in the same second
+        try:
+            with writing(path):
+                path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            path, number = base.with_name(f"{base.name}-{number}"), number + 1
 
 
-def create(config: TrainConfig) -> Path:
+def require_no_run(run_dir: Path) -> None:
+    """Raise ConfigError if there is a run in the folder."""
+    if holds_run(run_dir):
+        raise ConfigError(
+            f"there is a run in this folder already ({run_dir}); choose another --run-dir, "
+            f"or continue it: delaygrad resume {run_dir}"
+        )
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Say whether there is a run in the folder."""
+    try:
+        return (run_dir / CONFIG).exists()
+    except OSError as error:
+        raise ConfigError(f"cannot read the run folder ({run_dir}): {error.strerror}") from error
+
+
+def create(config: TrainConfig) -> None:
     """Make the folder of a new run, with its configuration.
 
     Raises:
-        ConfigError: there is a run in it already, or it cannot be written.
+        ConfigError: it cannot be written.
     """
     assert config.run_dir is not None
-    if (config.run_dir / CONFIG).exists():
-        raise ConfigError(
-            f"there is a run in this folder already ({config.run_dir}); choose another --run-dir, "
-            f"or continue it: delaygrad resume {config.run_dir}"
-        )
-    try:
+    with writing(config.run_dir):
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(
-            config.run_dir / CONFIG, {"config": config.to_json(), "environment": environment()}
-        )
+    write_json(config.run_dir / CONFIG, {"config": config.to_json(), "environment": environment()})
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within the block, a disk that refuses is a ConfigError that names the path."""
+    try:
+        yield
+    except FileExistsError:
+        raise
     except OSError as error:
-        raise ConfigError(f"cannot write the run folder ({config.run_dir}): {error}") from error
-    return config.run_dir
+        raise ConfigError(
+            f"cannot write ({error.filename or path}): {error.strerror or error}; choose another "
+            "--run-dir or make room; what was written before is kept"
+        ) from error
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a file whole or not at all."""
-    draft = path.with_name(path.name + ".unfinished")
-    with draft.open("w", encoding="utf-8") as file:
+    with _draft_of(path) as draft, draft.open("w", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(draft, path)
+
+
+@contextmanager
+def _draft_of(path: Path) -> Iterator[Path]:
+    """Write the draft within the block; then it takes the path's place, or is gone."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}.unfinished")  # ranks may share a folder
+    try:
+        with writing(path):
+            yield draft
+            os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def rewind_records(run_dir: Path, iteration: int) -> None:
@@ -81,17 +119,26 @@ def rewind_records(run_dir: Path, iteration: int) -> None:
     if not path.exists():
         return
     kept = [event for event in read_events(path) if event.get("iteration", 0) <= iteration]
-    draft = path.with_name(path.name + ".unfinished")
-    draft.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
-    os.replace(draft, path)
+    with _draft_of(path) as draft:
+        draft.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
+
+
+def last_loss(run_dir: Path) -> float | None:
+    """Return the newest training loss on record, None if there is none."""
+    path = run_dir / RECORDS
+    events = read_events(path) if path.exists() else []
+    losses = [event["loss"] for event in events if event["event"] == "training"]
+    return losses[-1] if losses else None
 
 
 def write_model(run_dir: Path, tensors: dict[str, Tensor]) -> None:
     """Write the network's parameters and buffers as safetensors, under their own names."""
-    path = run_dir / MODEL
-    draft = path.with_name(path.name + ".unfinished")
-    save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, draft)
-    os.replace(draft, path)
+    own = {name: t.detach().contiguous().clone() for name, t in tensors.items()}
+    with _draft_of(run_dir / MODEL) as draft:
+        try:
+            save_file(own, draft)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def parameters_sha256(tensors: dict[str, Tensor]) -> str:

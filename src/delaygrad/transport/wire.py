@@ -74,6 +74,14 @@ class Wire:
         except RuntimeError as error:
             raise self.failure(doing, error) from error
 
+    def next_capacity(self, num_bytes: int) -> int:
+        """Say what size both ends agree on after a message that was larger than before.
+
+        0 on an accelerator: a receive that waits for a message would be a kernel that keeps the
+        device busy, so there it is posted when the header has come.
+        """
+        return num_bytes if self.device.type == "cpu" else 0
+
     def failure(self, doing: str, error: RuntimeError) -> TransportError:
         """Say what went wrong, in which direction, with whom."""
         text = str(error)
@@ -140,7 +148,7 @@ class WireSender:
             pieces.append((payload[: self._capacity], wire.payload_group))
         if num_bytes > self._capacity:
             pieces.append((payload[self._capacity :], wire.payload_group))
-            self._capacity = num_bytes
+            self._capacity = wire.next_capacity(num_bytes)
         works: list[tuple[dist.Work, Tensor]] = []
         self._in_flight.append(works)
         for piece, group in pieces:
@@ -180,7 +188,7 @@ class WireReceiver:
             rest = self._empty(num_bytes - self._capacity)
             wire.wait(self._irecv(rest, wire.payload_group), "receiving")
             payload = torch.cat([payload, rest]) if self._capacity else rest
-            self._capacity = num_bytes
+            self._capacity = wire.next_capacity(num_bytes)
         self._post()
         return Message(header["batch"], _unpack(payload, header["tensors"]), header["structure"])
 

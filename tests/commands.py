@@ -1,0 +1,125 @@
+"""Run the ``delaygrad`` command as a user does: in a process of its own, possibly under torchrun.
+
+Every wait is bounded, and what a command has started is dead when its test is over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from delaygrad.cli.main import main
+from delaygrad.records import read_events
+
+TIMEOUT_S = 90.0
+DELAYGRAD = (sys.executable, "-m", "delaygrad")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+CUTS = {1: (), 2: ("linear2",), 3: ("linear2", "linear3")}
+
+
+def delaygrad(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    """Run a command to its end."""
+    with running(*DELAYGRAD, *arguments, env=env) as process:
+        out, err = process.communicate(timeout=TIMEOUT_S)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def torchrun(ranks: int, *arguments: object) -> subprocess.CompletedProcess:
+    """Run a command on so many ranks of this machine."""
+    launcher = (*TORCHRUN, "--standalone", "--nproc-per-node", ranks, "-m", "delaygrad")
+    with running(*launcher, *arguments) as process:
+        out, err = process.communicate(timeout=TIMEOUT_S)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@contextmanager
+def running(*command: object, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen]:
+    """Start a command in a session of its own; kill what is left of the session at the end."""
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+    )
+    try:
+        yield process
+    finally:
+        for pid in session(process):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+def session(process: subprocess.Popen) -> list[int]:
+    """The pids of a command that ``running`` started and of what it started, while they run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # pid (command, which may hold spaces) state ppid pgrp session ...
+            state, _, _, session_id = stat.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue  # it ended while we looked
+        if int(session_id) == process.pid and state != "Z":
+            found.append(int(stat.parent.name))
+    return sorted(found)
+
+
+def workers(process: subprocess.Popen) -> list[int]:
+    """The pids of the workers of a distributed run, in the order of their ranks."""
+
+    def is_worker(pid: int) -> bool:
+        try:
+            return "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:
+            return False
+
+    return [pid for pid in session(process) if is_worker(pid)]
+
+
+def train(run_dir: Path, num_stages: int, *arguments: object) -> list[str]:
+    """The arguments that train a small network on digits."""
+    cuts = ("--cuts", *CUTS[num_stages]) if num_stages > 1 else ()
+    given = (
+        "train", "--model", "mlp", "--width", 16, "--depth", 4, "--batch-size", 100,
+        "--dropout", 0.1, "--stages", num_stages, *cuts, "--run-dir", run_dir, *arguments,
+    )  # fmt: skip
+    return [str(word) for word in given]
+
+
+def here(arguments: list[str]) -> None:
+    """Run a command in this process, where it need not start first."""
+    main([*arguments, "--quiet", "--json"])
+
+
+def wait_until(what: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> None:
+    """Return once ``what()`` is true."""
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < deadline, f"still waiting after {timeout_s} s"
+        time.sleep(0.02)
+
+
+def summary(run_dir: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    return found
+
+
+def reports(run_dir: Path) -> list[int]:
+    """The iterations whose training loss is on record, so far."""
+    path = run_dir / "records.jsonl"
+    events = read_events(path) if path.exists() else []
+    return [event["iteration"] for event in events if event["event"] == "training"]
+
+
+def iterations_done(run_dir: Path) -> int:
+    """The newest iteration on record, 0 before there is one."""
+    return max(reports(run_dir), default=0)

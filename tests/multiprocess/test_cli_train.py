@@ -1,0 +1,121 @@
+"""``delaygrad train`` as a user runs it: one result in every runtime, and a whole run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from commands import CUTS, delaygrad, here, reports, summary, torchrun, train
+from safetensors.torch import load_file
+
+from delaygrad.data import load
+from delaygrad.models import build
+from delaygrad.records import read_events
+from delaygrad.training import load_config
+
+# 15 iterations per epoch: nothing divides anything.
+SHORT = ("--iterations", 22, "--holdout", 7, "--log-every", 4, "--checkpoint-every", 1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """The folder, stdout and stderr of one distributed run."""
+    folder = tmp_path_factory.mktemp("distributed") / "run"
+    done = delaygrad(*train(folder, 2, *SHORT, "--runtime", "distributed", "--json"))
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout, done.stderr
+
+
+def test_distributed_run_ends_as_the_local_one(run: tuple[Path, str, str], tmp_path: Path) -> None:
+    here(train(tmp_path / "local", 2, *SHORT))
+    local, distributed = summary(tmp_path / "local"), summary(run[0])
+    for key in ("parameters_sha256", "test_accuracy", "test_loss", "train_loss", "cuts"):
+        assert local[key] == distributed[key], key
+
+    def losses(folder: Path) -> list[tuple[int, float]]:
+        events = read_events(folder / "records.jsonl")
+        return [(e["iteration"], e["loss"]) for e in events if e["event"] != "checkpoint"]
+
+    assert losses(tmp_path / "local") == losses(run[0])
+
+
+def test_with_json_stdout_is_the_summary_and_stderr_the_progress(
+    run: tuple[Path, str, str],
+) -> None:
+    folder, out, err = run
+    found = json.loads(out)
+    assert {**summary(folder), "curves": str(folder / "curves.png")} == found
+    assert len(err.splitlines()) == 3  # one line for each evaluation: 1 epoch, and 2 at the end
+    assert all(line.startswith("epoch ") for line in err.splitlines())
+
+
+def test_run_folder_is_whole(run: tuple[Path, str, str]) -> None:
+    folder = run[0]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoints", "config.json", "curves.png", "model.safetensors", "records.jsonl",
+        "summary.json", "tensorboard",
+    ]  # fmt: skip
+    assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
+    assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == [
+        "iteration-00000021", "iteration-00000022"
+    ]  # fmt: skip
+    found = summary(folder)
+    assert found["iterations"] == 22 and found["test_predictions"] == 360
+    assert [row["delay"] for row in found["stages"]] == [1, 0]
+    for row in found["stages"]:
+        shares = [value for key, value in row.items() if key.endswith("_share")]
+        assert all(share >= 0 for share in shares) and 0 < sum(shares) <= 1
+    environment = json.loads((folder / "config.json").read_text())["environment"]
+    assert environment["torch"] == torch.__version__
+
+
+def test_model_file_is_the_network_before_the_split(run: tuple[Path, str, str]) -> None:
+    config, source = load_config(run[0] / "config.json"), load("digits")
+    model = build("mlp", source.sample_shape, source.num_classes, width=16, depth=4, dropout=0.1)
+    model.load_state_dict(load_file(run[0] / "model.safetensors"), strict=True)
+    everything = torch.arange(source.test.num_samples).numpy()
+    with torch.no_grad():
+        predicted = model.eval()(source.test.inputs(everything)).argmax(1)
+    accuracy = (predicted == source.test.targets(everything)).float().mean().item()
+    assert accuracy == pytest.approx(summary(run[0])["test_accuracy"], abs=1e-6)
+    assert config.cuts == CUTS[2]
+
+
+def test_one_stage_may_be_distributed_and_reports_may_be_rare(tmp_path: Path) -> None:
+    settings = ("--iterations", 5, "--log-every", 1000, "--evaluate-every", 7)
+    done = delaygrad(*train(tmp_path / "far", 1, *settings, "--runtime", "distributed"))
+    assert done.returncode == 0, done.stderr
+    here(train(tmp_path / "near", 1, *settings))
+    far, near = summary(tmp_path / "far"), summary(tmp_path / "near")
+    assert far["parameters_sha256"] == near["parameters_sha256"]
+    assert far["train_loss"] == near["train_loss"]
+    assert max(map(len, done.stdout.splitlines()[:-2])) <= 80
+
+
+def test_more_stages_than_a_loss_report_or_the_run_is_long(tmp_path: Path) -> None:
+    # Six stages: the error gradient of batch 0 never reaches stage 0 before the drain.
+    cuts = ("--cuts", "linear2", "linear3", "linear4", "linear5", "linear6")
+    settings = ("--iterations", "3", "--log-every", "1", "--checkpoint-every", "2")
+    names = ("train", "--model", "mlp", "--width", "8", "--depth", "6", "--stages", "6")
+    here([*names, *cuts, *settings, "--run-dir", str(tmp_path / "run")])
+    assert reports(tmp_path / "run") == [1, 2, 3]
+
+
+def test_torchrun_joins_a_run_and_resumes_it(tmp_path: Path) -> None:
+    here(train(tmp_path / "local", 2, *SHORT))
+    arguments = (*train(tmp_path / "run", 2, *SHORT), "--runtime", "distributed", "--quiet")
+    whole = torchrun(2, *arguments)
+    assert whole.returncode == 0, whole.stderr
+    expected = summary(tmp_path / "local")["parameters_sha256"]
+    assert summary(tmp_path / "run")["parameters_sha256"] == expected
+    # As if it had been killed after iteration 21.
+    (tmp_path / "run" / "summary.json").unlink()
+    newest = tmp_path / "run" / "checkpoints" / "iteration-00000022"
+    newest.rename(newest.with_name("iteration-00000022.unfinished"))
+    resumed = torchrun(2, "resume", tmp_path / "run", "--quiet", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    found = json.loads(resumed.stdout)
+    assert found["parameters_sha256"] == expected
+    assert found["train_loss"] == summary(tmp_path / "local")["train_loss"]

@@ -1,0 +1,41 @@
+"""What the README says must run as it stands."""
+
+import re
+import runpy
+import shlex
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from delaygrad.cli import main as command_line
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def test_python_example_runs_and_saves_a_model_with_the_unsplit_names(tmp_path, monkeypatch):
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len([line for line in example.splitlines() if line.strip()]) <= 16
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "example.py").write_text(example, encoding="utf-8")
+
+    names = runpy.run_path("example.py")
+
+    assert names["loss"] < 1.0
+    saved = torch.load("model.pt", weights_only=True)
+    assert list(saved) == list(names["model"].state_dict())
+
+
+def test_commands_name_flags_that_exist(capsys):
+    code = re.sub(r"\\\n\s+", "", README)
+    commands = re.findall(r"^    (delaygrad (?:train|resume|download).*)$", code, re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        name, *arguments = shlex.split(command.split("#")[0])[1:]
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as exit_info:
+            command_line.main([name, "--help"])
+        assert exit_info.value.code in (0, None)
+        help_text = capsys.readouterr().out
+        for flag in (argument for argument in arguments if argument.startswith("--")):
+            assert flag in help_text, f"{flag} is not a flag of {name}"
