@@ -56,7 +56,7 @@ def _flatten_into(tree: Tree, tensors: list[Tensor]) -> Structure:
         if any(not isinstance(key, str) for key in tree):
             raise StageError(f"dict keys at a boundary must be strings (keys: {list(tree)})")
         return {"dict": {key: _flatten_into(item, tensors) for key, item in tree.items()}}
-    raise StageError(f"cannot hand a {type(tree).__name__} to the next stage; {_SUPPORTED}")
+    raise StageError(f"cannot hand on a value of type {type(tree).__name__}; {_SUPPORTED}")
 
 
 def unflatten(structure: Structure, tensors: list[Tensor]) -> Tree:

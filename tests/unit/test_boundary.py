@@ -48,8 +48,8 @@ def test_the_tensors_are_the_trees_own(tree: Any) -> None:
 @pytest.mark.parametrize(
     ("tree", "told"),
     [
-        (3.0, "cannot hand a float to the next stage; a boundary carries tensors"),
-        ([torch.zeros(1), {"x": "text"}], "cannot hand a str to the next stage"),
+        (3.0, "cannot hand on a value of type float; a boundary carries tensors"),
+        ([torch.zeros(1), {"x": "text"}], "cannot hand on a value of type str"),
         ({1: torch.zeros(1)}, r"must be strings \(keys: \[1\]\)"),
         (torch.eye(2).to_sparse(), r"sparse tensor .*\(layout: torch.sparse_coo\).*\.to_dense\(\)"),
     ],

@@ -142,7 +142,7 @@ def test_a_stage_that_hands_on_something_else_is_told() -> None:
         def forward(self, x: Tensor) -> Any:
             return x, "text"
 
-    with pytest.raises(StageError, match="cannot hand a str to the next stage"):
+    with pytest.raises(StageError, match="cannot hand on a value of type str"):
         make_stage(0, module=Text()).forward(0, torch.ones(1, 2))
 
 

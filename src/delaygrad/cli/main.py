@@ -105,7 +105,10 @@ def _parse(arguments: list[str]) -> Train | Resume | Download:
         kind = Annotated[Train, tyro.conf.subcommand("train", default=Train(run=defaults))]
         command = kind | Annotated[Resume, tyro.conf.subcommand("resume")]
     parsed: Train | Resume | Download = tyro.cli(
-        command, args=arguments, prog="delaygrad", description=__doc__
+        command,
+        args=arguments,
+        prog="delaygrad",
+        description="Train one network as K stages at once, with delayed gradients.",
     )
     return parsed
 
@@ -127,8 +130,9 @@ def _config_file(arguments: list[str]) -> TrainConfig | None:
 def _finish(summary: dict[str, Any] | None, *, as_json: bool) -> None:
     if summary is None:  # another rank reports
         return
-    title = f"{summary['method']}, {summary['num_stages']} stages"
-    summary = {**summary, "curves": str(draw_curves(Path(summary["run_dir"]), title))}
+    run_dir = Path(summary["run_dir"])
+    title = f"{run_dir.name}: {summary['method']}, stages: {summary['num_stages']}"
+    summary = {**summary, "curves": str(draw_curves(run_dir, title))}
     if as_json:
         print(json.dumps(summary, indent=2))
     else:

@@ -8,7 +8,7 @@ from torch import nn
 
 from delaygrad.errors import PartitionError
 
-__all__ = ["Layer", "flatten", "is_chain", "is_container", "layer_names"]
+__all__ = ["Layer", "list_layers", "is_chain", "is_container", "layer_names"]
 
 # What a container may carry besides its children; a rebuilt container would lose it.
 _OWN_STATE = (
@@ -50,7 +50,7 @@ def is_chain(module: nn.Module) -> bool:
     return _runs_children_in_turn(module) and len(module._modules) > 0 and not _own_state(module)
 
 
-def flatten(model: nn.Module) -> list[Layer]:
+def list_layers(model: nn.Module) -> list[Layer]:
     """List the layers of a network in the order in which they run.
 
     Nested nn.Sequentials are opened. One that overrides forward, is compiled, or carries hooks,
@@ -64,7 +64,7 @@ def flatten(model: nn.Module) -> list[Layer]:
         PartitionError: the model is not such an nn.Sequential, or is empty.
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU(), nn.Linear(2, 1)))
-        >>> [layer.name for layer in flatten(net)]
+        >>> [layer.name for layer in list_layers(net)]
         ['0', '1.0', '1.1']
     """
     if not _runs_children_in_turn(model):
@@ -96,7 +96,7 @@ def layer_names(model: nn.Module) -> list[str]:
         >>> layer_names(nn.Sequential(nn.Sequential(nn.ReLU(), nn.Tanh()), nn.Linear(2, 1)))
         ['0.0', '0.1', '1']
     """
-    return [layer.name for layer in flatten(model)]
+    return [layer.name for layer in list_layers(model)]
 
 
 def _open(container: nn.Module, prefix: str) -> list[Layer]:

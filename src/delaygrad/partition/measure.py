@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from delaygrad.errors import PartitionError
-from delaygrad.partition.layers import Layer, flatten
-from delaygrad.partition.nested import Nested, describe, map_tensors, tensors_of
+from delaygrad.boundary import Structure, Tree, flatten, unflatten
+from delaygrad.errors import PartitionError, StageError
+from delaygrad.partition.layers import Layer, list_layers
 
 __all__ = ["LayerCost", "measure"]
 
@@ -50,7 +50,7 @@ class LayerCost:
     parameter_bytes: int
 
 
-def measure(model: nn.Module, sample_inputs: Nested) -> list[LayerCost]:
+def measure(model: nn.Module, sample_inputs: Tree) -> list[LayerCost]:
     """Measure what each layer costs on this machine, in the training modes the model is in.
 
     Works on a deep copy, on copied inputs and on a forked random state: parameters, gradients,
@@ -58,7 +58,7 @@ def measure(model: nn.Module, sample_inputs: Nested) -> list[LayerCost]:
     two seconds; the medians are returned. Backward passes start from ones. Hooks on layers run too.
 
     Args:
-        model: an nn.Sequential, see `flatten`; as many threads and the device as in training.
+        model: an nn.Sequential, see `list_layers`; as many threads and the device as in training.
         sample_inputs: one batch, given to the model as its one argument; a tuple, list or dict of
             tensors where the first layer takes that.
     Returns:
@@ -71,10 +71,10 @@ def measure(model: nn.Module, sample_inputs: Nested) -> list[LayerCost]:
         >>> [(cost.name, cost.activation_bytes) for cost in measure(net, torch.ones(2, 8))]
         [('0', 32), ('1', 32)]
     """
-    flatten(model)  # complain about the model before copying it
+    list_layers(model)  # complain about the model before copying it
     with _undisturbed(_accelerators(model, sample_inputs)) as clock:
-        layers = flatten(_copy_of(model))
-        inputs = map_tensors(Tensor.detach, sample_inputs, "sample_inputs")
+        layers = list_layers(_copy_of(model))
+        inputs = _map(Tensor.detach, sample_inputs, "sample_inputs")
         sizes = [timing.activation_bytes for timing in _walk(layers, inputs, clock)]
         walks: list[list[_Timing]] = []
         stop_at = clock() + BUDGET_S
@@ -110,7 +110,7 @@ def _walk(layers: list[Layer], inputs: Any, clock: Callable[[], float]) -> list[
 
 def _time_layer(layer: Layer, value: Any, clock: Callable[[], float]) -> tuple[_Timing, Any]:
     source = f"output of layer {layer.name!r}"
-    arriving = map_tensors(_arrive, value, source)
+    arriving = _map(_arrive, value, source)
     start = clock()
     try:
         outputs = layer.module(arriving)
@@ -118,7 +118,7 @@ def _time_layer(layer: Layer, value: Any, clock: Callable[[], float]) -> tuple[_
         raise _failure("forward", layer, value, error) from error
     forward_s = clock() - start
 
-    tensors = tensors_of(outputs, source)
+    tensors = _tensors(outputs, source)[0]
     reached = [tensor for tensor in tensors if tensor.requires_grad]
     ones = [torch.ones_like(tensor) for tensor in reached]
     backward_s = 0.0
@@ -132,7 +132,7 @@ def _time_layer(layer: Layer, value: Any, clock: Callable[[], float]) -> tuple[_
     layer.module.zero_grad(set_to_none=True)
 
     timing = _Timing(forward_s, backward_s, sum(_num_bytes(tensor) for tensor in tensors))
-    return timing, map_tensors(_leave, outputs, source)
+    return timing, _map(_leave, outputs, source)
 
 
 def _arrive(tensor: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def _leave(tensor: Tensor) -> Tensor:
 def _failure(direction: str, layer: Layer, value: Any, error: Exception) -> PartitionError:
     return PartitionError(
         f"{direction} of layer {layer.name!r} failed on the sample inputs "
-        f"(layer: {type(layer.module).__name__}, its input: {describe(value)}, "
+        f"(layer: {type(layer.module).__name__}, its input: {_describe(value)}, "
         f"{type(error).__name__}: {error}); pass sample_inputs that the model accepts"
     )
 
@@ -163,7 +163,7 @@ def _copy_of(model: nn.Module) -> nn.Module:
 
 
 def _accelerators(model: nn.Module, sample_inputs: Any) -> list[torch.device]:
-    tensors = [*model.parameters(), *model.buffers(), *tensors_of(sample_inputs, "sample_inputs")]
+    tensors = [*model.parameters(), *model.buffers(), *_tensors(sample_inputs, "sample_inputs")[0]]
     found = {tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta")}
     return sorted(found, key=str)
 
@@ -184,6 +184,23 @@ def _undisturbed(devices: list[torch.device]) -> Iterator[Callable[[], float]]:
         torch.enable_grad(),
     ):
         yield clock
+
+
+def _tensors(value: Tree, source: str) -> tuple[list[Tensor], Structure]:
+    try:
+        return flatten(value)
+    except StageError as error:
+        raise PartitionError(f"{source} cannot cross between stages: {error}") from error
+
+
+def _map(fn: Callable[[Tensor], Tensor], value: Tree, source: str) -> Tree:
+    tensors, structure = _tensors(value, source)
+    return unflatten(structure, [fn(tensor) for tensor in tensors])
+
+
+def _describe(value: Tree) -> str:
+    tensors, _ = flatten(value)
+    return ", ".join(f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in tensors)
 
 
 def _num_bytes(tensor: Tensor) -> int:

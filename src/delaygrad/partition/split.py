@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from delaygrad.boundary import Tree
 from delaygrad.errors import PartitionError
 from delaygrad.partition.balance import balance
 from delaygrad.partition.cuts import resolve_cuts
-from delaygrad.partition.layers import Layer, flatten, is_container
+from delaygrad.partition.layers import Layer, is_container, list_layers
 from delaygrad.partition.measure import measure
 from delaygrad.partition.merge import mark_stage
-from delaygrad.partition.nested import Nested
 from delaygrad.partition.sharing import Tie, check_cuts, find_ties, unbreakable_groups
 
 __all__ = ["split"]
@@ -23,7 +23,7 @@ def split(
     model: nn.Module,
     num_stages: int,
     *,
-    sample_inputs: Nested | None = None,
+    sample_inputs: Tree | None = None,
     cuts: Sequence[str | int] | None = None,
 ) -> list[nn.Sequential]:
     """Split a network into stages of about equal time, or at given layers.
@@ -49,7 +49,7 @@ def split(
         >>> [list(stage.state_dict()) for stage in split(net, num_stages=2, cuts=["1.0"])]
         [['0.weight', '0.bias'], ['1.1.weight', '1.1.bias']]
     """
-    layers = flatten(model)
+    layers = list_layers(model)
     _check_num_stages(num_stages, len(layers))
     ties = find_ties(layers)
     if cuts is not None:
@@ -81,7 +81,7 @@ def split(
 def _balanced_cuts(
     model: nn.Module,
     num_stages: int,
-    sample_inputs: Nested,
+    sample_inputs: Tree,
     layers: Sequence[Layer],
     ties: Sequence[Tie],
 ) -> list[int]:
@@ -110,7 +110,7 @@ def _take(container: nn.Module, prefix: str, names: set[str]) -> nn.Sequential:
             if path in names:
                 children[name] = child
             continue
-        inside = {f"{path}.{layer.name}" for layer in flatten(child)}
+        inside = {f"{path}.{layer.name}" for layer in list_layers(child)}
         if inside <= names:
             children[name] = child
         elif inside & names:

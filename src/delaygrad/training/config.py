@@ -31,8 +31,7 @@ class TrainConfig:
     """
 
     data: Literal["digits", "cifar10", "cifar100", "text"] = "digits"
-    """What to learn: scikit-learn's handwritten digits (nothing to download), CIFAR, or the
-    characters of a text file."""
+    """digits: those bundled with scikit-learn; text: the characters of a file."""
     data_dir: Path | None = None
     """Where the files of cifar10, cifar100 or text are."""
     holdout: int = 0
@@ -60,8 +59,7 @@ class TrainConfig:
     stages: int = 2
     """K, the number of pieces that the network is cut into."""
     cuts: tuple[str, ...] = ()
-    """First layer of each stage but the first; empty: balance the measured time. Runs that shall
-    be compared bit for bit need the same cuts."""
+    """First layer of each stage but the first; by default what balances the measured time."""
     runtime: Literal["local", "distributed"] = "local"
     """local: all stages in this process; distributed: a process for each stage."""
     threads: int = 1

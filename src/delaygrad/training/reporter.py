@@ -12,13 +12,19 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
 from delaygrad.records import EventLog
 from delaygrad.training import run_folder
 from delaygrad.training.evaluation import Evaluation
+
+
+def announce(text: str, *, quiet: bool) -> None:
+    """Tell a user at a terminal what takes a while."""
+    console = Console(stderr=True, quiet=quiet)
+    if console.is_terminal:
+        console.print(text, highlight=False)
 
 
 class Reporter:
@@ -42,12 +48,10 @@ class Reporter:
         self._started_s = time.perf_counter()
         self._console = Console(stderr=True, quiet=quiet)
         self._bar = Progress(
-            TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[loss]}"),
             TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self._console,

@@ -18,6 +18,7 @@ from delaygrad.training import checkpoint, run_folder
 from delaygrad.training.assembly import build_pipeline, load_data, resolve
 from delaygrad.training.config import TrainConfig, config_from_json, load_config
 from delaygrad.training.loop import TrainingLoop
+from delaygrad.training.reporter import announce
 
 
 def train(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any] | None:
@@ -70,6 +71,7 @@ def _dispatch(config: TrainConfig, iteration: int | None, quiet: bool) -> dict[s
     source = load_data(config)
     config = _prepare(config, source, iteration)
     if config.runtime == "distributed":
+        announce(f"starting {config.stages} processes, one for each stage", quiet=quiet)
         arguments = (config.to_json(), iteration is not None, quiet, launch)
         summary: dict[str, Any] = run_workers(_rank_main, launch, *arguments)[0]
         return summary

@@ -222,14 +222,14 @@ def test_failing_backward_is_named():
         measure(nn.Sequential(nn.Linear(2, 2), Layer()), torch.ones(1, 2))
 
 
-@pytest.mark.parametrize("value", [None, 3, "text", [None]])
+@pytest.mark.parametrize("value", [3, "text", [3]])
 def test_outputs_that_are_no_tensors_are_refused(value):
-    with pytest.raises(PartitionError, match=r"output of layer '0' .*type: \w+"):
+    with pytest.raises(PartitionError, match=r"output of layer '0' .*of type (int|str)"):
         measure(nn.Sequential(Return(value)), torch.ones(1))
 
 
 def test_inputs_that_are_no_tensors_are_refused():
-    with pytest.raises(PartitionError, match=r"sample_inputs is neither .*type: int"):
+    with pytest.raises(PartitionError, match=r"sample_inputs cannot .*of type int"):
         measure(nn.Sequential(nn.ReLU()), 3)
 
 

@@ -3,12 +3,12 @@ import torch
 from torch import nn
 
 from delaygrad.errors import PartitionError
-from delaygrad.partition.layers import flatten
+from delaygrad.partition.layers import list_layers
 from delaygrad.partition.sharing import check_cuts, find_ties, unbreakable_groups
 
 
 def tied_names(model):
-    return [(tie.kind, tie.first_name, tie.last_name) for tie in find_ties(flatten(model))]
+    return [(tie.kind, tie.first_name, tie.last_name) for tie in find_ties(list_layers(model))]
 
 
 def test_tied_parameters_are_found_inside_layers():
@@ -52,7 +52,7 @@ def test_sharing_within_a_layer_or_of_modules_without_tensors_is_no_tie():
 def test_three_holders_span_from_first_to_last():
     shared = nn.Linear(2, 2, bias=False)
     model = nn.Sequential(nn.ReLU(), shared, nn.ReLU(), shared, shared, nn.ReLU())
-    ties = find_ties(flatten(model))
+    ties = find_ties(list_layers(model))
     assert unbreakable_groups(6, ties) == [0, 1, 5]
     check_cuts([1, 5], ties)
     with pytest.raises(

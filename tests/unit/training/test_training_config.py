@@ -79,6 +79,12 @@ def test_unknown_key_or_wrong_type_is_refused(values: dict[str, Any], message: s
     assert message in str(caught.value)
 
 
+def test_default_learning_rate_is_the_optimizers() -> None:
+    assert TrainConfig().base_lr == 0.1
+    assert TrainConfig(optimizer="adamw").base_lr == 0.001
+    assert TrainConfig(optimizer="adamw", lr=0.5).base_lr == 0.5
+
+
 def test_whole_number_is_taken_for_a_fraction_and_a_list_for_a_tuple() -> None:
     config = config_from_json({"lr": 1, "stages": 3, "cuts": ["a", "b"], "iterations": None})
     assert config.lr == 1.0 and type(config.lr) is float
