@@ -10,9 +10,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 CUTS = {1: (), 2: ("linear2",), 3: ("linear2", "linear3")}
 
 
-def delaygrad(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+def delaygrad(*arguments: object) -> subprocess.CompletedProcess:
     """Run a command to its end."""
-    with running(*DELAYGRAD, *arguments, env=env) as process:
+    with running(*DELAYGRAD, *arguments) as process:
         out, err = process.communicate(timeout=TIMEOUT_S)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -41,22 +42,24 @@ def torchrun(ranks: int, *arguments: object) -> subprocess.CompletedProcess:
 
 
 @contextmanager
-def running(*command: object, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen]:
+def running(*command: object) -> Iterator[subprocess.Popen]:
     """Start a command in a session of its own; kill what is left of the session at the end."""
-    process = subprocess.Popen(
-        [str(word) for word in command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-    )
-    try:
-        yield process
-    finally:
-        for pid in session(process):
-            os.kill(pid, signal.SIGKILL)
-        process.communicate()
+    with tempfile.TemporaryDirectory(prefix="command-") as temporary:  # a killed one cannot tidy up
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": temporary},
+        )
+        try:
+            yield process
+        finally:
+            for pid in session(process):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.communicate()
 
 
 def session(process: subprocess.Popen) -> list[int]:

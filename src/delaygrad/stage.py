@@ -22,7 +22,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -32,25 +31,13 @@ from delaygrad.boundary import Structure, Tree, dense, flatten, unflatten
 from delaygrad.errors import CheckpointError, StageError
 from delaygrad.methods import Method
 from delaygrad.random_stream import RandomState, RandomStream
-from delaygrad.stash import ParameterStash, ParameterVersion, Stash, copied_buffers
+from delaygrad.stash import ParameterStash, ParameterVersion, Pending, Stash, copied_buffers
 
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
 """``loss_fn(outputs, targets)``: a 0-d tensor, the mean over the batch by custom."""
 
 MakeOptimizer: TypeAlias = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """``make_optimizer(params)``: any ``torch.optim`` optimizer over a stage's parameters."""
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A batch between its forward and its backward."""
-
-    inputs: list[Tensor]  # leaves; their .grad is the error gradient to send down
-    structure: Structure
-    roots: list[Tensor | None]  # graph ends, one per output tensor; None where no gradient runs
-    weights: ParameterVersion | None  # None: the live parameters, as no update comes in between
-    targets: Any
-    random_state: RandomState | None  # before the forward; None where no replay is ever needed
 
 
 class Stage:
@@ -231,7 +218,7 @@ class Stage:
             "optimizer_name": self._optimizer_name,
             "version": self.version,
             "random": self._random.state(),
-            "pending": [_describe(batch_index, entry) for batch_index, entry in self._pending],
+            "pending": [entry.describe(batch_index) for batch_index, entry in self._pending],
             "weights": {str(version): kept.tensors() for version, kept in stale.items()},
         }
 
@@ -354,34 +341,12 @@ class Stage:
         return dense(self.method.outgoing_gradient(grad, self.stage_index, self.num_stages))
 
     def _replay(self, entry: dict[str, Any], weights: ParameterVersion) -> None:
-        leaves = [
-            tensor.to(self.device, copy=True).requires_grad_(wanted)
-            for tensor, wanted in zip(entry["inputs"], entry["requires_grad"], strict=True)
-        ]
-        targets = _join(entry["targets"], self.device)
+        leaves, targets = Pending.given(entry, self.device)
         random_state = entry["random"]
         with self._random.replaying(random_state), copied_buffers(self.module):
             outputs = self._compute(leaves, entry["structure"], targets, weights)
         pending, _ = self._pend(leaves, entry["structure"], outputs, targets, weights, random_state)
         self._pending.put(entry["batch"], pending)
-
-
-def _describe(batch_index: int, entry: Pending) -> dict[str, Any]:
-    if entry.weights is None:
-        raise CheckpointError(
-            f"batch {batch_index} is between its forward and its backward; "
-            "take a checkpoint between two iterations"
-        )
-    targets, structure = (None, None) if entry.targets is None else flatten(entry.targets)
-    return {
-        "batch": batch_index,
-        "inputs": [leaf.detach() for leaf in entry.inputs],
-        "requires_grad": [leaf.requires_grad for leaf in entry.inputs],
-        "structure": entry.structure,
-        "targets": None if targets is None else {"tensors": targets, "structure": structure},
-        "version": entry.weights.version,
-        "random": entry.random_state,
-    }
 
 
 def _kinds(state: dict[str, Any]) -> dict[str, str]:
@@ -395,12 +360,6 @@ def _kinds(state: dict[str, Any]) -> dict[str, str]:
 
 def _group_sizes(optimizer: dict[str, Any] | None) -> list[int]:
     return [] if optimizer is None else [len(g["params"]) for g in optimizer["param_groups"]]
-
-
-def _join(saved: dict[str, Any] | None, device: torch.device) -> Any:
-    if saved is None:
-        return None
-    return unflatten(saved["structure"], [tensor.to(device) for tensor in saved["tensors"]])
 
 
 def _installed(weights: ParameterVersion | None) -> AbstractContextManager[None]:

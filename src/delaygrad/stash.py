@@ -16,12 +16,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from delaygrad.errors import StashError
+from delaygrad.boundary import Structure, flatten, unflatten
+from delaygrad.errors import CheckpointError, StashError
+from delaygrad.random_stream import RandomState
 
 Entry = TypeVar("Entry")
 
@@ -131,6 +133,59 @@ class ParameterVersion:
             slot.name: slot.alias.detach().requires_grad_(slot.alias.requires_grad)
             for slot in self.slots
         }
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A batch between its forward and its backward.
+
+    Attributes:
+        inputs: leaves; their ``.grad`` becomes the error gradient to send down.
+        structure: of the inputs; see ``delaygrad.boundary``.
+        roots: ends of the graph, one per output tensor; None where no gradient runs.
+        weights: what the graph was built on; None is the live parameters, where no update comes in
+            between.
+        targets: for the last stage.
+        random_state: before the forward; None where no replay is ever needed.
+    """
+
+    inputs: list[Tensor]
+    structure: Structure
+    roots: list[Tensor | None]
+    weights: ParameterVersion | None
+    targets: Any
+    random_state: RandomState | None
+
+    def describe(self, batch_index: int) -> dict[str, Any]:
+        """Return what a replay of the forward needs, for a checkpoint.
+
+        Raises:
+            CheckpointError: the batch is in the middle of an iteration.
+        """
+        if self.weights is None:
+            raise CheckpointError(
+                f"batch {batch_index} is between its forward and its backward; "
+                "take a checkpoint between two iterations"
+            )
+        tensors, structure = flatten(self.targets)
+        return {
+            "batch": batch_index,
+            "inputs": [leaf.detach() for leaf in self.inputs],
+            "requires_grad": [leaf.requires_grad for leaf in self.inputs],
+            "structure": self.structure,
+            "targets": {"tensors": tensors, "structure": structure},
+            "version": self.weights.version,
+            "random": self.random_state,
+        }
+
+    @staticmethod
+    def given(described: dict[str, Any], device: torch.device) -> tuple[list[Tensor], Any]:
+        """Return the leaves and targets of a described batch, on a device."""
+        wanted = zip(described["inputs"], described["requires_grad"], strict=True)
+        leaves = [tensor.to(device, copy=True).requires_grad_(flag) for tensor, flag in wanted]
+        targets = described["targets"]
+        on_device = [tensor.to(device) for tensor in targets["tensors"]]
+        return leaves, unflatten(targets["structure"], on_device)
 
 
 class ParameterStash:

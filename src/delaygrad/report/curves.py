@@ -6,7 +6,6 @@ from pathlib import Path
 
 from delaygrad.records import read_events
 
-
 _COLOURS = {"test": "C1", "validation": "C2"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
@@ -129,7 +130,8 @@ class Ranks(Team):
         try:
             yield
         except RuntimeError as error:
-            detail = str(error).strip().splitlines()[-1].split(". ")[0]
+            line = str(error).strip().splitlines()[-1].split(". ")[0]
+            detail = re.sub(r"^\[\S+\] ", "", line)  # gloo begins with its own file and line
             raise TransportError(
                 f"[rank {self.rank}] waiting for all ranks failed: one of them is gone or late; "
                 f"see its own error ({detail})"

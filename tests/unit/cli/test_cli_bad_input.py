@@ -72,7 +72,7 @@ def refused(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> s
         ((*MLP, "--stagse", "2"), "Unrecognized option"),
         ((*MLP, "--stages", "two"), "--stages"),
         ((*MLP, "--runtime", "remote"), "--runtime"),
-        (("trian",), "trian"),
+        (("learn",), "learn"),
         (("resume",), "The run's folder. (required)"),
         ((), "Expected one of {train, resume, download}"),
     ],
