@@ -22,6 +22,8 @@ from commands import (
     workers,
 )
 
+pytestmark = pytest.mark.slow
+
 ENDLESS = ("--iterations", 1_000_000, "--log-every", 5, "--quiet")
 
 

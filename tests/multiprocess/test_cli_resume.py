@@ -23,6 +23,8 @@ from commands import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow
+
 NUM_ITERATIONS = 200
 LONG = ("--iterations", NUM_ITERATIONS, "--checkpoint-every", 7, "--log-every", 3, "--quiet")
 

@@ -15,6 +15,8 @@ from delaygrad.models import build
 from delaygrad.records import read_events
 from delaygrad.training import load_config
 
+pytestmark = pytest.mark.slow
+
 # 15 iterations per epoch: nothing divides anything.
 SHORT = ("--iterations", 22, "--holdout", 7, "--log-every", 4, "--checkpoint-every", 1)
 

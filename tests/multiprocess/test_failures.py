@@ -268,7 +268,7 @@ def test_mistakes_are_told_in_clear_words() -> None:
         above["alone"],
     )
     assert re.match(
-        r"WorkerError: the pipeline stopped in the middle of an iteration \(TransportError: .*; "
+        r"WorkerError: the pipeline stopped in the middle of its work \(TransportError: .*; "
         "make a new one and load its last state",
         above["afterwards"],
     )

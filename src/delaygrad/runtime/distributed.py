@@ -18,7 +18,7 @@ from delaygrad.runtime.pipeline import Pipeline
 from delaygrad.runtime.worker import Worker
 from delaygrad.stage import LossFunction, MakeOptimizer, Stage, device_of
 from delaygrad.transport import Message
-from delaygrad.transport.wire import Wire, WireReceiver, WireSender
+from delaygrad.transport.wire import Wire, WireReceiver, WireSender, reason_of
 
 
 class DistributedPipeline(Pipeline):
@@ -203,7 +203,7 @@ class _Links:
             raise TransportError(
                 f"[stage {self._stage_index}, rank {dist.get_rank()}] another rank did not make "
                 f"its pipeline: it is gone, or took longer than {self._timeout_s:g} s; see its own "
-                f"error ({str(error).strip().splitlines()[0]})"
+                f"error ({reason_of(error)})"
             ) from error
 
 

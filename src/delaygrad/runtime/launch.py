@@ -6,7 +6,6 @@ Under ``torchrun`` (several hosts) the processes are there already; then nothing
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -17,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -28,6 +26,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from delaygrad import errors
 from delaygrad.errors import ConfigError, TransportError, WorkerError
+from delaygrad.runtime.lifetime import born_deaf_to_interrupts, end_with_parent
 
 _LAUNCHER_LOGGERS = (
     "torch.distributed.elastic.multiprocessing.api",
@@ -124,7 +123,7 @@ def run_workers(entry: Callable[..., Any], launch: Launch, *args: Any) -> dict[i
     with (
         tempfile.TemporaryDirectory(prefix="delaygrad-") as folder,  # where errors are left
         _quiet_launcher(),
-        _workers_born_deaf_to_sigint(),
+        born_deaf_to_interrupts(),
     ):
         config = LaunchConfig(
             min_nodes=1,
@@ -152,7 +151,7 @@ def run_workers(entry: Callable[..., Any], launch: Launch, *args: Any) -> dict[i
 
 def _enter(entry: Callable[..., Any], *args: Any) -> Any:
     """Be a worker."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
@@ -162,39 +161,6 @@ def _enter(entry: Callable[..., Any], *args: Any) -> Any:
         sys.exit(1)
     except Exception:
         sys.exit(1)  # it is on record; another traceback would be left in the temporary folder
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-@contextmanager
-def _workers_born_deaf_to_sigint() -> Iterator[None]:
-    """Within the block, new processes start with SIGINT blocked, so that Ctrl-C, which the
-    terminal sends to all, does not interrupt (with a traceback) the imports that they begin with.
-
-    This process still hears it: in a thread where it is not blocked. Also puts the handlers back
-    that torch's launcher replaces.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # nor does torch's launcher handle signals then
-        return
-    resource_tracker.ensure_running()  # now: its start would unblock SIGINT again
-    over = threading.Event()
-    threading.Thread(target=over.wait, daemon=True).start()
-    replaced = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-    handlers = {number: signal.getsignal(number) for number in replaced}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        over.set()
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import torch.distributed as dist
 
 from delaygrad.errors import TransportError
 from delaygrad.transport import Message
-from delaygrad.transport.wire import Wire, WireReceiver, WireSender
+from delaygrad.transport.wire import Wire, WireReceiver, WireSender, reason_of
 
 
 class Team(ABC):
@@ -130,11 +129,9 @@ class Ranks(Team):
         try:
             yield
         except RuntimeError as error:
-            line = str(error).strip().splitlines()[-1].split(". ")[0]
-            detail = re.sub(r"^\[\S+\] ", "", line)  # gloo begins with its own file and line
             raise TransportError(
                 f"[rank {self.rank}] waiting for all ranks failed: one of them is gone or late; "
-                f"see its own error ({detail})"
+                f"see its own error ({reason_of(error)})"
             ) from error
 
 

@@ -20,6 +20,7 @@ Each direction has a process group of its own. Headers need a group whose tensor
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
 from dataclasses import dataclass
 from datetime import timedelta
@@ -88,9 +89,14 @@ class Wire:
         if "imed out" in text or "imeout" in text:
             reason = f"nothing for {self.timeout_s:g} s; it hangs, or is slower than the timeout"
         else:
-            detail = text.strip().splitlines()[-1].split(". ")[0]
-            reason = f"it is gone; see its own error ({detail})"
+            reason = f"it is gone; see its own error ({reason_of(error)})"
         return TransportError(f"{doing} {self.content} {self.peer_name} failed: {reason}")
+
+
+def reason_of(error: RuntimeError) -> str:
+    """Return the sentence of a gloo error that says something."""
+    line = str(error).strip().splitlines()[-1].split(". ")[0]
+    return re.sub(r"^\[\S+\] ", "", line)  # gloo begins with its own file and line
 
 
 class WireSender:
