@@ -21,7 +21,7 @@ import delaygrad as dg
 from delaygrad.models import mlp, resnet
 from delaygrad.training.run_folder import environment
 
-ROUNDS = 21
+ROUNDS = 61
 
 Step = Callable[[], object]
 
@@ -58,7 +58,7 @@ def measure(name: str, model: nn.Sequential, inputs: torch.Tensor) -> dict[str, 
     steps = contestants(model, inputs, targets)
     for step in steps:
         seconds(step, 3)
-    iterations = max(3, round(0.4 / seconds(steps[0], 3)))
+    iterations = max(1, round(0.1 / seconds(steps[0], 3)))
     times: list[list[float]] = [[], []]
     for round_index in range(ROUNDS):
         order = (0, 1) if round_index % 2 == 0 else (1, 0)

@@ -31,8 +31,9 @@ from delaygrad.models import resnet
 from delaygrad.partition import cuts_of
 from delaygrad.training.run_folder import environment
 
-ROUNDS = 9
-WORKLOADS = {"resnet56, batch 32": (56, 32, 12), "resnet110, batch 128": (110, 128, 4)}
+# Depth, batch size, rounds, iterations per round. A round begins and ends with all ranks together,
+# which costs a pipeline one fill; a training run pays that once.
+WORKLOADS = {"resnet56, batch 32": (56, 32, 7, 24), "resnet110, batch 128": (110, 128, 5, 12)}
 
 
 def make_sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -84,7 +85,9 @@ def worker(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def measure(rank: int, name: str, depth: int, size: int, iterations: int) -> dict[str, Any]:
+def measure(
+    rank: int, name: str, depth: int, size: int, rounds: int, iterations: int
+) -> dict[str, Any]:
     inputs, targets = batch(size)
     cuts = [cuts_of(dg.split(network(depth), 2, sample_inputs=inputs)) if rank == 0 else None]
     dist.broadcast_object_list(cuts, src=0)
@@ -104,14 +107,14 @@ def measure(rank: int, name: str, depth: int, size: int, iterations: int) -> dic
         "ddg, 2 workers": lambda: timed(lambda: pipeline.step(inputs, targets), iterations),
     }
     for run in contestants.values():
-        run()
+        run()  # warm up
     times: dict[str, list[float]] = {contestant: [] for contestant in contestants}
     before = pipeline.stage_seconds()[0]
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for contestant, run in contestants.items():
             times[contestant].append(run())
     after = pipeline.stage_seconds()[0]
-    busy = {k: (after[k] - before[k]) / (ROUNDS * iterations) for k in after}
+    busy = {k: (after[k] - before[k]) / (rounds * iterations) for k in after}
     stages: list[Any] = [None, None]
     dist.all_gather_object(stages, {k: milliseconds(s) for k, s in busy.items()})
     result = {
@@ -122,7 +125,7 @@ def measure(rank: int, name: str, depth: int, size: int, iterations: int) -> dic
         "iteration_ms_most": {c: milliseconds(max(t)) for c, t in times.items()},
         "throughput_ratio": {c: ratio(times, c) for c in contestants if c != "bp, 1 thread"},
         "ddg_stage_ms_per_iteration": stages,
-        "rounds": ROUNDS,
+        "rounds": rounds,
         "iterations_per_round": iterations,
     }
     if rank == 0:
