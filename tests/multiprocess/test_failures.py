@@ -257,8 +257,9 @@ def test_mistakes_are_told_in_clear_words() -> None:
         )
         assert told["50 tensors"] == "nothing was raised"
     assert re.match(
-        r"TransportError: \[stage 0, rank 0, prediction\] too many tensors at a boundary to "
-        r"describe in a header \(bytes: \d+, room: 4096\); cut where fewer tensors cross",
+        r"TransportError: \[stage 0, rank 0, iteration \d+, prediction\] too many tensors at a "
+        r"boundary to describe in a header \(bytes: \d+, room: 4096\); "
+        "cut where fewer tensors cross",
         below["1000 tensors"],
     )
     assert "receiving an activation from stage 0 (rank 0) failed" in above["1000 tensors"]

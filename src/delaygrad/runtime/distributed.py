@@ -112,29 +112,37 @@ class DistributedPipeline(Pipeline):
 
     def predict(self, inputs: Tree) -> Any:
         """See ``Pipeline.predict``; every rank calls it."""
-        stage = self._worker.stage
-        try:
+        with self._naming("prediction"):
             if self._prediction_receiver is not None:
                 inputs = self._prediction_receiver.receive().activation()
-            outputs = stage.predict(inputs)
+            outputs = self._worker.stage.predict(inputs)
             if self._prediction_sender is None:
                 return outputs
             self._prediction_sender.send(Message.of_activation(self.iteration, outputs))
             self._prediction_sender.finish()  # this rank may leave after its last prediction
-        except DelaygradError as error:
-            raise type(error)(f"[{self._worker.place}, prediction] {error}") from error
         return None
 
     def flush(self) -> None:
         """See ``Pipeline.flush``; also waits until the neighbours have taken everything."""
         super().flush()
-        self._finish_sending()
+        with self._naming("flush"):
+            self._finish_sending()
 
     def state_dict(self) -> dict[str, Any]:
         """See ``Pipeline.state_dict``; also waits until the neighbours have taken everything."""
-        state = super().state_dict()
-        self._finish_sending()
+        with self._naming("state_dict"):
+            state = super().state_dict()
+            self._finish_sending()
         return state
+
+    @contextmanager
+    def _naming(self, call: str) -> Iterator[None]:
+        """Begin an error's message with the place, the iteration and the call."""
+        try:
+            yield
+        except DelaygradError as error:
+            where = f"[{self._worker.place}, iteration {self.iteration}, {call}]"
+            raise type(error)(f"{where} {error}") from error
 
     def _finish_sending(self) -> None:
         for sender in (self._activation_sender, self._gradient_sender):
