@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from commands import (
     DELAYGRAD,
+    TORCHRUN,
     delaygrad,
     here,
     iterations_done,
+    reports,
     running,
     session,
     train,
@@ -122,3 +124,16 @@ def test_disk_that_is_full_from_the_start_holds_no_run(
         here(train(small_disk / "run", 2, "--iterations", 2))
     assert "No space left" in str(caught.value.code)
     assert not list(small_disk.glob("run/*"))
+
+
+def test_ranks_do_not_outlive_a_killed_torchrun(tmp_path: Path) -> None:
+    arguments = [*train(tmp_path / "run", 2, *ENDLESS), "--runtime", "distributed"]
+    launcher = (*TORCHRUN, "--standalone", "--nproc-per-node", 2, "-m", "delaygrad")
+    with running(*launcher, *arguments) as process:
+        wait_until(lambda: reports(tmp_path / "run"))
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        ranks = [pid for pid in children if "delaygrad" in Path(f"/proc/{pid}/cmdline").read_text()]
+        assert len(ranks) == 2
+        process.kill()
+        process.wait()
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks), timeout_s=10)

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -85,6 +84,8 @@ def joined(launch: Launch, device: torch.device) -> Iterator[int]:
             f"the number of ranks must be the number of stages (ranks: {world_size}, stages: "
             f"{launch.num_workers}); set --stages {world_size} or launch {launch.num_workers} ranks"
         )
+    if dist.is_torchelastic_launched():  # the launcher is the parent
+        end_with_parent()
     torch.set_num_threads(launch.threads)
     on_sigint = signal.signal(signal.SIGINT, signal.SIG_DFL)
     backend = "gloo" if device.type == "cpu" else None  # None: gloo for CPU, NCCL for CUDA
@@ -151,7 +152,6 @@ def run_workers(entry: Callable[..., Any], launch: Launch, *args: Any) -> dict[i
 
 def _enter(entry: Callable[..., Any], *args: Any) -> Any:
     """Be a worker."""
-    threading.Thread(target=end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:

@@ -6,17 +6,25 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
+_POLL_S = 0.2
+
 
 def end_with_parent() -> None:
-    """Wait for the process that started this one, and end when it has ended; never returns."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
+    """From now on, end this process when the one that started it has ended, however it ends."""
+    starter = multiprocessing.parent_process()
+    parent = os.getppid() if starter is None else starter.pid
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_POLL_S)
         os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
