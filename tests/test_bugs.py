@@ -103,3 +103,19 @@ def test_a_timetable_that_cannot_work_is_refused_at_once() -> None:
 
     with pytest.raises(dg.ScheduleError, match="too early"):
         pipeline([nn.Linear(1, 1), nn.Linear(1, 1)], method=Rushed())
+
+
+def test_a_parameter_given_to_the_optimizer_later_gets_one_gradient_at_a_time() -> None:
+    # Only the parameters of the beginning were cleared; the new one's gradients added up.
+    pipe = pipeline([nn.Linear(2, 1)])
+    inputs, targets = torch.randn(4, 2), torch.randn(4, 1)
+    pipe.step(inputs, targets)
+    module = pipe.stages[0]
+    module.weight = nn.Parameter(torch.ones(1, 2))
+    pipe.optimizers[0].add_param_group({"params": [module.weight]})
+    for _ in range(3):
+        expected = torch.autograd.grad(
+            nn.functional.mse_loss(module(inputs), targets), module.weight
+        )[0]
+        pipe.step(inputs, targets)
+        assert torch.equal(module.weight.grad, expected)

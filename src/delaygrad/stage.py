@@ -81,7 +81,9 @@ class Stage:
         self.device = device_of(module) if device is None else device
         self.version = 0
         self._parameter_list = list(module.parameters())
-        self.optimizer = make_optimizer(self._parameter_list) if self._parameter_list else None
+        self.optimizer = (
+            make_optimizer(list(self._parameter_list)) if self._parameter_list else None
+        )
         if self.is_last and loss_fn is None:
             raise StageError(f"the last stage needs a loss_fn (stage: {stage_index})")
         if (
@@ -279,6 +281,10 @@ class Stage:
     def _clear_gradients(self) -> None:
         for parameter in self._parameter_list:
             parameter.grad = None
+        if self.optimizer is not None:  # it may have been given more since
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def _enter(self, inputs: Tree) -> tuple[list[Tensor], Structure]:
         tensors, structure = flatten(inputs)

@@ -1,5 +1,6 @@
 """What the README says must run as it stands."""
 
+import dataclasses
 import re
 import runpy
 import shlex
@@ -9,9 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import delaygrad as dg
 from delaygrad.cli import main as command_line
+from delaygrad.training import load_config
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_python_example_runs_and_saves_a_model_with_the_unsplit_names(tmp_path, monkeypatch):
@@ -39,3 +43,24 @@ def test_commands_name_flags_that_exist(capsys):
         help_text = capsys.readouterr().out
         for flag in (argument for argument in arguments if argument.startswith("--")):
             assert flag in help_text, f"{flag} is not a flag of {name}"
+
+
+def test_clipping_in_the_docs_clips_each_stage():
+    docs = (ROOT / "docs" / "semantics.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", docs, re.DOTALL)
+    names = {"torch": torch}
+    exec(example, names)
+    stages = [torch.nn.Linear(3, 3), torch.nn.Linear(3, 1)]
+    pipe = dg.LocalPipeline(stages, torch.nn.functional.mse_loss, names["make_optimizer"])
+    for _ in range(3):
+        pipe.step(100 * torch.randn(4, 3), 100 * torch.randn(4, 1))
+    for stage in stages:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in stage.parameters()])
+        assert norm.item() == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("experiments/*/*.toml")), ids=lambda p: p.stem)
+def test_configurations_of_the_experiments_are_sound(path):
+    config = load_config(path)
+    assert config.data_dir is None  # it comes from the command line
+    dataclasses.replace(config, data_dir=Path("data")).check()

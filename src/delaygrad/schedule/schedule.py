@@ -6,8 +6,8 @@ Two numbers per stage say it all. With stages k = 0..K-1, in iteration t stage k
     backward  batch t - offset(k) - delay(k), then updates
 
     schedule   offset(k)   delay(k)   published as
-    locked     0        K-1-k      DDG
-    flush      0        0          backpropagation, one stage at a time
+    locked     0           K-1-k      DDG
+    flush      0           0          backpropagation, one stage at a time
 
 A batch that would be before the first (the *fill*) or after the last (the *drain*) is left out:
 no action, no update.

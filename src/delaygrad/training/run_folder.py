@@ -41,13 +41,14 @@ def new_run_dir(config: TrainConfig) -> Path:
     time = datetime.now().strftime("%Y%m%d-%H%M%S")
     base = Path("runs", f"{time}-{config.data}-{config.model}-{config.method}-k{config.stages}")
     path, number = base, 2
-    while True:  # another run may begin in the same second
-        try:
-            with writing(path):
-                path.mkdir(parents=True)
-            return path
-        except FileExistsError:
-            path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    with writing(base):
+        base.parent.mkdir(parents=True, exist_ok=True)
+        while True:  # another run may begin in the same second
+            try:
+                path.mkdir()
+                return path
+            except FileExistsError:
+                path, number = base.with_name(f"{base.name}-{number}"), number + 1
 
 
 def require_no_run(run_dir: Path) -> None:
@@ -84,8 +85,6 @@ def writing(path: Path) -> Iterator[None]:
     """Within the block, a disk that refuses is a ConfigError that names the path."""
     try:
         yield
-    except FileExistsError:
-        raise
     except OSError as error:
         raise ConfigError(
             f"cannot write ({error.filename or path}): {error.strerror or error}; choose another "

@@ -60,6 +60,17 @@ def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         run_folder.create(TrainConfig(run_dir=tmp_path / "file" / "run"))
 
 
+def test_file_where_the_folder_should_be_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot write \(.*runs"):
+        run_folder.create(TrainConfig(run_dir=tmp_path / "runs"))
+    with pytest.raises(ConfigError, match=r"cannot write \(runs"):
+        run_folder.new_run_dir(TrainConfig())
+
+
 def test_new_name_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = TrainConfig()
