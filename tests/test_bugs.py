@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import time
+import weakref
+from typing import Any
+
 import pytest
 import torch
+from ranks import run_ranks
 from torch import nn
 
 import delaygrad as dg
+from delaygrad.boundary import flatten, unflatten
 from delaygrad.schedule import Schedule
 
 
@@ -119,3 +126,54 @@ def test_a_parameter_given_to_the_optimizer_later_gets_one_gradient_at_a_time() 
         )[0]
         pipe.step(inputs, targets)
         assert torch.equal(module.weight.grad, expected)
+
+
+class SlowBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.05)
+        return grad.clone()
+
+
+class Slow(nn.Linear):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return SlowBackward.apply(super().forward(inputs))
+
+
+def train_flush_and_leave(rank: int, world_size: int, slack: int) -> float:
+    stage = Slow(8, 8) if rank == 0 else nn.Linear(8, 1)
+    pipe = dg.DistributedPipeline(
+        stage,
+        nn.functional.mse_loss,
+        lambda params: torch.optim.SGD(params, lr=0.1),
+        method=dg.DDG(slack=slack),
+        timeout_s=20,
+    )
+    for _ in range(4):
+        pipe.step(torch.ones(5, 8), torch.ones(5, 1))
+    pipe.flush()
+    return float(stage.weight.detach().sum())
+
+
+@pytest.mark.parametrize("slack", [0, 2])
+def test_a_rank_may_leave_after_its_flush_while_another_still_has_work(slack: int) -> None:
+    # The slower rank posted a receive ahead to the one that had left, after its last message, and
+    # took the refusal for a message lost.
+    run_ranks(train_flush_and_leave, 2, timeout_s=60, args=(slack,))
+
+
+def test_tensors_that_crossed_a_boundary_are_freed_without_a_garbage_collection() -> None:
+    # unflatten called a closure that called itself: a cycle that held the tensors.
+    tensors, structure = flatten((torch.zeros(2), [torch.ones(2)]))
+    first = weakref.ref(tensors[0])
+    gc.disable()
+    try:
+        tree = unflatten(structure, tensors)
+        del tensors, tree
+        assert first() is None
+    finally:
+        gc.enable()

@@ -8,6 +8,7 @@ together again: ``null`` is a tensor, ``{"tuple": [...]}``, ``{"list": [...]}`` 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import torch
@@ -66,19 +67,48 @@ def unflatten(structure: Structure, tensors: list[Tensor]) -> Tree:
         >>> unflatten(*reversed(flatten((torch.tensor(1), None))))
         (tensor(1), None)
     """
-    remaining = iter(tensors)
+    return _unflatten(structure, iter(tensors))
 
-    def build(node: Structure) -> Tree:
-        if node is None:
-            return next(remaining)
-        if node == "none":
-            return None
-        ((kind, items),) = node.items()
-        if kind == "dict":
-            return {key: build(item) for key, item in items.items()}
-        return tuple(map(build, items)) if kind == "tuple" else [build(item) for item in items]
 
-    return build(structure)
+def _unflatten(structure: Structure, remaining: Iterator[Tensor]) -> Tree:
+    # No closure: one that calls itself is a cycle, and would keep the tensors until a collection.
+    if structure is None:
+        return next(remaining)
+    if structure == "none":
+        return None
+    ((kind, items),) = structure.items()
+    if kind == "dict":
+        return {key: _unflatten(item, remaining) for key, item in items.items()}
+    parts = [_unflatten(item, remaining) for item in items]
+    return tuple(parts) if kind == "tuple" else parts
+
+
+def parts_of(tree: Tree, num_parts: int) -> list[tuple[Tree, float]]:
+    """Split every tensor of a tree along its first dimension, as evenly as it goes.
+
+    Returns:
+        num_parts pairs: a part, and its share of the samples; the shares add up to 1.
+
+    Raises:
+        StageError: there are fewer samples than parts, or tensors of different lengths.
+
+    Example:
+        >>> [(part.tolist(), share) for part, share in parts_of(torch.arange(3), 2)]
+        [([0, 1], 0.6666666666666666), ([2], 0.3333333333333333)]
+    """
+    if num_parts == 1:
+        return [(tree, 1.0)]
+    tensors, structure = flatten(tree)
+    lengths = {tensor.shape[0] if tensor.dim() else 0 for tensor in tensors}
+    if len(lengths) != 1 or min(lengths) < num_parts:
+        raise StageError(
+            "cannot split the batch into micro-batches (samples: "
+            f"{sorted(lengths)}, micro-batches: {num_parts}); give batches of at least "
+            f"{num_parts} samples, all tensors alike"
+        )
+    (length,) = lengths
+    split = zip(*(tensor.tensor_split(num_parts) for tensor in tensors), strict=True)
+    return [(unflatten(structure, list(part)), part[0].shape[0] / length) for part in split]
 
 
 def dense(tensor: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ it is told.
     grad_input <-- .grad <------ backward ------ grad_output
 
 The clone keeps a stage that works in place (``nn.ReLU(inplace=True)`` as its first layer) away from
-the tensor that its neighbour, or the checkpoint, still needs.
+the tensor that its neighbour, or the checkpoint, still needs. Where a method splits batches, a
+"batch" here is a micro-batch; the gradients of all parts of a batch add up until the update.
 """
 
 from __future__ import annotations
@@ -28,10 +29,19 @@ import torch
 from torch import Tensor, nn
 
 from delaygrad.boundary import Structure, Tree, dense, flatten, unflatten
-from delaygrad.errors import CheckpointError, StageError
+from delaygrad.errors import StageError
 from delaygrad.methods import Method
-from delaygrad.random_stream import RandomState, RandomStream
-from delaygrad.stash import ParameterStash, ParameterVersion, Pending, Stash, copied_buffers
+from delaygrad.random_stream import RandomStream
+from delaygrad.stash import (
+    ParameterStash,
+    ParameterVersion,
+    Pending,
+    Stash,
+    copied_buffers,
+    rounded,
+    saving_rounded,
+)
+from delaygrad.state_check import check_state, optimizer_name
 
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
 """``loss_fn(outputs, targets)``: a 0-d tensor, the mean over the batch by custom."""
@@ -78,8 +88,13 @@ class Stage:
         self.num_stages = num_stages
         self.method = method
         self.delay = method.schedule.delay(stage_index, num_stages)
+        self._waits = method.schedule.lag(stage_index, num_stages) > 0
+        self._recomputes = method.recompute and self._waits
         self.device = device_of(module) if device is None else device
         self.version = 0
+        """Updates so far."""
+        self._accumulated = 0  # backward passes since the last update
+        self._clear = False  # no gradients are there
         self._parameter_list = list(module.parameters())
         self.optimizer = (
             make_optimizer(list(self._parameter_list)) if self._parameter_list else None
@@ -116,14 +131,17 @@ class Stage:
         """Whether the forward pass takes targets."""
         return self.is_last
 
-    def forward(self, batch_index: int, inputs: Tree, targets: Any = None) -> Tree:
+    def forward(
+        self, batch_index: int, inputs: Tree, targets: Any = None, share: float = 1.0
+    ) -> Tree:
         """Take a batch forward with the live parameters, and stash what its backward will need.
 
         Args:
-            batch_index: the iteration at which the batch entered the network.
+            batch_index: the tick at which the batch entered the network.
             inputs: a tensor, or a tuple, list or dict of tensors, on any device; on stages above
                 the first, those with ``requires_grad`` get an error gradient.
             targets: for the last stage; handed to ``loss_fn``.
+            share: of its whole batch, for the last stage; the loss is multiplied by it.
 
         Returns:
             What the next stage takes: detached tensors that require a gradient where one is
@@ -132,23 +150,31 @@ class Stage:
         Raises:
             StageError: an output is not made of tensors, or the loss is not a 0-d tensor.
         """
-        self._clear_gradients()  # in the fill no backward follows that would replace them
+        if not self._accumulated:
+            self._clear_gradients()  # in the fill no backward follows that would replace them
         leaves, structure = self._enter(inputs)
-        weights = self._parameters.current(self.version) if self.delay else None
-        random_state = self._random.state() if self.delay else None
+        batch = Pending(
+            inputs=leaves,
+            structure=structure,
+            targets=targets,
+            share=share,
+            weights=self._parameters.current(self.version) if self._waits else None,
+            random_state=self._random.state() if self._waits else None,
+        )
         with self._random.drawing():
-            outputs = self._compute(leaves, structure, targets, weights)
-        pending, result = self._pend(leaves, structure, outputs, targets, weights, random_state)
-        self._pending.put(batch_index, pending)
-        return result
+            outputs = self._build(batch)
+        if self._recomputes:
+            batch.roots = None
+        self._pending.put(batch_index, batch)
+        return outputs
 
     def backward(
         self, batch_index: int, grad_outputs: list[Tensor | None] | None = None
     ) -> list[Tensor | None]:
         """Run the backward pass of a batch; the gradients land in the live parameters' ``.grad``.
 
-        They are those at the parameters of the batch's forward, whatever updates came since, and
-        replace those of the last update.
+        They are those at the parameters of the batch's forward, whatever updates came since. The
+        first after an update replaces the gradients of that update; the next ones add to them.
 
         Args:
             batch_index: a batch that went forward and not yet backward.
@@ -161,20 +187,26 @@ class Stage:
         Raises:
             StashError: the batch is not waiting.
         """
-        pending = self._pending.pop(batch_index)
-        grads = [None] * len(pending.roots) if grad_outputs is None else grad_outputs
+        batch = self._pending.pop(batch_index)
+        if batch.roots is None:
+            self._rebuild(batch)
+        assert batch.roots is not None
+        grads = [None] * len(batch.roots) if grad_outputs is None else grad_outputs
         ends = [
-            (root, None if grad is None else grad.to(root.device))
-            for root, grad in zip(pending.roots, grads, strict=True)
+            (root, None if grad is None else grad.to(root.device, root.dtype))
+            for root, grad in zip(batch.roots, grads, strict=True)
             if root is not None and (self.is_last or grad is not None)
         ]
-        self._clear_gradients()
+        if not self._accumulated and not self._clear:  # a drain: no forward has cleared them
+            self._clear_gradients()
+        self._clear = False
         if ends:
-            with _installed(pending.weights):  # a checkpointed block computes again in here
+            with _installed(batch.weights):  # a checkpointed block computes again in here
                 torch.autograd.backward([root for root, _ in ends], [grad for _, grad in ends])
-        if pending.weights is not None:
-            pending.weights.move_gradients()
-        return [self._outgoing(leaf) for leaf in pending.inputs]
+        if batch.weights is not None:
+            batch.weights.move_gradients()
+        self._accumulated += 1
+        return [self._outgoing(leaf) for leaf in batch.inputs]
 
     def update(self) -> None:
         """Let the optimizer step; waiting graphs keep the parameters they were built on."""
@@ -182,6 +214,8 @@ class Stage:
         if self.optimizer is not None:
             self.optimizer.step()
         self.version += 1
+        self._accumulated = 0
+        self._clear = False
 
     def predict(self, inputs: Tree) -> Tree:
         """Compute outputs with the live parameters in evaluation mode; disturbs nothing.
@@ -217,8 +251,9 @@ class Stage:
         return {
             "model": copy.deepcopy(dict(self.module.state_dict())),
             "optimizer": copy.deepcopy(optimizer),
-            "optimizer_name": self._optimizer_name,
+            "optimizer_name": optimizer_name(self.optimizer),
             "version": self.version,
+            "accumulated": {"count": self._accumulated, "gradients": self._partial_gradients()},
             "random": self._random.state(),
             "pending": [entry.describe(batch_index) for batch_index, entry in self._pending],
             "weights": {str(version): kept.tensors() for version, kept in stale.items()},
@@ -230,26 +265,7 @@ class Stage:
         Raises:
             CheckpointError: it is of another network or another optimizer.
         """
-        there, here = _kinds(state["model"]), _kinds(self.module.state_dict())
-        differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-        if differing:
-            name = differing[0]
-            raise CheckpointError(
-                f"the checkpoint is of another network (stage: {self.stage_index}; {name} there: "
-                f"{there.get(name, 'absent')}, here: {here.get(name, 'absent')}; "
-                f"{len(differing)} differ in all); split the same network at the same cuts"
-            )
-        if state["optimizer_name"] != self._optimizer_name:
-            raise CheckpointError(
-                f"the checkpoint is of another optimizer (stage: {self.stage_index}, "
-                f"there: {state['optimizer_name']}, here: {self._optimizer_name})"
-            )
-        ours = None if self.optimizer is None else self.optimizer.state_dict()
-        if _group_sizes(state["optimizer"]) != _group_sizes(ours):
-            raise CheckpointError(
-                f"the optimizer has other parameter groups (stage: {self.stage_index}, parameters "
-                f"in each there: {_group_sizes(state['optimizer'])}, here: {_group_sizes(ours)})"
-            )
+        check_state(state, self.stage_index, self.module, self.optimizer)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what ``state_dict`` returned, bit for bit.
@@ -264,6 +280,11 @@ class Stage:
         if self.optimizer is not None:
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.version = state["version"]
+        self._clear_gradients()
+        self._accumulated = state["accumulated"]["count"]
+        for name, parameter in self.module.named_parameters():
+            gradient = state["accumulated"]["gradients"].get(name)
+            parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
         self._random.set_state(state["random"])
         stale = {
             int(version): self._parameters.restore(int(version), values)
@@ -272,13 +293,24 @@ class Stage:
         for entry in state["pending"]:
             version = entry["version"]
             current = version == self.version
-            self._replay(entry, self._parameters.current(version) if current else stale[version])
+            weights = self._parameters.current(version) if current else stale[version]
+            batch = Pending.from_description(entry, weights, self.device)
+            if not self._recomputes:
+                self._rebuild(batch)
+            self._pending.put(entry["batch"], batch)
 
-    @property
-    def _optimizer_name(self) -> str | None:
-        return None if self.optimizer is None else type(self.optimizer).__name__
+    def _partial_gradients(self) -> dict[str, Tensor]:
+        """Return the gradients that await those of further micro-batches, by parameter name."""
+        if not self._accumulated:
+            return {}
+        return {
+            name: parameter.grad.clone()
+            for name, parameter in self.module.named_parameters()
+            if parameter.grad is not None
+        }
 
     def _clear_gradients(self) -> None:
+        self._clear = True
         for parameter in self._parameter_list:
             parameter.grad = None
         if self.optimizer is not None:  # it may have been given more since
@@ -290,26 +322,44 @@ class Stage:
         tensors, structure = flatten(inputs)
         if self.is_first:
             # A caller may refill its input tensor while the batch waits.
-            copy = self.delay > 0
+            copy = self._waits
             return [t.to(self.device, copy=copy).detach() for t in tensors], structure
         return [
-            tensor.to(self.device).detach().requires_grad_(tensor.requires_grad)
+            self._widened(tensor.to(self.device).detach()).requires_grad_(tensor.requires_grad)
             for tensor in tensors
         ], structure
 
-    def _compute(
-        self,
-        leaves: list[Tensor],
-        structure: Structure,
-        targets: Any,
-        weights: ParameterVersion | None,
-    ) -> Tree:
-        arguments = (
-            leaves if self.is_first and not self.delay else [leaf.clone() for leaf in leaves]
-        )
-        with _installed(weights):
-            outputs = self.module(unflatten(structure, arguments))
-            return outputs if self._loss_fn is None else self._loss(outputs, targets)
+    def _widened(self, tensor: Tensor) -> Tensor:
+        narrow = self.method.boundary_dtype
+        return tensor.float() if narrow is not None and tensor.dtype == narrow else tensor
+
+    def _build(self, batch: Pending) -> Tree:
+        """Run the forward, leave the ends of its graph with the batch, return what goes on."""
+        leaves, dtype = batch.inputs, self.method.stash_dtype if self._waits else None
+        inputs = leaves if self.is_first and not self._waits else [leaf.clone() for leaf in leaves]
+        kept = [] if batch.weights is None else [*batch.weights.parameters(), *leaves]
+        with _installed(batch.weights), saving_rounded(dtype, kept):
+            outputs = self.module(unflatten(batch.structure, inputs))
+            if self._loss_fn is not None:
+                outputs = self._loss(outputs, batch.targets)
+                outputs = outputs if batch.share == 1 else outputs * batch.share
+        tensors, structure = flatten(outputs)
+        if self.is_last:
+            batch.roots = list(tensors)
+            return tensors[0].detach()
+        batch.roots = [tensor if tensor.requires_grad else None for tensor in tensors]
+        narrow = self.method.boundary_dtype
+        handed_on = [
+            dense(rounded(tensor.detach(), narrow)).requires_grad_(tensor.requires_grad)
+            for tensor in tensors
+        ]
+        return unflatten(structure, handed_on)
+
+    def _rebuild(self, batch: Pending) -> None:
+        """Run the forward of a waiting batch again, as it was; leaves no other trace."""
+        assert batch.random_state is not None
+        with self._random.replaying(batch.random_state), copied_buffers(self.module):
+            self._build(batch)
 
     def _loss(self, outputs: Any, targets: Any) -> Tensor:
         assert self._loss_fn is not None
@@ -319,53 +369,12 @@ class Stage:
             raise StageError(f"loss_fn must return a 0-d tensor (returned: {found}); take its mean")
         return loss
 
-    def _pend(
-        self,
-        leaves: list[Tensor],
-        structure: Structure,
-        outputs: Tree,
-        targets: Any,
-        weights: ParameterVersion | None,
-        random_state: RandomState | None,
-    ) -> tuple[Pending, Tree]:
-        tensors, output_structure = flatten(outputs)
-        if self.is_last:
-            roots: list[Tensor | None] = list(tensors)
-            result: Tree = tensors[0].detach()
-        else:
-            roots = [tensor if tensor.requires_grad else None for tensor in tensors]
-            handed_on = [
-                dense(tensor.detach()).requires_grad_(tensor.requires_grad) for tensor in tensors
-            ]
-            result = unflatten(output_structure, handed_on)
-        return Pending(leaves, structure, roots, weights, targets, random_state), result
-
     def _outgoing(self, leaf: Tensor) -> Tensor | None:
         grad, leaf.grad = leaf.grad, None
         if grad is None or self.is_first:
             return None
-        return dense(self.method.outgoing_gradient(grad, self.stage_index, self.num_stages))
-
-    def _replay(self, entry: dict[str, Any], weights: ParameterVersion) -> None:
-        leaves, targets = Pending.given(entry, self.device)
-        random_state = entry["random"]
-        with self._random.replaying(random_state), copied_buffers(self.module):
-            outputs = self._compute(leaves, entry["structure"], targets, weights)
-        pending, _ = self._pend(leaves, entry["structure"], outputs, targets, weights, random_state)
-        self._pending.put(entry["batch"], pending)
-
-
-def _kinds(state: dict[str, Any]) -> dict[str, str]:
-    # What is not a tensor (a module's extra state) is the module's own business.
-    return {
-        name: f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-        for name, value in state.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def _group_sizes(optimizer: dict[str, Any] | None) -> list[int]:
-    return [] if optimizer is None else [len(g["params"]) for g in optimizer["param_groups"]]
+        grad = self.method.outgoing_gradient(grad, self.stage_index, self.num_stages)
+        return dense(rounded(grad, self.method.boundary_dtype))
 
 
 def _installed(weights: ParameterVersion | None) -> AbstractContextManager[None]:

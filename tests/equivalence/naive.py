@@ -8,6 +8,10 @@ to the true network at iteration s + delay(k) (METHODS 1.2).
     w^t                 self.stages, at the start of step t
     grad_G(k) f(w^s)    self._blocks[s][k]
     K - k               delay(k) = K-1-k, stages counted from 0
+
+Beyond the paper: with ``slack`` delay(k) = (K-1-k)(1 + slack); with ``micro_batches`` M > 1, s and
+t count parts of batches, and a stage steps once for M of them; ``boundary_dtype`` rounds what
+crosses a boundary, both ways.
 """
 
 from __future__ import annotations
@@ -23,6 +27,19 @@ GOLDEN_RATIO = 0x9E3779B97F4A7C15
 """Seeds of the stages' random streams: stage 0 has the seed itself, stage k adds k of these."""
 
 Gradients = list[Tensor | None]
+
+
+class Rounded(torch.autograd.Function):
+    """Round a value on its way up and its gradient on its way down."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = dtype
+        return value.to(dtype).to(value.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.to(ctx.dtype).to(grad.dtype), None
 
 
 class NaiveDelayedGradients:
@@ -42,6 +59,9 @@ class NaiveDelayedGradients:
         *,
         seed: int = 0,
         delayed: bool = True,
+        slack: int = 0,
+        micro_batches: int = 1,
+        boundary_dtype: torch.dtype | None = None,
     ) -> None:
         self.stages = copy.deepcopy(list(stages))
         self.optimizers = [
@@ -49,7 +69,9 @@ class NaiveDelayedGradients:
             for stage in self.stages
         ]
         last = len(self.stages) - 1
-        self.delays = [last - k if delayed else 0 for k in range(last + 1)]
+        self.delays = [(last - k) * (1 + slack) if delayed else 0 for k in range(last + 1)]
+        self._micro_batches = micro_batches
+        self._boundary_dtype = boundary_dtype
         self._loss_fn = loss_fn
         self._random_states = [
             torch.Generator().manual_seed((seed + GOLDEN_RATIO * k) % 2**63).get_state()
@@ -61,14 +83,28 @@ class NaiveDelayedGradients:
 
     def step(self, inputs: Any, targets: Any) -> Tensor:
         """One iteration; returns the loss of this batch at w@t."""
+        if self._micro_batches == 1:
+            return self._tick(inputs, targets, 1)
+        losses = []
+        parts = self._micro_batches
+        for x, y in zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True):
+            # A clone, since a matrix product may round otherwise where memory is not aligned.
+            x = x if len(self.stages) == 1 else x.clone()
+            losses.append(self._tick(x, y, len(y) / len(targets)))
+        total = losses[0]
+        for loss in losses[1:]:
+            total = total + loss
+        return total
+
+    def _tick(self, inputs: Any, targets: Any, share: float) -> Tensor:
         t, self._iteration = self._iteration, self._iteration + 1
-        loss, self._blocks[t] = self._backpropagate(inputs, targets)
+        loss, self._blocks[t] = self._backpropagate(inputs, targets, share)
         self._apply(t)
         return loss
 
     def flush(self) -> None:
         """Apply what is outstanding: block k of batch s at iteration s + delay(k), as ever."""
-        for t in range(self._iteration, self._iteration + len(self.stages) - 1):
+        for t in range(self._iteration, self._iteration + self.delays[0]):
             self._apply(t)
         self._first = self._iteration
 
@@ -90,13 +126,18 @@ class NaiveDelayedGradients:
             if s >= self._first:
                 block = self._blocks[s][k]
             for parameter, gradient in zip(stage.parameters(), block, strict=True):
+                if s % self._micro_batches and parameter.grad is not None and gradient is not None:
+                    gradient = parameter.grad + gradient
                 # A parameter that has been frozen since does not move.
                 parameter.grad = gradient if parameter.requires_grad else None
             optimizer = self.optimizers[k]
-            if s >= self._first and optimizer is not None:
+            last_part = (s + 1) % self._micro_batches == 0
+            if s >= self._first and last_part and optimizer is not None:
                 optimizer.step()
 
-    def _backpropagate(self, inputs: Any, targets: Any) -> tuple[Tensor, list[Gradients]]:
+    def _backpropagate(
+        self, inputs: Any, targets: Any, share: float
+    ) -> tuple[Tensor, list[Gradients]]:
         at_s = copy.deepcopy(self.stages)
         for parameter in (p for stage in at_s for p in stage.parameters()):
             parameter.grad = None
@@ -107,6 +148,9 @@ class NaiveDelayedGradients:
             value = stage(value)
             if k == len(at_s) - 1:
                 value = self._loss_fn(value, targets)
+                value = value * share if share != 1 else value
+            elif self._boundary_dtype is not None:
+                value = Rounded.apply(value, self._boundary_dtype)
             self._random_states[k] = torch.get_rng_state()
         torch.set_rng_state(outside)
         value.backward()

@@ -33,10 +33,14 @@ class Race:
         stages: Sequence[nn.Module],
         make_optimizer: MakeOptimizer = OPTIMIZERS["nesterov"],
         loss_fn: Callable[[Any, Any], Tensor] = cross_entropy,
+        *,
+        recompute: bool = False,
+        **rule: Any,
     ) -> None:
         torch.manual_seed(SEED)
-        self.naive = NaiveDelayedGradients(stages, loss_fn, make_optimizer, seed=SEED)
-        self.pipe = dg.LocalPipeline(stages, loss_fn, make_optimizer, method=dg.DDG())
+        self.naive = NaiveDelayedGradients(stages, loss_fn, make_optimizer, seed=SEED, **rule)
+        method = dg.DDG(recompute=recompute, **rule)
+        self.pipe = dg.LocalPipeline(stages, loss_fn, make_optimizer, method=method)
 
     def run(self, data: Iterable[tuple[Any, Any]]) -> None:
         for inputs, targets in data:
@@ -103,6 +107,90 @@ def test_every_iteration_and_the_flush_match_the_naive_loop(
 
     # The comparison above is worth something only if every stage has been trained.
     assert all(moved(s, before) for s, before in zip(stages, untrained, strict=True))
+
+
+# --- options -------------------------------------------------------------------------------------
+
+RULES: dict[str, dict[str, Any]] = {
+    "slack 1": {"slack": 1},
+    "slack 2": {"slack": 2},
+    "2 micro-batches": {"micro_batches": 2},
+    "3 micro-batches": {"micro_batches": 3},
+    "4 micro-batches, slack 1": {"micro_batches": 4, "slack": 1},
+    "bf16 boundaries": {"boundary_dtype": torch.bfloat16},
+    "recompute": {"recompute": True},
+    "recompute, 3 micro-batches": {"recompute": True, "micro_batches": 3},
+    "all": {
+        "recompute": True,
+        "micro_batches": 2,
+        "slack": 1,
+        "boundary_dtype": torch.bfloat16,
+    },
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("num_stages", [1, 2, 4])
+def test_every_option_matches_the_naive_loop(num_stages: int, network: str, rule: str) -> None:
+    make_blocks, shape = NETWORKS[network]
+    stages = into_stages(make_blocks(), num_stages)
+    race = Race(stages, OPTIMIZERS["nesterov"], **RULES[rule])
+    untrained = [values(stage) for stage in stages]
+    for seed, length in ((1, 3 * num_stages), (2, 1), (3, num_stages)):  # phases
+        # Parts of unequal sizes, and a short batch.
+        race.run(batches(length, shape, sizes=(9, 9, 8, 9, 9), seed=seed))
+        race.flush()
+    assert all(moved(s, before) for s, before in zip(stages, untrained, strict=True))
+
+
+@pytest.mark.parametrize("method", [dg.DDG(micro_batches=4), dg.BP(micro_batches=4)], ids=repr)
+def test_micro_batches_in_one_stage_are_gradient_accumulation(method: dg.Method) -> None:
+    stages = into_stages(mlp(), 1)
+    model = copy.deepcopy(stages[0])
+    optimizer = OPTIMIZERS["adam"](list(model.parameters()))
+    pipe = dg.LocalPipeline(stages, cross_entropy, OPTIMIZERS["adam"], method=method)
+    for inputs, targets in batches(5, (6,), sizes=(8, 7)):
+        optimizer.zero_grad()
+        total = 0.0
+        for x, y in zip(inputs.tensor_split(4), targets.tensor_split(4), strict=True):
+            loss = cross_entropy(model(x), y) * (len(y) / len(targets))
+            loss.backward()
+            total += loss.item()
+        optimizer.step()
+        loss = pipe.step(inputs, targets)
+        assert loss is not None and loss.item() == pytest.approx(total, rel=1e-6)
+        assert_same(dict(pipe.stages[0].state_dict()), dict(model.state_dict()))
+
+
+def test_micro_batches_change_nothing_where_samples_do_not_meet() -> None:
+    # A mean over samples is the weighted mean of its parts, to rounding; nothing delays with BP.
+    stages = [stage.double() for stage in into_stages(mlp(), 3)]
+    whole, parts = (
+        dg.LocalPipeline(
+            copy.deepcopy(stages),
+            cross_entropy,
+            OPTIMIZERS["adam"],
+            method=dg.BP(micro_batches=m),
+        )
+        for m in (1, 3)
+    )
+    for inputs, targets in batches(6, (6,), sizes=(7, 3)):
+        losses = [pipe.step(inputs.double(), targets) for pipe in (whole, parts)]
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(whole.stages, parts.stages, strict=True):
+        torch.testing.assert_close(
+            dict(ours.state_dict()), dict(theirs.state_dict()), rtol=1e-10, atol=1e-10
+        )
+
+
+def test_a_batch_too_small_for_its_micro_batches_is_refused() -> None:
+    pipe = dg.LocalPipeline(
+        into_stages(mlp(), 2), cross_entropy, OPTIMIZERS["sgd"], method=dg.DDG(micro_batches=4)
+    )
+    (inputs, targets), *_ = batches(1, (6,), sizes=(3,))
+    with pytest.raises(dg.StageError, match=r"samples: \[3\], micro-batches: 4"):
+        pipe.step(inputs, targets)
 
 
 def test_the_fill_leaves_gradients_none_and_parameters_alone() -> None:

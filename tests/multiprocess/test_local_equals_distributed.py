@@ -24,7 +24,7 @@ from delaygrad.runtime import Pipeline
 STOP = 5
 SHAPE = (2, 6, 6)
 # Short batches, then one larger than any before: the buffers of the links must grow.
-SIZES = (4, 4, 2, 4, 7, 4, 1, 9, 4)
+SIZES = (4, 4, 3, 4, 7, 4, 3, 9, 4)
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ SCENARIOS = [
         (dg.DDG(), "nesterov", 0),
         (dg.DDG(), "adam", 1),
         (dg.BP(), "nesterov", 1),
+        (dg.DDG(slack=2, boundary_dtype=torch.bfloat16), "nesterov", 0),
+        (dg.DDG(slack=1, micro_batches=2, recompute=True), "adam", 0),
+        (dg.DDG(micro_batches=3, stash_dtype=torch.bfloat16), "nesterov", 1),
     )
 ]
 

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from delaygrad.errors import ScheduleError
-from delaygrad.schedule import FLUSH, LOCKED, Action, Kind, Schedule, render, validate
+from delaygrad.schedule import (
+    FLUSH,
+    LOCKED,
+    Action,
+    Kind,
+    Schedule,
+    flush,
+    locked,
+    render,
+    validate,
+)
 
 UNLOCKED = Schedule("unlocked", lambda k, K: k, lambda k, K: 2 * (K - 1 - k))
-SCHEDULES = [LOCKED, FLUSH, UNLOCKED]
+SCHEDULES = [
+    LOCKED,
+    FLUSH,
+    UNLOCKED,
+    locked(slack=1),
+    locked(slack=2, micro_batches=3),
+    locked(micro_batches=4),
+    flush(micro_batches=2),
+    dataclasses.replace(UNLOCKED, micro_batches=2),
+]
 
 
 def drawn(schedule: Schedule, num_stages: int, num_batches: int, drain: int = 0) -> list[str]:
@@ -48,6 +70,51 @@ def test_unlocked_staircase_with_its_drain() -> None:
     ]
 
 
+def test_slack_leaves_an_iteration_between_the_backward_of_neighbours() -> None:
+    assert drawn(locked(slack=1), 3, 5, drain=4) == [
+        "iteration  0      1      2      3      4      5   6   7   8",
+        "stage 0    F0     F1     F2     F3     F4 B0  B1  B2  B3  B4",
+        "stage 1    F0     F1     F2 B0  F3 B1  F4 B2  B3  B4",
+        "stage 2    F0 B0  F1 B1  F2 B2  F3 B3  F4 B4",
+    ]
+
+
+def test_micro_batches_update_after_the_last_backward_of_their_batch() -> None:
+    def told(stage: int) -> str:
+        schedule = locked(micro_batches=2)
+        run = [a for t in range(6) for a in schedule.actions(t, 3)]
+        every = [*run, *schedule.drain(6, 3)]
+        return " ".join(str(a)[1:] for a in every if a.stage_index == stage)
+
+    assert told(0) == "F0 F1 F2 B0 F3 B1 U1 F4 B2 F5 B3 U3 B4 B5 U5"
+    assert told(1) == "F0 F1 B0 F2 B1 U1 F3 B2 F4 B3 U3 F5 B4 B5 U5"
+    assert told(2) == "F0 B0 F1 B1 U1 F2 B2 F3 B3 U3 F4 B4 F5 B5 U5"
+
+
+@settings(deadline=None)
+@given(
+    num_stages=st.integers(1, 7),
+    slack=st.integers(0, 2),
+    micro_batches=st.integers(1, 6),
+)
+def test_delay_is_the_most_updates_between_a_forward_and_its_backward(
+    num_stages: int, slack: int, micro_batches: int
+) -> None:
+    schedule = locked(slack, micro_batches)
+    run = [a for t in range(40 * micro_batches) for a in schedule.actions(t, num_stages)]
+    for k in range(num_stages):
+        updates, at_forward, seen = 0, {}, []
+        for action in (a for a in run if a.stage_index == k):
+            if action.kind is Kind.FORWARD:
+                at_forward[action.batch_index] = updates
+            elif action.kind is Kind.BACKWARD:
+                seen.append(updates - at_forward.pop(action.batch_index))
+            else:
+                updates += 1
+        assert max(seen) == schedule.delay(k, num_stages)
+        assert len(at_forward) == schedule.lag(k, num_stages)  # what waits between two ticks
+
+
 def test_one_process_can_follow_the_order_within_an_iteration() -> None:
     def told(schedule: Schedule) -> str:
         return " ".join(map(str, schedule.actions(5, 3)))
@@ -63,39 +130,41 @@ def test_delays_of_the_paper() -> None:
     assert LOCKED.delay(0, 1) == 0
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.name)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @settings(deadline=None)
 @given(num_stages=st.integers(1, 9), lengths=st.lists(st.integers(0, 12), max_size=3))
 def test_every_phase_uses_every_batch_once_in_an_order_that_works(
     schedule: Schedule, num_stages: int, lengths: list[int]
 ) -> None:
     everything: list[Action] = []
-    first = 0
+    first, parts = 0, schedule.micro_batches
+    lengths = [parts * length for length in lengths]
     for length in lengths:  # phases, each ended by its drain
         for t in range(first, first + length):
             everything += schedule.actions(t, num_stages, first_batch=first)
         everything += schedule.drain(first + length, num_stages, first_batch=first)
         first += length
-    validate(everything, num_stages)
-    assert len(everything) == 3 * num_stages * sum(lengths)
+    validate(everything, num_stages, parts)
+    assert len(everything) == num_stages * (2 * sum(lengths) + sum(lengths) // parts)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.name)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @settings(deadline=None)
 @given(t=st.integers(0, 30), num_stages=st.integers(1, 9))
 def test_an_actions_iteration_is_that_in_which_it_is_listed(
     schedule: Schedule, t: int, num_stages: int
 ) -> None:
     actions = schedule.actions(t, num_stages)
-    assert {schedule.iteration_of(a, num_stages) for a in actions} == {t}
+    iterations = {schedule.iteration_of(a, num_stages) for a in actions}
+    assert iterations == {t // schedule.micro_batches}
 
 
 def test_backward_of_one_batch_starts_one_iteration_later_on_each_stage_below() -> None:
-    for schedule in (LOCKED, UNLOCKED):
+    for schedule, apart in ((LOCKED, 1), (UNLOCKED, 1), (locked(slack=2), 3)):
         backward = [
             schedule.iteration_of(Action(k, Kind.BACKWARD, 7), num_stages=4) for k in range(4)
         ]
-        assert backward == sorted(backward, reverse=True) and len(set(backward)) == 4
+        assert [below - above for below, above in pairwise(backward)] == [apart] * 3
 
 
 @pytest.mark.parametrize("stage", [-1, 3])
@@ -134,5 +203,20 @@ def test_a_timetable_that_breaks_a_rule_is_refused(text: str, told: str) -> None
         validate(map(Action.parse, text.split()), num_stages=2)
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("0F0 0B0 0U0", r"update within a batch \(action: 0U0, micro-batches: 2\)"),
+        ("0F0 0B0 0F1 0U1", r"too early \(action: 0U1, needs: 0B1\)"),
+        ("0F0 0B0 0F1 0B1 0F2 0B2", r"too early \(action: 0B2, needs: 0U1\)"),
+        ("0F0 0B0 0F1 0B1", r"missing: 0U1"),
+    ],
+)
+def test_an_update_in_the_wrong_place_is_refused(text: str, told: str) -> None:
+    with pytest.raises(ScheduleError, match=told):
+        validate(map(Action.parse, text.split()), num_stages=1, micro_batches=2)
+
+
 def test_schedules_with_the_same_rules_are_equal() -> None:
-    assert Schedule("locked", LOCKED.offset_rule, LOCKED.delay_rule) == LOCKED != FLUSH
+    assert Schedule("locked", LOCKED.offset_rule, LOCKED.lag_rule) == LOCKED != FLUSH
+    assert locked(slack=1) == locked(slack=1) != locked(slack=2)

@@ -47,15 +47,26 @@ def test_a_delayed_backward_uses_the_parameters_of_its_own_forward() -> None:
     torch.testing.assert_close(stage.module.weight.grad, grad.T @ x)
 
 
-def test_a_backward_replaces_the_gradients_of_the_one_before() -> None:
-    stage = make_stage(2)
-    x, targets = activation(), torch.randn(3, 2)
-    for batch in (0, 1):
-        stage.forward(batch, x, targets)
-    stage.backward(0)
-    first = stage.module.weight.grad.clone()
-    stage.backward(1)
-    assert_same(stage.module.weight.grad, first)
+@pytest.mark.parametrize("index", [0, 2])
+def test_a_backward_adds_to_the_one_before_until_an_update(index: int) -> None:
+    stage = make_stage(index)
+    x, y, targets = activation(), activation(), torch.randn(3, 2)
+    error = None if stage.is_last else [torch.ones(3, 2)]
+    singles = []
+    for alone in (x, y):
+        stage.forward(0, alone, targets)
+        stage.backward(0, error)
+        singles.append(stage.module.weight.grad.clone())
+        stage._accumulated = 0  # as if there had been an update, without the update
+
+    for batch, inputs in enumerate((x, y, x)):
+        stage.forward(batch, inputs, targets)
+    stage.backward(0, error)
+    stage.backward(1, error)
+    torch.testing.assert_close(stage.module.weight.grad, singles[0] + singles[1])
+    stage._accumulated = 0
+    stage.backward(2, error)
+    assert_same(stage.module.weight.grad, singles[0])
 
 
 def test_the_error_gradient_is_that_of_the_old_parameters() -> None:

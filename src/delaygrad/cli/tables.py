@@ -7,7 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_SHARES = ("forward", "backward", "update", "wait")
+from delaygrad.cli.trace import print_trace
+
+_SHARES = ("forward", "backward", "update", "send", "wait")
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -37,5 +39,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         shares = [f"{row[f'{name}_share']:.0%}" for name in _SHARES]
         stages.add_row(str(row["stage"]), layer, str(row["delay"]), *shares)
     console.print(stages)
+    if "trace" in summary:
+        print_trace(summary["trace"], console)
     console.print(f"parameters  sha256 {summary['parameters_sha256']}", soft_wrap=True)
     console.print(f"run folder  {summary['run_dir']}", soft_wrap=True)

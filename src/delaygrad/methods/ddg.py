@@ -22,27 +22,79 @@ iteration s + delay(k) is exactly block k of the ordinary gradient of batch s at
 With ``torch.optim.SGD`` this is the paper's Algorithm 1 (SGD-DDG), with ``torch.optim.Adam`` its
 Algorithm 2 (Adam-DDG). Deviation: Adam's step count begins at a stage's first gradient, where the
 paper counts the iterations of the fill as well, which would make its bias correction wrong there.
+
+Options, none of them in the paper; with the defaults the rule is the paper's:
+
+    slack           delay(k) = (K-1-k)(1 + slack): an error gradient may be longer on its way
+    micro_batches   M: a batch enters as M parts, one per tick; t and s above count ticks, and a
+                    stage updates after every M-th backward, with the batch's mean gradient. The
+                    delay falls to ceil(delay(k) / M) updates, the waiting graphs to 1/M of the
+                    size; with M >= K-1 no stage keeps more than two versions of its parameters,
+                    as in PipeDream-2BW (Narayanan et al., ICML 2021, arXiv:2006.09503)
+    recompute       exact: the forward runs again, with the parameters and random numbers it had
+    stash_dtype     not exact: waiting graphs hold their activations rounded to this type
+    boundary_dtype  not exact: activations and error gradients cross boundaries in this type
+
+Whatever the options, the gradient that a stage applies is that of the rule with rounded tensors;
+it is delayed, never approximated in time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from delaygrad.methods.method import Method
-from delaygrad.schedule import LOCKED, Schedule
+from delaygrad.schedule import Schedule, locked
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DDG(Method):
-    """Decoupled delayed gradients, exactly as published.
+    """Decoupled delayed gradients, exactly as published unless an option says otherwise.
+
+    Args:
+        slack: ticks more of delay per boundary, to hide a slow link; at least 0.
+        micro_batches: parts that a batch is split into, one update for all, at least 1.
+        recompute: run a waiting batch's forward again before its backward, instead of keeping its
+            activations.
+        stash_dtype: ``torch.bfloat16`` or ``torch.float16`` for the activations that wait.
+        boundary_dtype: the same two for what is sent; the network computes in float32.
+
+    Raises:
+        ScheduleError: a number is out of range.
+        ValueError: a dtype is neither of the two, or ``stash_dtype`` has nothing to act on because
+            of ``recompute``.
 
     Example:
         >>> [DDG().schedule.delay(k, 4) for k in range(4)]
         [3, 2, 1, 0]
+        >>> [DDG(micro_batches=4).schedule.delay(k, 4) for k in range(4)]
+        [1, 1, 1, 0]
 
     References:
         Huo et al., ICML 2018, arXiv:1804.10574, Algorithms 1 and 2.
     """
+
+    slack: int = 0
+    micro_batches: int = 1
+    recompute: bool = False
+    stash_dtype: torch.dtype | None = None
+    boundary_dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        locked(self.slack, self.micro_batches)  # raises where they mean nothing
+        for name in ("stash_dtype", "boundary_dtype"):
+            dtype = getattr(self, name)
+            if dtype not in (None, torch.bfloat16, torch.float16):
+                raise ValueError(
+                    f"{name} must be torch.bfloat16 or torch.float16 ({name}: {dtype}); "
+                    "leave it out to round nothing"
+                )
+        if self.recompute and self.stash_dtype is not None:
+            raise ValueError(
+                "with recompute no activations wait that stash_dtype could round; leave one out"
+            )
 
     @property
     def name(self) -> str:
@@ -50,4 +102,4 @@ class DDG(Method):
 
     @property
     def schedule(self) -> Schedule:
-        return LOCKED
+        return locked(self.slack, self.micro_batches)

@@ -16,6 +16,7 @@ from delaygrad.errors import DelaygradError, ScheduleError, TransportError
 from delaygrad.methods import DDG, Method
 from delaygrad.runtime.pipeline import Pipeline
 from delaygrad.runtime.worker import Worker
+from delaygrad.schedule import Schedule
 from delaygrad.stage import LossFunction, MakeOptimizer, Stage, device_of
 from delaygrad.transport import Message
 from delaygrad.transport.wire import Wire, WireReceiver, WireSender, reason_of
@@ -72,7 +73,7 @@ class DistributedPipeline(Pipeline):
         if index < 0:
             raise TransportError(f"this rank is not in the group (rank: {dist.get_rank()})")
         device = device_of(stage) if device is None else device
-        links = _Links(device, group, timeout_s)
+        links = _Links(device, group, timeout_s, method.schedule)
         arithmetic = Stage(
             stage,
             make_optimizer,
@@ -112,6 +113,7 @@ class DistributedPipeline(Pipeline):
 
     def predict(self, inputs: Tree) -> Any:
         """See ``Pipeline.predict``; every rank calls it."""
+        self._interrupt()
         with self._naming("prediction"):
             if self._prediction_receiver is not None:
                 inputs = self._prediction_receiver.receive().activation()
@@ -154,7 +156,11 @@ class _Links:
     """The links of one stage with its neighbours, each direction in groups of its own."""
 
     def __init__(
-        self, device: torch.device, group: dist.ProcessGroup | None, timeout_s: float
+        self,
+        device: torch.device,
+        group: dist.ProcessGroup | None,
+        timeout_s: float,
+        schedule: Schedule,
     ) -> None:
         self._stage_index = dist.get_rank(group)
         ranks = dist.get_process_group_ranks(group) if group else list(range(dist.get_world_size()))
@@ -177,12 +183,14 @@ class _Links:
         self.from_below = self.to_above = self.from_above = self.to_below = None
         self.predictions_from_below = self.predictions_to_above = None
         if above is not None:
-            self.to_above = WireSender(wire(above, "an activation", "to", down))
+            in_flight = schedule.messages_under_way(self._stage_index, len(ranks))
+            self.to_above = WireSender(wire(above, "an activation", "to", down), in_flight)
             self.from_above = WireReceiver(wire(above, "an error gradient", "from", up))
             self.predictions_to_above = WireSender(wire(above, "an activation", "to", predictions))
         if below is not None:
             self.from_below = WireReceiver(wire(below, "an activation", "from", down))
-            self.to_below = WireSender(wire(below, "an error gradient", "to", up))
+            in_flight = schedule.messages_under_way(below, len(ranks))
+            self.to_below = WireSender(wire(below, "an error gradient", "to", up), in_flight)
             self.predictions_from_below = WireReceiver(
                 wire(below, "an activation", "from", predictions)
             )

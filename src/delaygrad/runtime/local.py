@@ -90,6 +90,7 @@ class LocalPipeline(Pipeline):
 
     def predict(self, inputs: Tree) -> Any:
         """See ``Pipeline.predict``."""
+        self._interrupt()
         for worker in self._workers.values():
             inputs = worker.stage.predict(inputs)
         return inputs

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from delaygrad.boundary import Tree
 from delaygrad.errors import CheckpointError, WorkerError
 from delaygrad.methods import Method
+from delaygrad.records import StageTrace
 from delaygrad.runtime.worker import Worker
 from delaygrad.schedule import Action, Schedule, validate
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Pipeline(ABC):
@@ -51,6 +52,22 @@ class Pipeline(ABC):
         """Seconds that each of them has spent on each of ``delaygrad.records.ACTIVITIES``."""
         return [dict(worker.clock.seconds) for worker in self._workers.values()]
 
+    def start_trace(self, num_iterations: int) -> None:
+        """Record every activity of the next iterations, in memory; forget the last trace.
+
+        Raises:
+            ValueError: ``num_iterations`` is not positive.
+        """
+        for worker in self._workers.values():
+            worker.clock.start_trace(num_iterations)
+
+    def stage_traces(self) -> list[StageTrace]:
+        """Return what the last trace has recorded so far, for each stage of this process.
+
+        Times are nanoseconds on this process's own clock.
+        """
+        return [worker.trace() for worker in self._workers.values()]
+
     def step(self, inputs: Tree, targets: Any) -> Tensor | None:
         """Run one iteration on one batch.
 
@@ -71,12 +88,17 @@ class Pipeline(ABC):
             WorkerError: the network, the loss or the optimizer failed; names stage and action.
             TransportError: a neighbour is late, gone, or out of step.
         """
+        schedule = self.method.schedule
         for worker in self._workers.values():
+            worker.clock.begin_iteration(self.iteration)
             worker.offer(self.iteration, inputs, targets)
-        actions = self.method.schedule.actions(
-            self.iteration, self.num_stages, first_batch=self._first_batch
+        first, end = self._ticks(self.iteration), self._ticks(self.iteration + 1)
+        phase = self._ticks(self._first_batch)
+        loss = self._run(
+            action
+            for tick in range(first, end)
+            for action in schedule.actions(tick, self.num_stages, first_batch=phase)
         )
-        loss = self._run(actions)
         self.iteration += 1
         return loss
 
@@ -89,12 +111,18 @@ class Pipeline(ABC):
         Raises:
             WorkerError, TransportError: as ``step``.
         """
-        self._run(
-            self.method.schedule.drain(
-                self.iteration, self.num_stages, first_batch=self._first_batch
-            )
-        )
+        self._interrupt()
+        end, phase = self._ticks(self.iteration), self._ticks(self._first_batch)
+        self._run(self.method.schedule.drain(end, self.num_stages, first_batch=phase))
         self._first_batch = self.iteration
+
+    def _interrupt(self) -> None:
+        """Tell the clocks that something else than training comes."""
+        for worker in self._workers.values():
+            worker.clock.interrupt()
+
+    def _ticks(self, iterations: int) -> int:
+        return iterations * self.method.schedule.micro_batches
 
     @abstractmethod
     def predict(self, inputs: Tree) -> Any:
@@ -116,6 +144,7 @@ class Pipeline(ABC):
         process, under ``stages`` by index. Call it between two iterations, on every rank.
         """
         self._check_usable()
+        self._interrupt()
         return {
             "format": _FORMAT,
             "num_stages": self.num_stages,
@@ -135,6 +164,7 @@ class Pipeline(ABC):
             CheckpointError: it is of another pipeline; nothing was changed in this process.
         """
         self._check_usable()
+        self._interrupt()
         ours = {"format": _FORMAT, "num_stages": self.num_stages, "method": repr(self.method)}
         for key, here in ours.items():
             if state.get(key) != here:
@@ -167,7 +197,8 @@ class Pipeline(ABC):
             for action in actions:
                 if action.stage_index in self._workers:
                     result = self._workers[action.stage_index].run(action)
-                    loss = result if result is not None else loss
+                    if result is not None:
+                        loss = result if loss is None else loss + result
         except BaseException as error:
             self._failure = f"{type(error).__name__}: {error}"
             raise
@@ -183,7 +214,9 @@ class Pipeline(ABC):
 
 def _check_schedule(schedule: Schedule, num_stages: int) -> None:
     """Play a short run through: a wrong timetable shows here, not as a wait without end."""
-    end = 2 * num_stages
-    run = [schedule.actions(iteration, num_stages) for iteration in range(end)]
-    drain = schedule.drain(end, num_stages)
-    validate([*(action for actions in run for action in actions), *drain], num_stages)
+    stages = range(num_stages)
+    depth = max(schedule.offset(k, num_stages) + schedule.lag(k, num_stages) for k in stages)
+    end = schedule.micro_batches * (depth // schedule.micro_batches + 2)
+    run = [schedule.actions(tick, num_stages) for tick in range(end)]
+    actions = [action for tick in run for action in tick]
+    validate([*actions, *schedule.drain(end, num_stages)], num_stages, schedule.micro_batches)

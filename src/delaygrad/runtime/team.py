@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 
 from delaygrad.errors import TransportError
+from delaygrad.records import ClockReading
+from delaygrad.runtime.clock_reading import read_clocks
 from delaygrad.transport import Message
 from delaygrad.transport.wire import Wire, WireReceiver, WireSender, reason_of
 
@@ -47,6 +49,10 @@ class Team(ABC):
         self.broadcast(None)
 
     @abstractmethod
+    def read_clocks(self) -> list[ClockReading]:
+        """Compare all ranks' clocks with rank 0's, on rank 0 (elsewhere empty); all ranks call."""
+
+    @abstractmethod
     def send_losses(self, losses: list[float]) -> None:
         """On the last rank: hand losses to rank 0, without waiting for it."""
 
@@ -69,6 +75,9 @@ class Solo(Team):
 
     def broadcast(self, value: Any) -> Any:
         return value
+
+    def read_clocks(self) -> list[ClockReading]:
+        return [ClockReading(0, 0, 0)]
 
     def send_losses(self, losses: list[float]) -> None:
         self._losses.append(losses)
@@ -110,6 +119,10 @@ class Ranks(Team):
         with self._together():
             dist.broadcast_object_list(values, src=0, group=self._objects)
         return values[0]
+
+    def read_clocks(self) -> list[ClockReading]:
+        with self._together():
+            return read_clocks(self._objects)
 
     def send_losses(self, losses: list[float]) -> None:
         if self._sender is None:

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from delaygrad.boundary import Tree, flatten, unflatten
+from delaygrad.boundary import Tree, flatten, parts_of, unflatten
 from delaygrad.errors import DelaygradError, TransportError, WorkerError
-from delaygrad.records import StageClock
+from delaygrad.records import Event, Iteration, Span, StageClock, StageTrace
 from delaygrad.schedule import Action, Kind
 from delaygrad.stage import Stage
 from delaygrad.transport import Message, Receiver, Sender
@@ -87,17 +87,29 @@ class Worker:
         self._offset = stage.method.schedule.offset(stage.stage_index, stage.num_stages)
         self._inputs: dict[int, Tree] = {}
         self._targets: dict[int, Any] = {}
+        self._shares: dict[int, float] = {}
         below, self._above = activations
         above, self._below = gradients
         self._activations = None if below is None else Inbox(below)
         self._gradients = None if above is None else Inbox(above)
 
-    def offer(self, batch_index: int, inputs: Tree, targets: Any) -> None:
-        """Take what the user gives for a batch; where it has to wait (an offset), take a copy."""
+    def offer(self, iteration: int, inputs: Tree, targets: Any) -> None:
+        """Take what the user gives for a batch, in micro-batches where the method wants them.
+
+        Where it has to wait beyond its iteration (an offset), take a copy.
+
+        Raises:
+            StageError: the batch has fewer samples than there are micro-batches.
+        """
+        num_parts = self.stage.method.schedule.micro_batches
+        first = iteration * num_parts
         if self.stage.is_first:
-            self._inputs[batch_index] = _copied(inputs) if self._offset else inputs
+            for index, (part, _) in enumerate(parts_of(inputs, num_parts), first):
+                self._inputs[index] = _copied(part) if self._offset else part
         if self.stage.wants_targets:
-            self._targets[batch_index] = _copied(targets) if self._offset else targets
+            for index, (part, share) in enumerate(parts_of(targets, num_parts), first):
+                self._targets[index] = _copied(part) if self._offset else part
+                self._shares[index] = share
 
     def announce(self, action: Action) -> None:
         """Note what a neighbour's action will send here."""
@@ -119,7 +131,7 @@ class Worker:
             if action.kind is Kind.BACKWARD:
                 self._backward(action.batch_index)
             else:
-                with self.clock.measure("update"):
+                with self._measure("update", action.kind, action.batch_index):
                     self.stage.update()
         except DelaygradError as error:
             raise type(error)(f"{self._where(action)} {error}") from error
@@ -127,6 +139,16 @@ class Worker:
             message = f"{self._where(action)} {type(error).__name__}: {error}"
             raise WorkerError(message) from error
         return None
+
+    def trace(self) -> StageTrace:
+        """Return what the clock's last trace has recorded so far."""
+        stage = self.stage
+        return StageTrace(
+            stage_index=stage.stage_index,
+            delay=stage.method.schedule.delay(stage.stage_index, stage.num_stages),
+            events=tuple(Event(*row) for row in self.clock.events),
+            iterations=tuple(Iteration(*row) for row in self.clock.iterations),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the stage's state and the messages under way to it."""
@@ -136,6 +158,7 @@ class Worker:
             "gradients": [m.state_dict() for m in _collected(self._gradients)],
             "inputs": _saved(self._inputs),
             "targets": _saved(self._targets),
+            "shares": {str(batch): share for batch, share in self._shares.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -143,6 +166,7 @@ class Worker:
         self.stage.load_state_dict(state)
         self._inputs = _restored(state["inputs"])
         self._targets = _restored(state["targets"])
+        self._shares = {int(batch): share for batch, share in state["shares"].items()}
         for inbox, name in ((self._activations, "activations"), (self._gradients, "gradients")):
             if inbox is not None:
                 inbox.refill([Message.from_state_dict(entry) for entry in state[name]])
@@ -152,27 +176,36 @@ class Worker:
         if self._activations is None:
             inputs = self._inputs.pop(batch_index)
         else:
-            with self.clock.measure("wait"):
+            with self._measure("wait", Kind.FORWARD, batch_index):
                 inputs = self._activations.take(batch_index).activation()
-        with self.clock.measure("forward"):
-            targets = self._targets.pop(batch_index) if stage.wants_targets else None
-            outputs = stage.forward(batch_index, inputs, targets)
+        with self._measure("forward", Kind.FORWARD, batch_index):
+            targets, share = None, 1.0
+            if stage.wants_targets:
+                targets, share = self._targets.pop(batch_index), self._shares.pop(batch_index)
+            outputs = stage.forward(batch_index, inputs, targets, share)
         if self._above is None:
             return outputs if isinstance(outputs, Tensor) else None
-        with self.clock.measure("wait"):
-            self._above.send(Message.of_activation(batch_index, outputs))
+        with self._measure("send", Kind.FORWARD, batch_index) as span:
+            message = Message.of_activation(batch_index, outputs)
+            span.num_bytes = message.num_bytes
+            self._above.send(message)
         return None
 
     def _backward(self, batch_index: int) -> None:
         grad_outputs: list[Tensor | None] | None = None
         if self._gradients is not None:
-            with self.clock.measure("wait"):
+            with self._measure("wait", Kind.BACKWARD, batch_index):
                 grad_outputs = list(self._gradients.take(batch_index).tensors)
-        with self.clock.measure("backward"):
+        with self._measure("backward", Kind.BACKWARD, batch_index):
             grad_inputs = self.stage.backward(batch_index, grad_outputs)
         if self._below is not None:
-            with self.clock.measure("wait"):
-                self._below.send(Message(batch_index, tuple(grad_inputs)))
+            with self._measure("send", Kind.BACKWARD, batch_index) as span:
+                message = Message(batch_index, tuple(grad_inputs))
+                span.num_bytes = message.num_bytes
+                self._below.send(message)
+
+    def _measure(self, activity: str, kind: Kind, batch_index: int) -> Span:
+        return self.clock.measure(activity, kind, batch_index, self.stage.version)
 
     def _where(self, action: Action) -> str:
         iteration = self.stage.method.schedule.iteration_of(action, self.stage.num_stages)

@@ -2,7 +2,17 @@
 
 from delaygrad.schedule.action import Action, Kind
 from delaygrad.schedule.render import render
-from delaygrad.schedule.schedule import FLUSH, LOCKED, Schedule
+from delaygrad.schedule.schedule import FLUSH, LOCKED, Schedule, flush, locked
 from delaygrad.schedule.validation import validate
 
-__all__ = ["FLUSH", "LOCKED", "Action", "Kind", "Schedule", "render", "validate"]
+__all__ = [
+    "FLUSH",
+    "LOCKED",
+    "Action",
+    "Kind",
+    "Schedule",
+    "flush",
+    "locked",
+    "render",
+    "validate",
+]

@@ -25,8 +25,9 @@ class Action:
 
     Attributes:
         stage_index: 0..K-1 from the input.
-        kind: forward, backward, or update with the gradients of the batch.
-        batch_index: the iteration at which the batch entered the network, from 0.
+        kind: forward, backward, or update with the gradients up to this batch.
+        batch_index: from 0, in the order in which they enter the network; where batches are split
+            it counts micro-batches.
 
     Example:
         >>> str(Action(2, Kind.FORWARD, 0))

@@ -1,16 +1,19 @@
-"""A schedule says which batch each stage takes forward and backward in each iteration.
+"""A schedule says which batch each stage takes forward and backward in each tick.
 
-Two numbers per stage say it all. With stages k = 0..K-1, in iteration t stage k takes
+A tick takes one micro-batch forward and one backward. A batch is ``micro_batches`` of them, M; with
+M = 1, the usual case, a tick is an iteration and a micro-batch is the batch. Two numbers per stage
+say it all. With stages k = 0..K-1, in tick t stage k takes
 
-    forward   batch t - offset(k)
-    backward  batch t - offset(k) - delay(k), then updates
+    forward   micro-batch t - offset(k)
+    backward  micro-batch t - offset(k) - lag(k); after the last one of a batch, it updates
 
-    schedule   offset(k)   delay(k)   published as
-    locked     0           K-1-k      DDG
-    flush      0           0          backpropagation, one stage at a time
+    schedule   offset(k)   lag(k)                  published as
+    locked     0           (K-1-k) (1 + slack)     DDG, with slack = 0
+    flush      0           0                       backpropagation, one stage at a time
 
-A batch that would be before the first (the *fill*) or after the last (the *drain*) is left out:
-no action, no update.
+A micro-batch that would be before the first (the *fill*) or after the last (the *drain*) is left
+out: no action, no update. The delay in updates, between a forward and its backward, is at most
+ceil(lag / M): it falls with M.
 """
 
 from __future__ import annotations
@@ -28,10 +31,11 @@ class Schedule:
 
     Args:
         name: what the literature calls it.
-        offset_rule: (stage_index, num_stages) -> iterations from a batch's entry into the network
+        offset_rule: (stage_index, num_stages) -> ticks from a micro-batch's entry into the network
             to its forward at the stage; must not fall from one stage to the next.
-        delay_rule: (stage_index, num_stages) -> iterations from a batch's forward at the stage to
-            its backward there. Without accumulation that is the delay in updates.
+        lag_rule: (stage_index, num_stages) -> ticks from a micro-batch's forward at the stage to
+            its backward there; must not rise from one stage to the next.
+        micro_batches: M per update, at least 1.
 
     Example:
         >>> [str(action) for action in LOCKED.actions(2, num_stages=2)]
@@ -43,15 +47,27 @@ class Schedule:
 
     name: str
     offset_rule: Callable[[int, int], int]
-    delay_rule: Callable[[int, int], int]
+    lag_rule: Callable[[int, int], int]
+    micro_batches: int = 1
+
+    def __post_init__(self) -> None:
+        if self.micro_batches < 1:
+            raise ScheduleError(
+                f"an update needs at least one micro-batch (micro_batches: {self.micro_batches})"
+            )
 
     def offset(self, stage_index: int, num_stages: int) -> int:
-        """Iterations from a batch's entry into the network to its forward at this stage."""
+        """Ticks from a micro-batch's entry into the network to its forward at this stage."""
         _check_stage(stage_index, num_stages)
         return self.offset_rule(stage_index, num_stages)
 
+    def lag(self, stage_index: int, num_stages: int) -> int:
+        """Ticks between a micro-batch's forward and its backward at this stage."""
+        _check_stage(stage_index, num_stages)
+        return self.lag_rule(stage_index, num_stages)
+
     def delay(self, stage_index: int, num_stages: int) -> int:
-        """Updates between a batch's forward and its backward at this stage.
+        """Updates between a forward and its backward at this stage, at most: ceil(lag / M).
 
         Args:
             stage_index: 0..num_stages-1.
@@ -63,22 +79,38 @@ class Schedule:
         Example:
             >>> [LOCKED.delay(k, 4) for k in range(4)]
             [3, 2, 1, 0]
+            >>> [locked(micro_batches=2).delay(k, 4) for k in range(4)]
+            [2, 1, 1, 0]
         """
-        _check_stage(stage_index, num_stages)
-        return self.delay_rule(stage_index, num_stages)
+        return -(-self.lag(stage_index, num_stages) // self.micro_batches)
+
+    def messages_under_way(self, stage_index: int, num_stages: int) -> int:
+        """Messages of one direction between a stage and the next that need not wait in turn.
+
+        The faster of the two may be that many ahead of the slower.
+
+        Example:
+            >>> LOCKED.messages_under_way(0, 4), locked(slack=2).messages_under_way(0, 4)
+            (2, 4)
+        """
+        here, above = (
+            self.offset(k, num_stages) - self.lag(k, num_stages)
+            for k in (stage_index, stage_index + 1)
+        )
+        return above - here + 1
 
     def actions(
-        self, iteration: int, num_stages: int, *, first_batch: int = 0, end_batch: int | None = None
+        self, tick: int, num_stages: int, *, first_batch: int = 0, end_batch: int | None = None
     ) -> list[Action]:
-        """List what all stages do in one iteration, in an order that one process can follow.
+        """List what all stages do in one tick, in an order that one process can follow.
 
         A rank follows the actions of its own stage and leaves out the others.
 
         Args:
-            iteration: t, from 0.
+            tick: t, from 0.
             num_stages: K.
-            first_batch: the first batch of this phase; earlier ones are not there (fill).
-            end_batch: one more than the last batch (drain); None while batches keep coming.
+            first_batch: the first micro-batch of this phase; earlier ones are not there (fill).
+            end_batch: one more than the last micro-batch (drain); None while batches keep coming.
         """
 
         def present(batch_index: int) -> bool:
@@ -86,42 +118,42 @@ class Schedule:
 
         forward, backward = [], []
         for k in range(num_stages):
-            batch_index = iteration - self.offset(k, num_stages)
+            batch_index = tick - self.offset(k, num_stages)
             if present(batch_index):
                 forward.append(Action(k, Kind.FORWARD, batch_index))
-            batch_index -= self.delay(k, num_stages)
+            batch_index -= self.lag(k, num_stages)
             if present(batch_index):
-                update = Action(k, Kind.UPDATE, batch_index)
-                backward.append((Action(k, Kind.BACKWARD, batch_index), update))
+                own = [Action(k, Kind.BACKWARD, batch_index)]
+                if (batch_index + 1) % self.micro_batches == 0:
+                    own.append(Action(k, Kind.UPDATE, batch_index))
+                backward.append(own)
         # Activations run down the stages and gradients run up, so this order always has what it
-        # needs, whether a gradient was made in this iteration or in an earlier one.
-        return forward + [action for pair in reversed(backward) for action in pair]
+        # needs, whether a gradient was made in this tick or in an earlier one.
+        return forward + [action for own in reversed(backward) for action in own]
 
     def iteration_of(self, action: Action, num_stages: int) -> int:
-        """Say in which iteration an action takes place; ``actions`` the other way round.
+        """Say in which iteration an action takes place: ``actions`` the other way round.
 
         Example:
             >>> LOCKED.iteration_of(Action.parse("0B3"), num_stages=3)
             5
         """
-        forward = action.batch_index + self.offset(action.stage_index, num_stages)
-        if action.kind is Kind.FORWARD:
-            return forward
-        return forward + self.delay(action.stage_index, num_stages)
+        tick = action.batch_index + self.offset(action.stage_index, num_stages)
+        if action.kind is not Kind.FORWARD:
+            tick += self.lag(action.stage_index, num_stages)
+        return tick // self.micro_batches
 
     def drain(self, end_batch: int, num_stages: int, *, first_batch: int = 0) -> Iterator[Action]:
-        """Yield what is still to do when no batch follows ``end_batch - 1``.
+        """Yield what is still to do when no micro-batch follows ``end_batch - 1``.
 
         Example:
             >>> [str(action) for action in LOCKED.drain(5, num_stages=3)]
             ['1B4', '1U4', '0B3', '0U3', '0B4', '0U4']
         """
         stages = range(num_stages)
-        depth = max(self.offset(k, num_stages) + self.delay(k, num_stages) for k in stages)
-        for iteration in range(end_batch, end_batch + depth):
-            yield from self.actions(
-                iteration, num_stages, first_batch=first_batch, end_batch=end_batch
-            )
+        depth = max(self.offset(k, num_stages) + self.lag(k, num_stages) for k in stages)
+        for tick in range(end_batch, end_batch + depth):
+            yield from self.actions(tick, num_stages, first_batch=first_batch, end_batch=end_batch)
 
 
 def _check_stage(stage_index: int, num_stages: int) -> None:
@@ -132,17 +164,49 @@ def _check_stage(stage_index: int, num_stages: int) -> None:
         )
 
 
-def _no_iterations(stage_index: int, num_stages: int) -> int:
+def _no_ticks(stage_index: int, num_stages: int) -> int:
     return 0
 
 
-def _stages_above(stage_index: int, num_stages: int) -> int:
-    return num_stages - 1 - stage_index
+@dataclass(frozen=True)
+class _StagesAbove:
+    """(K-1-k) (1 + slack), as a value that can be compared."""
+
+    slack: int
+
+    def __call__(self, stage_index: int, num_stages: int) -> int:
+        return (num_stages - 1 - stage_index) * (1 + self.slack)
 
 
-LOCKED = Schedule("locked", _no_iterations, _stages_above)
-"""Forward the newest batch through all stages; run every backward on the gradient of the iteration
-before. No stage waits for the backward of the stages above it."""
+def locked(slack: int = 0, micro_batches: int = 1) -> Schedule:
+    """Forward the newest micro-batch through all stages; run every backward on an earlier gradient.
 
-FLUSH = Schedule("flush", _no_iterations, _no_iterations)
-"""Forward and backward of one batch through all stages before the next: backpropagation."""
+    No stage waits for the backward of the stages above it.
+
+    Args:
+        slack: ticks that an error gradient may be under way beyond the one it needs, per boundary.
+            Hides the time that a message takes to the neighbour and back, at the price of delay.
+        micro_batches: M per update.
+
+    Raises:
+        ScheduleError: slack is negative, or there is no micro-batch.
+
+    Example:
+        >>> [locked(slack=1).delay(k, 4) for k in range(4)]
+        [6, 4, 2, 0]
+    """
+    if slack < 0:
+        raise ScheduleError(f"slack must not be negative (slack: {slack})")
+    return Schedule("locked", _no_ticks, _StagesAbove(slack), micro_batches)
+
+
+def flush(micro_batches: int = 1) -> Schedule:
+    """Forward and backward of one micro-batch through all stages before the next."""
+    return Schedule("flush", _no_ticks, _no_ticks, micro_batches)
+
+
+LOCKED = locked()
+"""DDG's schedule as published."""
+
+FLUSH = flush()
+"""Backpropagation."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 from delaygrad import models
 from delaygrad.data import DataSource, batch_indices, load
 from delaygrad.errors import ConfigError
-from delaygrad.methods import METHODS
+from delaygrad.methods import METHODS, Method
 from delaygrad.partition import cuts_of, split
 from delaygrad.runtime import DistributedPipeline, LocalPipeline, Pipeline
-from delaygrad.training.config import TrainConfig
+from delaygrad.training.config import METHOD_OPTIONS, TrainConfig
 from delaygrad.training.evaluation import cross_entropy
 from delaygrad.training.run_folder import new_run_dir
 
@@ -58,6 +59,8 @@ def build_model(config: TrainConfig, source: DataSource) -> nn.Sequential:
 
 def resolve(config: TrainConfig, source: DataSource) -> TrainConfig:
     """Fill in what is left open: cuts (by measuring the layers), learning rate, run folder."""
+    build_method(config)  # complain before anything is measured
+    check_batches(config, source)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
@@ -72,7 +75,12 @@ def resolve(config: TrainConfig, source: DataSource) -> TrainConfig:
                 batch_size=config.batch_size,
             )
             sample_inputs = place(source.train.inputs(indices), config, torch.device("cpu"))
-            stages = split(model, config.stages, sample_inputs=sample_inputs)
+            stages = split(
+                model,
+                config.stages,
+                sample_inputs=sample_inputs,
+                make_optimizer=make_optimizer(config),
+            )
     finally:
         torch.set_num_threads(threads)
     return dataclasses.replace(
@@ -84,13 +92,48 @@ def resolve(config: TrainConfig, source: DataSource) -> TrainConfig:
     )
 
 
+def build_method(config: TrainConfig) -> Method:
+    """Make the method with those of the settings that it has.
+
+    Raises:
+        ConfigError: two settings of it contradict each other.
+    """
+    kind = METHODS[config.method]
+    options: dict[str, Any] = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(kind)
+        if field.name in METHOD_OPTIONS
+    }
+    for name, value in options.items():
+        if isinstance(value, str):
+            options[name] = getattr(torch, value)
+    try:
+        return kind(**options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_batches(config: TrainConfig, source: DataSource) -> None:
+    """Raise unless every batch can be split into its micro-batches.
+
+    Raises:
+        ConfigError: the last batch of an epoch is too short.
+    """
+    rest = source.train.num_samples % config.batch_size
+    if 0 < rest < config.micro_batches:
+        raise ConfigError(
+            f"the last batch of an epoch is too short for its micro-batches (samples: {rest}, "
+            f"micro_batches: {config.micro_batches}); choose another --batch-size"
+        )
+
+
 def build_pipeline(
     config: TrainConfig, source: DataSource, device: torch.device, rank: int | None
 ) -> Pipeline:
     """Build the network, cut it, and make the pipeline (``rank`` None) or one rank's part of it."""
     stages = split(build_model(config, source), config.stages, cuts=config.cuts)
     stages = [stage.to(device) if rank in (None, k) else stage for k, stage in enumerate(stages)]
-    method = METHODS[config.method]()
+    method = build_method(config)
     if rank is None:
         return LocalPipeline(stages, cross_entropy, make_optimizer(config), method=method)
     return DistributedPipeline(

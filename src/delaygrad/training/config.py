@@ -56,6 +56,16 @@ class TrainConfig:
 
     method: str = "ddg"
     """ddg: decoupled parallel backpropagation with delayed gradients; bp: backpropagation."""
+    slack: int = 0
+    """More iterations of delay per boundary, to hide a slow link (ddg)."""
+    micro_batches: int = 1
+    """Parts that each batch is split into: less memory and, in updates, less delay."""
+    recompute: bool = False
+    """Keep the inputs of waiting batches only, and run their forward again: less memory (ddg)."""
+    stash_dtype: Literal["bfloat16", "float16"] | None = None
+    """Round the activations of waiting batches to this type: less memory, not exact (ddg)."""
+    boundary_dtype: Literal["bfloat16", "float16"] | None = None
+    """Round what is sent between stages to this type: less traffic, not exact (ddg)."""
     stages: int = 2
     """K, the number of pieces that the network is cut into."""
     cuts: tuple[str, ...] = ()
@@ -109,16 +119,21 @@ class TrainConfig:
     """Iterations from one checkpoint to the next; 0: none."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay."""
+    trace: int = 0
+    """Iterations to record as a timeline, after a warm-up; 0: none."""
 
     def __post_init__(self) -> None:
         for name in (
             "stages", "threads", "width", "depth", "heads", "context_length", "epochs",
             "iterations", "batch_size", "log_every", "evaluate_every", "evaluation_batch_size",
-            "keep_checkpoints",
+            "keep_checkpoints", "micro_batches",
         ):  # fmt: skip
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1", name, self)
-        for name in ("holdout", "warmup", "checkpoint_every", "weight_decay", "momentum", "seed"):
+        for name in (
+            "slack", "holdout", "warmup", "checkpoint_every", "trace", "weight_decay", "momentum",
+            "seed",
+        ):  # fmt: skip
             value = getattr(self, name)
             _require(0 <= value < math.inf, f"{name} must be finite, not negative", name, self)
         for name in ("lr", "timeout_s", "lr_factor"):
@@ -150,6 +165,18 @@ class TrainConfig:
         )  # fmt: skip
         if self.method not in METHODS:
             raise ConfigError(_unknown("method", self.method, METHODS))
+        known = {field.name for field in dataclasses.fields(METHODS[self.method])}
+        for name in METHOD_OPTIONS:
+            if name not in known and getattr(self, name) != _DEFAULTS[name]:
+                raise ConfigError(
+                    f"option without effect ({name}: {getattr(self, name)}); method "
+                    f"{self.method} does not have it: leave it out"
+                )
+        _require(
+            self.micro_batches <= self.batch_size,
+            f"micro_batches must not exceed the batch size (batch_size: {self.batch_size})",
+            "micro_batches", self,
+        )  # fmt: skip
         if self.data != "digits" and self.data_dir is None:
             raise ConfigError(f"{self.data} needs its files; say where with --data-dir FOLDER")
         if (self.model == "gpt") != (self.data == "text"):
@@ -175,6 +202,9 @@ class TrainConfig:
 
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+
+METHOD_OPTIONS = ("slack", "micro_batches", "recompute", "stash_dtype", "boundary_dtype")
+"""Settings that a method has under the same names, if it has them."""
 
 _ONLY_WITH = {
     "context_length": ("data", "text"),
@@ -227,15 +257,15 @@ def load_config(path: Path) -> TrainConfig:
 
 
 def _convert(key: str, value: Any, kind: Any, source: str) -> Any:
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        kind = typing.get_args(kind)[0]
     options = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
         if value in options:
             return value
         raise ConfigError(_unknown(key, value, options))
-    if isinstance(kind, types.UnionType):
-        if value is None:
-            return None
-        kind = options[0]
     if kind is Path and isinstance(value, str):
         return Path(value)
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):

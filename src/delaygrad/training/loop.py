@@ -23,6 +23,7 @@ from delaygrad.training.config import TrainConfig
 from delaygrad.training.evaluation import Evaluation, evaluate
 from delaygrad.training.learning_rate import learning_rate
 from delaygrad.training.reporter import Reporter
+from delaygrad.training.tracing import Tracing
 
 
 class TrainingLoop:
@@ -71,9 +72,13 @@ class TrainingLoop:
         if self._team.is_reporter:
             self._last_loss = run_folder.last_loss(self._run_dir)  # of a resumed run
             self._reporter = Reporter(self._run_dir, self._num_iterations, start, quiet=self._quiet)
+        tracing = Tracing(
+            config, self._pipeline, self._team, start=start, num_iterations=self._num_iterations
+        )
         self._started_s = time.perf_counter()
         try:
             for iteration in range(start, self._num_iterations):
+                tracing.before(iteration)
                 self._train(iteration)
                 done = iteration + 1
                 if done % config.log_every == 0:
@@ -84,7 +89,7 @@ class TrainingLoop:
                         self._evaluate(done, "validation" if self._source.validation else "test")
                 if config.checkpoint_every and done % config.checkpoint_every == 0:
                     self._checkpoint(done)
-            return self._finish()
+            return self._finish(tracing)
         finally:
             if self._reporter:
                 self._reporter.close()
@@ -191,7 +196,7 @@ class TrainingLoop:
         if self._reporter:
             self._reporter.event("checkpoint", done)
 
-    def _finish(self) -> dict[str, Any] | None:
+    def _finish(self, tracing: Tracing) -> dict[str, Any] | None:
         self._pipeline.flush()
         self._send_losses(self._num_iterations)
         self._receive_losses(until=self._num_iterations)
@@ -202,12 +207,13 @@ class TrainingLoop:
         mine = [dict(module.state_dict()) for module in self._pipeline.modules]
         parts = self._team.gather([{n: t.cpu() for n, t in part.items()} for part in mine])
         clocks = self._team.gather((self._pipeline.stage_seconds(), train_s))
+        trace = tracing.finish()
         if not self._team.is_reporter:
             return None
         tensors = {name: t for rank in parts for part in rank for name, t in part.items()}
         run_folder.write_model(self._run_dir, tensors)
         config = self._config
-        summary = {
+        summary: dict[str, Any] = {
             "test_accuracy": result.accuracy,
             "test_loss": result.loss,
             "test_predictions": result.num_predictions,
@@ -223,6 +229,8 @@ class TrainingLoop:
             "stages": _stage_table(self._pipeline, clocks),
             "run_dir": str(self._run_dir),
         }
+        if trace is not None:
+            summary["trace"] = trace
         run_folder.write_json(self._run_dir / run_folder.SUMMARY, summary)
         return summary
 

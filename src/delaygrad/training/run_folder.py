@@ -5,8 +5,11 @@ records.jsonl        one object per event
 checkpoints/         to resume from
 tensorboard/         the same curves as events
 model.safetensors    the final network under its un-split names
+trace-events.json    what --trace recorded
 summary.json         the result; written last
 curves.png           a figure of it
+trace.json           the timeline, for Perfetto or chrome://tracing
+trace.png            a few iterations of it
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from delaygrad.errors import ConfigError
-from delaygrad.records import read_events
+from delaygrad.records import TRACE_EVENTS, Trace, read_events
 from delaygrad.training.config import TrainConfig
 
 CONFIG, RECORDS, SUMMARY = "config.json", "records.jsonl", "summary.json"
@@ -128,6 +131,12 @@ def last_loss(run_dir: Path) -> float | None:
     events = read_events(path) if path.exists() else []
     losses = [event["loss"] for event in events if event["event"] == "training"]
     return losses[-1] if losses else None
+
+
+def write_trace(run_dir: Path, trace: Trace) -> None:
+    """Write the recorded timeline, whole or not at all."""
+    with _draft_of(run_dir / TRACE_EVENTS) as draft:
+        draft.write_text(json.dumps(trace.to_json(), separators=(",", ":")), encoding="utf-8")
 
 
 def write_model(run_dir: Path, tensors: dict[str, Tensor]) -> None:

@@ -31,6 +31,11 @@ class Message:
         tensors, structure = flatten(activation)
         return cls(batch_index, tuple(tensors), structure)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors if tensor is not None)
+
     def activation(self) -> Tree:
         """Unpack what ``of_activation`` packed."""
         return unflatten(self.structure, [tensor for tensor in self.tensors if tensor is not None])

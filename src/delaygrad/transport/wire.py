@@ -36,7 +36,6 @@ from delaygrad.transport.link import Message
 
 _HEADER_BYTES = 4096
 _ALIGNMENT_BYTES = 64
-_SENDS_IN_FLIGHT = 4
 
 
 @dataclass(frozen=True)
@@ -100,10 +99,16 @@ def reason_of(error: RuntimeError) -> str:
 
 
 class WireSender:
-    """Send messages without waiting."""
+    """Send messages without waiting.
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+    Args:
+        wire: where to.
+        in_flight: messages that may be under way before a send waits for the oldest, at least 1.
+            Each keeps its tensors in memory.
+    """
+
+    def __init__(self, wire: Wire, in_flight: int = 2) -> None:
+        self._wire, self._max_in_flight = wire, in_flight
         self._capacity = 0
         self._in_flight: deque[list[tuple[dist.Work, Tensor]]] = deque()
 
@@ -113,7 +118,7 @@ class WireSender:
         Raises:
             TransportError: the peer is gone, or did not take one of the messages before.
         """
-        while len(self._in_flight) >= _SENDS_IN_FLIGHT:
+        while len(self._in_flight) >= self._max_in_flight:
             self._finish_oldest()
         parts = [None if t is None else to_row_major(t.detach()) for t in message.tensors]
         payload = self._pack([part[0].reshape(-1) for part in parts if part is not None])
@@ -176,6 +181,8 @@ class WireReceiver:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._capacity = 0
+        self._header_work: dist.Work | None = None
+        self._payload_work: dist.Work | None = None
         self._post()
 
     def receive(self) -> Message:
@@ -185,6 +192,9 @@ class WireReceiver:
             TransportError: it did not come within the timeout, or the sender is gone.
         """
         wire = self._wire
+        if self._header_work is None:
+            self._post()
+        assert self._header_work is not None
         wire.wait(self._header_work, "receiving")
         header = json.loads(bytes(self._header.numpy()).rstrip(b"\0"))
         if self._payload_work is not None:
@@ -195,8 +205,15 @@ class WireReceiver:
             wire.wait(self._irecv(rest, wire.payload_group), "receiving")
             payload = torch.cat([payload, rest]) if self._capacity else rest
             self._capacity = wire.next_capacity(num_bytes)
-        self._post()
+        self._post_ahead()
         return Message(header["batch"], _unpack(payload, header["tensors"]), header["structure"])
+
+    def _post_ahead(self) -> None:
+        """Post the next receive, unless the sender has left; whoever asks for more will be told."""
+        try:
+            self._post()
+        except TransportError:
+            self._header_work = None
 
     def _post(self) -> None:
         self._header = torch.empty(_HEADER_BYTES, dtype=torch.uint8)

@@ -74,7 +74,7 @@ def refused(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> s
         ((*MLP, "--runtime", "remote"), "--runtime"),
         (("learn",), "learn"),
         (("resume",), "The run's folder. (required)"),
-        ((), "Expected one of {train, resume, download}"),
+        ((), "Expected one of {train, resume, "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from delaygrad.errors import ConfigError
+from delaygrad.methods import BP, DDG
 from delaygrad.training import TrainConfig, load_config
+from delaygrad.training.assembly import build_method
 from delaygrad.training.config import config_from_json
 
 
@@ -23,6 +26,7 @@ from delaygrad.training.config import config_from_json
         ({"log_every": 0}, "log_every must be at least 1"),
         ({"batch_size": -3}, "batch_size must be at least 1 (batch_size: -3)"),
         ({"checkpoint_every": -1}, "checkpoint_every must be finite, not negative"),
+        ({"trace": -1}, "trace must be finite, not negative (trace: -1)"),
         ({"weight_decay": float("nan")}, "weight_decay must be finite, not negative"),
         ({"lr": 0.0}, "lr must be positive and finite (lr: 0.0)"),
         ({"lr": float("nan")}, "lr must be positive and finite (lr: nan)"),
@@ -43,6 +47,11 @@ from delaygrad.training.config import config_from_json
         ({"lr_factor": 0.5}, "it belongs to lr_schedule step, not cosine"),
         ({"lr_milestones": (0.3,)}, "option without effect (lr_milestones: (0.3,))"),
         ({"context_length": 64}, "it belongs to data text, not digits"),
+        ({"slack": -1}, "slack must be finite, not negative (slack: -1)"),
+        ({"micro_batches": 0}, "micro_batches must be at least 1"),
+        ({"micro_batches": 9, "batch_size": 8}, "must not exceed the batch size (batch_size: 8)"),
+        ({"slack": 1, "method": "bp"}, "(slack: 1); method bp does not have it"),
+        ({"recompute": True, "method": "bp"}, "option without effect (recompute: True)"),
     ],
 )
 def test_setting_out_of_range_or_without_effect_is_refused(
@@ -145,3 +154,21 @@ def test_unreadable_file_is_named(
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     assert message in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_file_sets_the_types_that_are_rounded_to() -> None:
+    read = config_from_json({"boundary_dtype": "bfloat16", "stash_dtype": None})
+    assert (read.boundary_dtype, read.stash_dtype) == ("bfloat16", None)
+    with pytest.raises(ConfigError, match="unknown boundary_dtype .*did you mean 'bfloat16'"):
+        config_from_json({"boundary_dtype": "bfloat61"})
+
+
+def test_the_method_gets_those_settings_that_it_has() -> None:
+    config = TrainConfig(slack=1, micro_batches=2, boundary_dtype="float16", recompute=True)
+    assert build_method(config) == DDG(
+        slack=1, micro_batches=2, boundary_dtype=torch.float16, recompute=True
+    )
+    assert build_method(TrainConfig(method="bp", micro_batches=3)) == BP(micro_batches=3)
+    assert repr(build_method(TrainConfig())) == "DDG()"
+    with pytest.raises(ConfigError, match="with recompute no activations wait"):
+        build_method(TrainConfig(recompute=True, stash_dtype="bfloat16"))

@@ -1,46 +1,10 @@
-"""What a run writes down: how each stage spent its time, and a log of events."""
+"""A log of events that is readable at any moment."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-ACTIVITIES = ("forward", "backward", "update", "wait")
-"""What a stage can be busy with, or idle for (``wait``: for a neighbour's message)."""
-
-
-class StageClock:
-    """Add up the seconds that a stage spends on each activity.
-
-    On an accelerator these are the seconds of the host, which runs ahead of the device.
-
-    Example:
-        >>> clock = StageClock()
-        >>> with clock.measure("forward"):
-        ...     pass
-        >>> sorted(clock.seconds) == sorted(ACTIVITIES)
-        True
-    """
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = dict.fromkeys(ACTIVITIES, 0.0)
-
-    @contextmanager
-    def measure(self, activity: str) -> Iterator[None]:
-        """Count the block's duration."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[activity] += time.perf_counter() - start
-
-    def reset(self) -> None:
-        """Start from zero again."""
-        self.seconds = dict.fromkeys(ACTIVITIES, 0.0)
 
 
 class EventLog:

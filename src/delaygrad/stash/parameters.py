@@ -1,4 +1,4 @@
-"""What waits between the forward and the backward of a batch: its graph and its parameters.
+"""Parameter versions: what the forward of a waiting batch used, kept apart from the live ones.
 
 The rule (Huo et al., ICML 2018) linearises a batch at the parameters that its forward used. An
 optimizer writes into parameters in place, so those of a waiting batch must be kept apart:
@@ -16,69 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-
-from delaygrad.boundary import Structure, flatten, unflatten
-from delaygrad.errors import CheckpointError, StashError
-from delaygrad.random_stream import RandomState
-
-Entry = TypeVar("Entry")
-
-
-class Stash(Generic[Entry]):
-    """What is kept for each batch, in the order in which it was put.
-
-    Example:
-        >>> stash = Stash[str]("graph")
-        >>> stash.put(3, "a graph")
-        >>> stash.pop(3), len(stash)
-        ('a graph', 0)
-        >>> stash.pop(3)
-        Traceback (most recent call last):
-        ...
-        delaygrad.errors.StashError: no graph is stashed for this batch (batch: 3, stashed: [])
-    """
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._entries: dict[int, Entry] = {}
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __iter__(self) -> Iterator[tuple[int, Entry]]:
-        return iter(self._entries.items())
-
-    def put(self, batch_index: int, entry: Entry) -> None:
-        """Keep an entry.
-
-        Raises:
-            StashError: there is one for this batch already.
-        """
-        if batch_index in self._entries:
-            raise StashError(f"a {self._what} is stashed for this batch already ({batch_index})")
-        self._entries[batch_index] = entry
-
-    def pop(self, batch_index: int) -> Entry:
-        """Take an entry out.
-
-        Raises:
-            StashError: there is none for this batch.
-        """
-        try:
-            return self._entries.pop(batch_index)
-        except KeyError:
-            raise StashError(
-                f"no {self._what} is stashed for this batch "
-                f"(batch: {batch_index}, stashed: {list(self._entries)})"
-            ) from None
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._entries.clear()
 
 
 @dataclass(frozen=True)
@@ -118,14 +58,23 @@ class ParameterVersion:
                 slot.install(parameter)
 
     def move_gradients(self) -> None:
-        """Hand the gradients to the live parameters, replacing theirs; None stays None.
+        """Add the gradients to those of the live parameters; None adds nothing.
 
         A parameter that has been frozen since gets none: it must not move any more.
         """
         # Tied parameters fill several slots with one pair of tensors.
         for live, alias in {slot.live: slot.alias for slot in self.slots}.items():
-            live.grad = alias.grad if live.requires_grad else None
+            if not live.requires_grad:
+                live.grad = None
+            elif live.grad is None:
+                live.grad = alias.grad
+            elif alias.grad is not None:
+                live.grad.add_(alias.grad)
             alias.grad = None
+
+    def parameters(self) -> list[Tensor]:
+        """The tensors that stand in for the live parameters."""
+        return [slot.alias for slot in self.slots]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the values by parameter name, for a checkpoint; frozen ones want no gradient."""
@@ -133,59 +82,6 @@ class ParameterVersion:
             slot.name: slot.alias.detach().requires_grad_(slot.alias.requires_grad)
             for slot in self.slots
         }
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A batch between its forward and its backward.
-
-    Attributes:
-        inputs: leaves; their ``.grad`` becomes the error gradient to send down.
-        structure: of the inputs; see ``delaygrad.boundary``.
-        roots: ends of the graph, one per output tensor; None where no gradient runs.
-        weights: what the graph was built on; None is the live parameters, where no update comes in
-            between.
-        targets: for the last stage.
-        random_state: before the forward; None where no replay is ever needed.
-    """
-
-    inputs: list[Tensor]
-    structure: Structure
-    roots: list[Tensor | None]
-    weights: ParameterVersion | None
-    targets: Any
-    random_state: RandomState | None
-
-    def describe(self, batch_index: int) -> dict[str, Any]:
-        """Return what a replay of the forward needs, for a checkpoint.
-
-        Raises:
-            CheckpointError: the batch is in the middle of an iteration.
-        """
-        if self.weights is None:
-            raise CheckpointError(
-                f"batch {batch_index} is between its forward and its backward; "
-                "take a checkpoint between two iterations"
-            )
-        tensors, structure = flatten(self.targets)
-        return {
-            "batch": batch_index,
-            "inputs": [leaf.detach() for leaf in self.inputs],
-            "requires_grad": [leaf.requires_grad for leaf in self.inputs],
-            "structure": self.structure,
-            "targets": {"tensors": tensors, "structure": structure},
-            "version": self.weights.version,
-            "random": self.random_state,
-        }
-
-    @staticmethod
-    def given(described: dict[str, Any], device: torch.device) -> tuple[list[Tensor], Any]:
-        """Return the leaves and targets of a described batch, on a device."""
-        wanted = zip(described["inputs"], described["requires_grad"], strict=True)
-        leaves = [tensor.to(device, copy=True).requires_grad_(flag) for tensor, flag in wanted]
-        targets = described["targets"]
-        on_device = [tensor.to(device) for tensor in targets["tensors"]]
-        return leaves, unflatten(targets["structure"], on_device)
 
 
 class ParameterStash:

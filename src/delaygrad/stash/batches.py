@@ -1,0 +1,135 @@
+"""Batches between their forward and their backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from delaygrad.boundary import Structure, flatten, unflatten
+from delaygrad.errors import CheckpointError, StashError
+from delaygrad.random_stream import RandomState
+from delaygrad.stash.parameters import ParameterVersion
+
+Entry = TypeVar("Entry")
+
+
+class Stash(Generic[Entry]):
+    """What is kept for each batch, in the order in which it was put.
+
+    Example:
+        >>> stash = Stash[str]("graph")
+        >>> stash.put(3, "a graph")
+        >>> stash.pop(3), len(stash)
+        ('a graph', 0)
+        >>> stash.pop(3)
+        Traceback (most recent call last):
+        ...
+        delaygrad.errors.StashError: no graph is stashed for this batch (batch: 3, stashed: [])
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._entries: dict[int, Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[tuple[int, Entry]]:
+        return iter(self._entries.items())
+
+    def put(self, batch_index: int, entry: Entry) -> None:
+        """Keep an entry.
+
+        Raises:
+            StashError: there is one for this batch already.
+        """
+        if batch_index in self._entries:
+            raise StashError(f"a {self._what} is stashed for this batch already ({batch_index})")
+        self._entries[batch_index] = entry
+
+    def pop(self, batch_index: int) -> Entry:
+        """Take an entry out.
+
+        Raises:
+            StashError: there is none for this batch.
+        """
+        try:
+            return self._entries.pop(batch_index)
+        except KeyError:
+            raise StashError(
+                f"no {self._what} is stashed for this batch "
+                f"(batch: {batch_index}, stashed: {list(self._entries)})"
+            ) from None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+
+
+@dataclass(kw_only=True)
+class Pending:
+    """A batch between its forward and its backward.
+
+    Attributes:
+        inputs: leaves; their ``.grad`` becomes the error gradient to send down.
+        structure: of the inputs; see ``delaygrad.boundary``.
+        targets: for the last stage.
+        share: of its whole batch, by samples; below 1 for a micro-batch.
+        weights: what the forward used; None is the live parameters, where no update comes in
+            between.
+        random_state: before the forward; None where no replay is ever needed.
+        roots: ends of the graph, one per output tensor; None where no gradient runs. None in all
+            where the graph is yet to be built (again).
+    """
+
+    inputs: list[Tensor]
+    structure: Structure
+    targets: Any
+    share: float
+    weights: ParameterVersion | None
+    random_state: RandomState | None
+    roots: list[Tensor | None] | None = None
+
+    def describe(self, batch_index: int) -> dict[str, Any]:
+        """Return what a replay of the forward needs, for a checkpoint.
+
+        Raises:
+            CheckpointError: the batch is in the middle of an iteration.
+        """
+        if self.weights is None:
+            raise CheckpointError(
+                f"batch {batch_index} is between its forward and its backward; "
+                "take a checkpoint between two iterations"
+            )
+        tensors, structure = flatten(self.targets)
+        return {
+            "batch": batch_index,
+            "inputs": [leaf.detach() for leaf in self.inputs],
+            "requires_grad": [leaf.requires_grad for leaf in self.inputs],
+            "structure": self.structure,
+            "targets": {"tensors": tensors, "structure": structure},
+            "share": self.share,
+            "version": self.weights.version,
+            "random": self.random_state,
+        }
+
+    @classmethod
+    def from_description(
+        cls, described: dict[str, Any], weights: ParameterVersion, device: torch.device
+    ) -> Pending:
+        """Return a described batch on a device, its graph yet to be built."""
+        wanted = zip(described["inputs"], described["requires_grad"], strict=True)
+        targets = described["targets"]
+        on_device = [tensor.to(device) for tensor in targets["tensors"]]
+        return cls(
+            inputs=[tensor.to(device, copy=True).requires_grad_(flag) for tensor, flag in wanted],
+            structure=described["structure"],
+            targets=unflatten(targets["structure"], on_device),
+            share=described["share"],
+            weights=weights,
+            random_state=described["random"],
+        )

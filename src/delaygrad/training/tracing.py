@@ -1,0 +1,69 @@
+"""Record a window of a run as a timeline of all stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from delaygrad.records import ClockReading, Trace, measure_trace
+from delaygrad.runtime import Pipeline
+from delaygrad.runtime.team import Team
+from delaygrad.training import run_folder
+from delaygrad.training.config import TrainConfig
+
+_WARM_UP = 10
+
+
+class Tracing:
+    """The recording of one process; every rank has one and makes the same calls.
+
+    The window begins after the fill and a few iterations more, or earlier if the run is too short
+    for that. It is of this process: a resumed run records anew.
+
+    Args:
+        config: says how many iterations to record; 0 is none.
+        pipeline: all stages, or this rank's.
+        team: the other processes.
+        start: the first iteration of this process.
+        num_iterations: of the whole run.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        pipeline: Pipeline,
+        team: Team,
+        *,
+        start: int,
+        num_iterations: int,
+    ) -> None:
+        self._config, self._pipeline, self._team = config, pipeline, team
+        fill = pipeline.method.schedule.delay(0, pipeline.num_stages)
+        last = num_iterations - config.trace - 1  # one more, so that the window's end is seen
+        self._begin = max(start, min(start + fill + pipeline.num_stages + _WARM_UP, last))
+        # Now and at the end: clocks of two hosts drift apart by milliseconds in some minutes.
+        self._readings = [team.read_clocks()] if config.trace else []
+
+    def before(self, iteration: int) -> None:
+        """Begin to record if this is the iteration to begin with."""
+        if self._config.trace and iteration == self._begin:
+            self._pipeline.start_trace(self._config.trace)
+
+    def finish(self) -> dict[str, Any] | None:
+        """Gather and write down what was recorded; return its summary on rank 0, None elsewhere."""
+        if not self._config.trace:
+            return None
+        self._readings.append(self._team.read_clocks())
+        gathered = self._team.gather(self._pipeline.stage_traces())
+        if not self._team.is_reporter:
+            return None
+        by_rank: list[tuple[ClockReading, ...]] = list(zip(*self._readings, strict=True))
+        stages = [
+            stage.on_first_clock(readings)
+            for readings, held in zip(by_rank, gathered, strict=True)
+            for stage in held
+        ]
+        method = repr(self._pipeline.method)
+        trace = Trace(method=method, num_processes=len(gathered), stages=tuple(stages))
+        assert self._config.run_dir is not None
+        run_folder.write_trace(self._config.run_dir, trace)
+        return measure_trace(trace)
