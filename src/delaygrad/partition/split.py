@@ -9,14 +9,15 @@ from torch import nn
 
 from delaygrad.boundary import Tree
 from delaygrad.errors import PartitionError
-from delaygrad.partition.balance import balance
 from delaygrad.partition.cuts import resolve_cuts
-from delaygrad.partition.layers import Layer, is_container, list_layers
-from delaygrad.partition.measure import measure
+from delaygrad.partition.layers import is_container, list_layers
+from delaygrad.partition.measure import probing
 from delaygrad.partition.merge import mark_stage
+from delaygrad.partition.probe import MakeOptimizer
+from delaygrad.partition.refine import measured_cuts
 from delaygrad.partition.sharing import Tie, check_cuts, find_ties, unbreakable_groups
 
-__all__ = ["split"]
+__all__ = ["separable_groups", "split"]
 
 
 def split(
@@ -25,6 +26,7 @@ def split(
     *,
     sample_inputs: Tree | None = None,
     cuts: Sequence[str | int] | None = None,
+    make_optimizer: MakeOptimizer | None = None,
 ) -> list[nn.Sequential]:
     """Split a network into stages of about equal time, or at given layers.
 
@@ -35,11 +37,13 @@ def split(
     Args:
         model: an nn.Sequential; a subclass may not override forward.
         num_stages: 1 … number of layers.
-        sample_inputs: one batch, as given to the model; forward + backward of each layer is timed
-            on it, and the slowest stage is made as fast as possible. Layers that share a parameter
-            or buffer are kept in one stage.
+        sample_inputs: one batch, as given to the model; the layers, then whole stages are timed on
+            it, and the slowest stage is made as fast as possible. That takes a few seconds, for a
+            large network about a dozen of its forward and backward passes. Layers that share a
+            parameter or buffer are kept in one stage.
         cuts: instead of sample_inputs: the first layer of stages 1 … num_stages-1, by dotted path
             (see `layer_names`) or flat index.
+        make_optimizer: ``make_optimizer(params)``; with sample_inputs: its update counts too.
     Returns:
         stages: num_stages plain nn.Sequentials; applied in order they are the model.
     Raises:
@@ -62,7 +66,7 @@ def split(
     elif num_stages == 1:
         starts = []
     elif sample_inputs is not None:
-        starts = _balanced_cuts(model, num_stages, sample_inputs, layers, ties)
+        starts = _balanced_cuts(model, num_stages, sample_inputs, make_optimizer, ties)
     else:
         raise PartitionError(
             f"nothing says where to cut (stages: {num_stages}); pass sample_inputs to balance the "
@@ -78,14 +82,21 @@ def split(
     return stages
 
 
-def _balanced_cuts(
-    model: nn.Module,
-    num_stages: int,
-    sample_inputs: Tree,
-    layers: Sequence[Layer],
-    ties: Sequence[Tie],
-) -> list[int]:
-    groups = unbreakable_groups(len(layers), ties)
+def separable_groups(num_layers: int, num_stages: int, ties: Sequence[Tie]) -> list[int]:
+    """List the first layer of each group that no cut may go through.
+
+    Args:
+        num_layers: of the network.
+        num_stages: that it shall be cut into.
+        ties: from `find_ties`.
+    Raises:
+        PartitionError: there are fewer layers or groups than stages, or no stage.
+    Example:
+        >>> separable_groups(3, 2, [])
+        [0, 1, 2]
+    """
+    _check_num_stages(num_stages, num_layers)
+    groups = unbreakable_groups(num_layers, ties)
     if len(groups) < num_stages:
         shown = [f"{tie.first_name!r} and {tie.last_name!r}" for tie in ties[:3]]
         raise PartitionError(
@@ -93,10 +104,19 @@ def _balanced_cuts(
             f"that can be separated: {len(groups)}, shared: {', '.join(shown)}); untie them (give "
             f"each layer its own tensor), or lower num_stages to {len(groups)}"
         )
-    seconds = [cost.forward_s + cost.backward_s for cost in measure(model, sample_inputs)]
-    ends = [*groups[1:], len(layers)]
-    group_s = [sum(seconds[first:end]) for first, end in zip(groups, ends, strict=True)]
-    return [groups[index] for index in balance(group_s, num_stages)]
+    return groups
+
+
+def _balanced_cuts(
+    model: nn.Module,
+    num_stages: int,
+    sample_inputs: Tree,
+    make_optimizer: MakeOptimizer | None,
+    ties: Sequence[Tie],
+) -> list[int]:
+    groups = separable_groups(len(list_layers(model)), num_stages, ties)
+    with probing(model, sample_inputs, make_optimizer=make_optimizer) as probe:
+        return measured_cuts(probe, probe.layers(), num_stages, groups=groups).cuts
 
 
 def _take(container: nn.Module, prefix: str, names: set[str]) -> nn.Sequential:

@@ -9,12 +9,12 @@ from torch import nn
 from delaygrad.errors import PartitionError
 from delaygrad.partition import measure
 
-measuring = importlib.import_module("delaygrad.partition.measure")  # the name is the function's
+probing = importlib.import_module("delaygrad.partition.probe")
 
 
 @pytest.fixture(autouse=True)
 def few_repeats(monkeypatch):
-    monkeypatch.setattr(measuring, "MAX_REPEATS", 3)
+    monkeypatch.setattr(probing, "MAX_REPEATS", 3)
 
 
 class Sleep(nn.Module):
@@ -104,7 +104,7 @@ def test_measuring_disturbs_nothing():
     assert torch.equal(inputs, inputs_before) and inputs.grad is None and inputs._version == 0
     assert [cost.name for cost in costs] == ["0", "1.0", "1.1", "1.2", "2", "3"]
     assert [cost.parameter_bytes for cost in costs] == [448, 32, 0, 0, 0, 1160]
-    assert [cost.activation_bytes for cost in costs] == [2880] * 5 + [40]
+    assert [cost.output_bytes for cost in costs] == [2880] * 5 + [40]
     assert all(cost.forward_s > 0 and cost.backward_s > 0 for cost in costs)
 
 
@@ -144,7 +144,7 @@ def test_in_place_layers_run_backward_on_every_repeat():
             return Double.apply(input)
 
     measure(nn.Sequential(nn.Linear(2, 2), DoubleInPlace()), torch.ones(1, 2))
-    assert calls == [[[1.0, 1.0]]] * (1 + 3)
+    assert calls == [[[1.0, 1.0]]] * (1 + 3)  # the pass that counts bytes runs none
 
 
 def test_frozen_layers_at_the_front_cost_no_backward():
@@ -161,7 +161,7 @@ def test_frozen_layers_at_the_front_cost_no_backward():
 def test_integer_inputs_and_nested_activations_pass():
     model = nn.Sequential(nn.Embedding(5, 4), Fork(), Join(), nn.LSTM(4, 2))
     costs = measure(model, torch.tensor([[0, 4, 2]]))
-    assert [cost.activation_bytes for cost in costs] == [48, 48 + 48 + 24, 48, 24 + 2 * 24]
+    assert [cost.output_bytes for cost in costs] == [48, 48 + 48 + 24, 48, 24 + 2 * 24]
 
 
 def test_tuples_reach_the_first_layer_as_one_value():
@@ -188,13 +188,13 @@ def test_lazy_layers_stay_lazy():
 
 
 def test_heavy_networks_get_three_repeats(monkeypatch):
-    monkeypatch.setattr(measuring, "MAX_REPEATS", 30)
-    monkeypatch.setattr(measuring, "BUDGET_S", 0.0)
+    monkeypatch.setattr(probing, "MAX_REPEATS", 30)
+    monkeypatch.setattr(probing, "LAYERS_BUDGET_S", 0.0)
     calls = []
     model = nn.Sequential(nn.Identity())
     model[0].register_forward_hook(lambda module, args, output: calls.append(1))
     measure(model, torch.ones(1))
-    assert len(calls) == 1 + 3
+    assert len(calls) == 2 + 3  # one counts bytes, one warms up
 
 
 def test_failing_layer_is_named_with_its_input_and_cause():

@@ -1,5 +1,7 @@
 import importlib
 import inspect
+import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -7,17 +9,35 @@ from torch import nn
 
 from delaygrad.errors import PartitionError
 from delaygrad.partition import LayerCost, cuts_of, layer_names, split
+from delaygrad.partition.costs import stages_of
 
 splitting = importlib.import_module("delaygrad.partition.split")  # the name is the function's
 
 
-def plant_costs(monkeypatch, seconds):
-    def planted(model, sample_inputs):
-        names = layer_names(model)
-        costs = zip(names, seconds, strict=True)
-        return [LayerCost(name, cost / 3, cost * 2 / 3, 4, 4) for name, cost in costs]
+class PlantedProbe:
+    """Measures what was planted, of layers as of stages."""
 
-    monkeypatch.setattr(splitting, "measure", planted)
+    def __init__(self, names, seconds):
+        self.costs = [
+            LayerCost(name=name, forward_s=cost / 3, backward_s=cost * 2 / 3)
+            for name, cost in zip(names, seconds, strict=True)
+        ]
+
+    now = staticmethod(time.perf_counter)
+
+    def layers(self):
+        return self.costs
+
+    def stages(self, cuts):
+        return stages_of(self.costs, cuts)
+
+
+def plant_costs(monkeypatch, seconds):
+    @contextmanager
+    def planted(model, sample_inputs, *, make_optimizer=None):
+        yield PlantedProbe(layer_names(model), seconds)
+
+    monkeypatch.setattr(splitting, "probing", planted)
 
 
 def network():
@@ -89,6 +109,19 @@ def test_measured_split_runs_as_the_model_does():
     assert torch.equal(out, model(x))
 
 
+def test_the_optimizer_counts(monkeypatch):
+    class SlowSGD(torch.optim.SGD):
+        def step(self, closure=None):
+            time.sleep(0.01 * sum(len(group["params"]) for group in self.param_groups))
+            return super().step(closure)
+
+    monkeypatch.setattr("delaygrad.partition.probe.MAX_REPEATS", 3)
+    model = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(6)))
+    x = torch.ones(1, 2)
+    stages = split(model, 3, sample_inputs=x, make_optimizer=lambda params: SlowSGD(params, lr=1))
+    assert cuts_of(stages) == ["2", "4"]
+
+
 def test_balancing_keeps_tied_layers_together(monkeypatch):
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(6)))
     model[3].weight = model[1].weight
@@ -151,4 +184,4 @@ def test_wrong_types_are_refused():
 
 def test_user_call_stays_as_documented():
     parameters = inspect.signature(split).parameters
-    assert list(parameters) == ["model", "num_stages", "sample_inputs", "cuts"]
+    assert list(parameters) == ["model", "num_stages", "sample_inputs", "cuts", "make_optimizer"]

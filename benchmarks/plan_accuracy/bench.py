@@ -1,0 +1,173 @@
+"""Predicted against measured: the iteration of two stages in two processes on this machine.
+
+For each workload and each round: measure the network anew and predict (as `delaygrad plan` does),
+then train with those cuts in two processes of one thread each, and time it. The prediction for this
+machine corrects for what two processes lose side by side; that for devices of their own is kept
+beside it.
+
+Run: python benchmarks/plan_accuracy/bench.py --output benchmarks/plan_accuracy/results.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import delaygrad as dg
+from delaygrad.models import gpt, resnet
+from delaygrad.partition import Pipelined, Seconds, forecast
+from delaygrad.partition.costs import join, stages_of
+from delaygrad.partition.forecast import with_seconds
+from delaygrad.partition.measure import probing
+from delaygrad.partition.pace import iteration_s
+from delaygrad.partition.refine import measured_cuts
+from delaygrad.runtime import Launch, run_workers
+from delaygrad.runtime.launch import joined
+from delaygrad.runtime.machine import measure_machine
+from delaygrad.training.run_folder import environment
+
+STAGES = 2
+TURNS = 5  # of so many iterations each; the median counts
+WORKLOADS = {"resnet56, batch 32": 24, "resnet110, batch 128": 6, "gpt 25M, 8 x 128": 6}
+LAUNCH = Launch(num_workers=STAGES, threads=1)
+
+
+def network(workload: str) -> nn.Sequential:
+    torch.manual_seed(0)
+    if workload.startswith("gpt"):  # 25.3 million parameters
+        return gpt(vocabulary_size=65, context_length=128, width=512, num_layers=8, num_heads=8)
+    depth = int(workload.removeprefix("resnet").partition(",")[0])
+    return resnet(depth, num_classes=10).to(memory_format=torch.channels_last)
+
+
+def batch(workload: str) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    if workload.startswith("gpt"):
+        text = torch.randint(65, (8, 129))
+        return text[:, :-1].contiguous(), text[:, 1:].contiguous()
+    size = int(workload.rpartition(" ")[2])
+    images = torch.randn(size, 3, 32, 32).to(memory_format=torch.channels_last)
+    return images, torch.randint(10, (size,))
+
+
+def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+
+
+def make_sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.001, momentum=0.9, weight_decay=5e-4)
+
+
+def predict(workload: str) -> dict[str, Any]:
+    model, (inputs, targets) = network(workload), batch(workload)
+    start = time.perf_counter()
+    with probing(
+        model, inputs, make_optimizer=make_sgd, loss=lambda outputs: loss_fn(outputs, targets)
+    ) as probe:
+        costs = probe.layers()
+        whole = with_seconds([join(costs)], probe.stages([]))[0]
+        cut = measured_cuts(probe, costs, STAGES)
+        arriving = probe.stage_inputs(cut.cuts)
+    stages = dg.split(model, STAGES, cuts=cut.cuts)
+    machine = measure_machine(list(zip(stages, arriving, strict=True)))
+    planning_s = time.perf_counter() - start
+    how = Pipelined(lag=lambda k, num_stages, slack: dg.DDG().schedule.lag(k, num_stages))
+    joint = with_seconds(stages_of(costs, cut.cuts), cut.seconds)
+    found = forecast(joint, whole, how, machine.link)
+    slowed = [
+        Seconds(
+            forward_s=machine.slowdown * stage.forward_s,
+            backward_s=machine.slowdown * stage.backward_s,
+            update_s=machine.slowdown * stage.update_s,
+        )
+        for stage in found.stages
+    ]
+    here_s = iteration_s(slowed, how.lags(STAGES), boundaries=found.boundaries, link=machine.link)
+    return {
+        "cuts": cut.cuts,
+        "one_device_s": whole.total_s,
+        "stages": [{**vars(stage), "total_s": stage.total_s} for stage in found.stages],
+        "own_devices_s": found.iteration_s,
+        "here_s": here_s,
+        "slowdown": machine.slowdown,
+        "latency_s": machine.link.latency_s,
+        "bandwidth_bytes_per_s": machine.link.bandwidth_bytes_per_s,
+        "planning_s": planning_s,
+    }
+
+
+def train(workload: str, cuts: list[int]) -> dict[str, Any]:
+    """What each rank does: time turns of iterations in steady state."""
+    with joined(LAUNCH, torch.device("cpu")) as rank:
+        stage = dg.split(network(workload), STAGES, cuts=cuts)[rank]
+        pipeline = dg.DistributedPipeline(stage, loss_fn, make_sgd, method=dg.DDG())
+        inputs, targets = batch(workload)
+        iterations = WORKLOADS[workload]
+        for _ in range(4):
+            pipeline.step(inputs, targets)
+        before, times = pipeline.stage_seconds()[0], []
+        for _ in range(TURNS):
+            start = time.perf_counter()
+            for _ in range(iterations):
+                pipeline.step(inputs, targets)
+            times.append((time.perf_counter() - start) / iterations)
+        after = pipeline.stage_seconds()[0]
+        pipeline.flush()
+    busy = {name: (after[name] - before[name]) / (TURNS * iterations) for name in after}
+    return {"iteration_s": statistics.median(times), "busy_s": busy}
+
+
+def compare(workload: str, rounds: int) -> dict[str, Any]:
+    found = []
+    for _ in range(rounds):
+        prediction = predict(workload)
+        ranks = run_workers(train, LAUNCH, workload, prediction["cuts"])
+        measured_s = max(ranks[rank]["iteration_s"] for rank in ranks)
+        found.append(
+            {
+                "predicted": prediction,
+                "measured_s": measured_s,
+                "stages_measured": [ranks[rank]["busy_s"] for rank in sorted(ranks)],
+                "predicted_over_measured": prediction["here_s"] / measured_s,
+            }
+        )
+        print(
+            f"{workload}: cuts {prediction['cuts']}, predicted {1e3 * prediction['here_s']:.1f} ms "
+            f"(own devices {1e3 * prediction['own_devices_s']:.1f}, slowdown "
+            f"{prediction['slowdown']:.3f}), measured {1e3 * measured_s:.1f} ms",
+            flush=True,
+        )
+    ratios = [one["predicted_over_measured"] for one in found]
+    return {
+        "workload": workload,
+        "predicted_over_measured": {
+            "median": round(statistics.median(ratios), 3),
+            "least": round(min(ratios), 3),
+            "most": round(max(ratios), 3),
+        },
+        "rounds": found,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    results = [compare(workload, given.rounds) for workload in given.workloads]
+    report = {"environment": environment(), "results": results}
+    given.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

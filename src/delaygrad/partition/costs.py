@@ -1,0 +1,159 @@
+"""What layers cost: seconds, and bytes that wait, travel and stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+__all__ = ["LayerCost", "Seconds", "Storage", "join", "rescaled", "stages_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """How long one batch takes.
+
+    Args:
+        forward_s: seconds.
+        backward_s: seconds; 0 where no gradient flows (frozen layers, integer outputs).
+        update_s: seconds of the optimizer's step; 0 where no optimizer was given.
+    Example:
+        >>> Seconds(forward_s=1.0, backward_s=2.0).total_s
+        3.0
+    """
+
+    forward_s: float
+    backward_s: float
+    update_s: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of forward, backward and update."""
+        return self.forward_s + self.backward_s + self.update_s
+
+
+@dataclass(frozen=True)
+class Storage:
+    """One block of memory that a graph keeps: its bytes, and those of a copy in a 2-byte type."""
+
+    num_bytes: int
+    rounded_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCost(Seconds):
+    """What one layer, or several in a row, cost for one batch.
+
+    Args:
+        name: dotted path of the (first) layer.
+        input_bytes: size of what arrives.
+        output_bytes: size of what goes on: what a boundary after it would send.
+        gradient_bytes: size of the error gradient that a boundary after it would send back.
+        parameter_bytes: size of the parameters; a tensor used twice counts once.
+        trainable_bytes: the same of those that are not frozen.
+        optimizer_bytes: size of the optimizer's state after a step; 0 where none was given.
+        saved: what the graph keeps until the backward, without parameters and buffers, by the
+            number of the storage: two layers that keep one storage show one number.
+        outputs: the storages of the outputs, by the same numbers.
+    """
+
+    name: str
+    input_bytes: int = 0
+    output_bytes: int = 0
+    gradient_bytes: int = 0
+    parameter_bytes: int = 0
+    trainable_bytes: int = 0
+    optimizer_bytes: int = 0
+    saved: Mapping[int, Storage] = field(default_factory=dict, repr=False)
+    outputs: Mapping[int, Storage] = field(default_factory=dict, repr=False)
+
+    @property
+    def saved_bytes(self) -> int:
+        """Size of what the graph keeps until the backward."""
+        return sum(storage.num_bytes for storage in self.saved.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        hidden = {"saved", "outputs"}
+        plain = {name: value for name, value in vars(self).items() if name not in hidden}
+        return {**plain, "saved_bytes": self.saved_bytes}
+
+
+def join(costs: Sequence[LayerCost]) -> LayerCost:
+    """Add up layers that stay together.
+
+    Args:
+        costs: of consecutive layers, at least one.
+    Example:
+        >>> block = Storage(8, 4)
+        >>> first = LayerCost(name="0", forward_s=1.0, backward_s=2.0, saved={0: block})
+        >>> second = LayerCost(
+        ...     name="1", forward_s=1.0, backward_s=1.0, saved={0: block, 1: block}
+        ... )
+        >>> both = join([first, second])
+        >>> both.name, both.total_s, both.saved_bytes
+        ('0', 5.0, 16)
+    """
+    return LayerCost(
+        name=costs[0].name,
+        forward_s=sum(cost.forward_s for cost in costs),
+        backward_s=sum(cost.backward_s for cost in costs),
+        update_s=sum(cost.update_s for cost in costs),
+        input_bytes=costs[0].input_bytes,
+        output_bytes=costs[-1].output_bytes,
+        gradient_bytes=costs[-1].gradient_bytes,
+        parameter_bytes=sum(cost.parameter_bytes for cost in costs),
+        trainable_bytes=sum(cost.trainable_bytes for cost in costs),
+        optimizer_bytes=sum(cost.optimizer_bytes for cost in costs),
+        saved={number: storage for cost in costs for number, storage in cost.saved.items()},
+        outputs=costs[-1].outputs,
+    )
+
+
+def stages_of(costs: Sequence[LayerCost], cuts: Sequence[int]) -> list[LayerCost]:
+    """Join the layers of each stage.
+
+    Args:
+        costs: of each layer.
+        cuts: index of the first layer of stages 1 … K-1.
+    """
+    return [join(costs[first:end]) for first, end in pairwise([0, *cuts, len(costs)])]
+
+
+def rescaled(
+    costs: Sequence[LayerCost], cuts: Sequence[int], measured: Sequence[Seconds]
+) -> list[LayerCost]:
+    """Correct the seconds of layers by those of the stages that they make up.
+
+    Args:
+        costs: of each layer.
+        cuts: index of the first layer of stages 1 … K-1.
+        measured: of each stage as a whole.
+    Returns:
+        costs: the layers of each stage now add up to what was measured, in the old proportions.
+    Example:
+        >>> layers = [LayerCost(name=n, forward_s=1.0, backward_s=3.0) for n in "ab"]
+        >>> stage = Seconds(forward_s=1.0, backward_s=9.0)
+        >>> [layer.total_s for layer in rescaled(layers, [], [stage])]
+        [5.0, 5.0]
+    """
+    corrected = []
+    bounds = pairwise([0, *cuts, len(costs)])
+    for (first, end), stage in zip(bounds, measured, strict=True):
+        members = costs[first:end]
+        predicted = join(members)
+        corrected += [
+            replace(
+                cost,
+                forward_s=_share(cost.forward_s, predicted.forward_s, stage.forward_s),
+                backward_s=_share(cost.backward_s, predicted.backward_s, stage.backward_s),
+                update_s=_share(cost.update_s, predicted.update_s, stage.update_s),
+            )
+            for cost in members
+        ]
+    return corrected
+
+
+def _share(part: float, whole: float, measured: float) -> float:
+    return measured * part / whole if whole > 0 else part

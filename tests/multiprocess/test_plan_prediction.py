@@ -1,0 +1,81 @@
+"""What the planner predicts is what a pipeline of two processes then takes."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from ranks import run_ranks
+from torch import Tensor, nn
+
+import delaygrad as dg
+from delaygrad.methods import BP, DDG, Method
+from delaygrad.partition import Link, Pipelined, forecast
+from delaygrad.partition.costs import join, stages_of
+from delaygrad.partition.forecast import with_seconds
+from delaygrad.partition.measure import probing
+from delaygrad.partition.refine import measured_cuts
+
+FORWARD_S, BACKWARD_S = 0.015, 0.03
+METHODS: dict[str, Method] = {"bp": BP(), "ddg": DDG()}
+
+
+class Sleep(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return SleepFunction.apply(x)
+
+
+class SleepFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        time.sleep(FORWARD_S)
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        time.sleep(BACKWARD_S)
+        return grad_output
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4), *(Sleep() for _ in range(4)), nn.Linear(4, 3))
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    return torch.ones(2, 4), torch.zeros(2, dtype=torch.int64)
+
+
+def make_sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
+
+
+def train(rank: int, world_size: int, name: str, cuts: list[int]) -> float:
+    stage = dg.split(network(), world_size, cuts=cuts)[rank]
+    pipeline = dg.DistributedPipeline(stage, F.cross_entropy, make_sgd, method=METHODS[name])
+    for _ in range(3):
+        pipeline.step(*batch())
+    start = time.perf_counter()
+    for _ in range(10):
+        pipeline.step(*batch())
+    taken = time.perf_counter() - start
+    pipeline.flush()
+    return taken / 10
+
+
+@pytest.mark.parametrize("name", ["bp", "ddg"])
+def test_prediction_is_met(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("delaygrad.partition.probe.MAX_REPEATS", 3)
+    with probing(network(), batch()[0], make_optimizer=make_sgd) as probe:
+        costs = probe.layers()
+        (whole,) = with_seconds([join(costs)], probe.stages([]))
+        found = measured_cuts(probe, costs, 2)
+    assert found.cuts == [3]
+    how = Pipelined(lag=lambda k, num_stages, slack: METHODS[name].schedule.lag(k, num_stages))
+    link = Link(bandwidth_bytes_per_s=1e9, latency_s=2e-4)
+    stages = with_seconds(stages_of(costs, found.cuts), found.seconds)
+    predicted_s = forecast(stages, whole, how, link).iteration_s
+    measured_s = max(run_ranks(train, 2, args=(name, found.cuts)))
+    assert 0.7 < predicted_s / measured_s < 1.3
