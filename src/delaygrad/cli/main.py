@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -12,9 +13,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from delaygrad.cli.bench import Bench
+from delaygrad.cli.plan import Plan
 from delaygrad.cli.tables import print_summary
+from delaygrad.cli.trace import TraceRun, draw_trace
 from delaygrad.data import download
 from delaygrad.errors import ConfigError, DelaygradError
+from delaygrad.records import read_trace
 from delaygrad.report import draw_curves
 from delaygrad.runtime import launched_by_torchrun
 from delaygrad.training import TrainConfig, load_config, resume, train
@@ -67,6 +72,9 @@ class Download:
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Resume, tyro.conf.subcommand("resume")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
+    | Annotated[TraceRun, tyro.conf.subcommand("trace")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Download, tyro.conf.subcommand("download")]
 )
 
@@ -98,13 +106,13 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(number)
 
 
-def _parse(arguments: list[str]) -> Train | Resume | Download:
+def _parse(arguments: list[str]) -> Callable[[], None]:
     defaults = _config_file(arguments)
     command: Any = Command
     if defaults is not None:
         kind = Annotated[Train, tyro.conf.subcommand("train", default=Train(run=defaults))]
         command = kind | Annotated[Resume, tyro.conf.subcommand("resume")]
-    parsed: Train | Resume | Download = tyro.cli(
+    parsed: Callable[[], None] = tyro.cli(
         command,
         args=arguments,
         prog="delaygrad",
@@ -133,6 +141,9 @@ def _finish(summary: dict[str, Any] | None, *, as_json: bool) -> None:
     run_dir = Path(summary["run_dir"])
     title = f"{run_dir.name}: {summary['method']}, stages: {summary['num_stages']}"
     summary = {**summary, "curves": str(draw_curves(run_dir, title))}
+    if "trace" in summary:
+        figure = draw_trace(read_trace(run_dir), run_dir, run_dir.name)
+        summary["timeline"] = str(figure)
     if as_json:
         print(json.dumps(summary, indent=2))
     else:

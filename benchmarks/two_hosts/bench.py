@@ -1,0 +1,158 @@
+"""Two hosts and a slow link: the GPT of 25 million parameters, one rank on each host.
+
+The hosts are network namespaces of this machine, joined by a cable that lets through 1 Gbit/s or
+100 Mbit/s in each direction:
+
+    host 0   10.214.0.1   rank 0
+                |  veth, token bucket at both ends
+    host 1   10.214.0.2   rank 1
+
+Each host sees its own loopback and one end of the cable, nothing else. Needs root and the commands
+ip and tc (Debian: iproute2); without them it says so and ends.
+
+Run: python benchmarks/two_hosts/bench.py --output-dir benchmarks/two_hosts/results
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Name, also tc's -> in words, and a bucket that holds what comes in a tick of the kernel's timer.
+LINKS = {"1gbit": ("1 Gbit/s", "1mb"), "100mbit": ("100 Mbit/s", "128kb")}
+QUEUE = "100ms"
+CONTESTANTS = (
+    "bp", "ceiling", "gpipe-m2", "gpipe-m4", "gpipe-m8", "1f1b-m2", "1f1b-m4", "1f1b-m8",
+    "interleaved-m4", "zb-m4", "zbv-m4", "ddp", "ddp-fp16",
+    "ddg", "ddg-slack1", "ddg-slack2", "ddg-bf16", "ddg-slack1-bf16",
+)  # fmt: skip
+HOSTS = tuple(f"delaygrad-bench-{os.getpid()}-{index}" for index in range(2))
+CABLE = tuple(f"db{os.getpid()}-{index}" for index in range(2))
+ADDRESSES = ("10.214.0.1", "10.214.0.2")
+PORT = 29450
+
+
+def obstacle() -> str | None:
+    """Say why namespaces cannot be made here, if they cannot."""
+    if os.geteuid() != 0:
+        return "it must run as root, to make network namespaces"
+    missing = [command for command in ("ip", "tc") if shutil.which(command) is None]
+    return f"the command {missing[0]} is missing (Debian: iproute2)" if missing else None
+
+
+def run(*command: object) -> None:
+    subprocess.run(
+        [str(word) for word in command], check=True, capture_output=True, text=True, timeout=30
+    )
+
+
+@contextmanager
+def two_hosts(link: str) -> Iterator[None]:
+    """Within the block there are two hosts, joined by a link."""
+    try:
+        for host in HOSTS:
+            run("ip", "netns", "add", host)
+        run("ip", "link", "add", CABLE[0], "type", "veth", "peer", "name", CABLE[1])
+        for host, end, address in zip(HOSTS, CABLE, ADDRESSES, strict=True):
+            run("ip", "link", "set", end, "netns", host)
+            run("ip", "-n", host, "addr", "add", f"{address}/24", "dev", end)
+            run("ip", "-n", host, "link", "set", end, "up")
+            run("ip", "-n", host, "link", "set", "lo", "up")
+            shape = ("tbf", "rate", link, "burst", LINKS[link][1], "latency", QUEUE)
+            run("tc", "-n", host, "qdisc", "add", "dev", end, "root", *shape)
+        yield
+    finally:
+        for host in HOSTS:  # the cable goes with them
+            subprocess.run(["ip", "netns", "delete", host], capture_output=True, timeout=30)
+
+
+def start(host: int, arguments: list[str]) -> subprocess.Popen[bytes]:
+    """Start one host's rank, in a session of its own."""
+    variables = {
+        "RANK": host,
+        "WORLD_SIZE": len(HOSTS),
+        "LOCAL_RANK": 0,
+        "MASTER_ADDR": ADDRESSES[0],
+        "MASTER_PORT": PORT,
+        "GLOO_SOCKET_IFNAME": CABLE[host],
+        "OMP_NUM_THREADS": len(os.sched_getaffinity(0)),
+    }
+    command = [sys.executable, "-m", "delaygrad", "bench", *arguments]
+    return subprocess.Popen(
+        ["ip", "netns", "exec", HOSTS[host], *command],
+        env={**os.environ, **{name: str(value) for name, value in variables.items()}},
+        start_new_session=True,
+    )
+
+
+def contest(link: str, options: argparse.Namespace) -> int:
+    """Run one contest; return its exit status."""
+    arguments = [
+        "--workload", options.workload, "--stages", "2", "--link", f"{LINKS[link][0]}, two hosts",
+        "--rounds", str(options.rounds), "--turn-s", str(options.turn_s),
+        "--contestants", *(options.contestants or CONTESTANTS),
+        *(["--smoke"] if options.smoke else []),
+    ]  # fmt: skip
+    stem = options.output_dir / f"{options.workload}-{link}"
+    reports = ["--output", f"{stem}.json", "--figure", f"{stem}.png"]
+    with two_hosts(link):
+        ranks = []
+        try:
+            ranks = [start(0, [*arguments, *reports]), start(1, arguments)]
+            while all(rank.poll() is None for rank in ranks):
+                time.sleep(0.2)
+            if not any(rank.returncode for rank in ranks):
+                for rank in ranks:  # one has ended well: so will the other
+                    rank.wait(timeout=60)
+        finally:
+            for rank in ranks:
+                end(rank)
+    return max(abs(rank.returncode) for rank in ranks)
+
+
+def end(rank: subprocess.Popen[bytes]) -> None:
+    """End a rank and whatever it has started."""
+    if rank.poll() is None:
+        os.killpg(rank.pid, signal.SIGTERM)
+        try:
+            rank.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(rank.pid, signal.SIGKILL)
+            rank.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--workload", default="gpt25m")
+    parser.add_argument("--links", nargs="+", choices=LINKS, default=list(LINKS))
+    parser.add_argument("--contestants", nargs="+")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--turn-s", type=float, default=20.0)
+    parser.add_argument("--smoke", action="store_true")
+    options = parser.parse_args()
+    if (reason := obstacle()) is not None:
+        print(f"skipped: {reason}")
+        return
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up then too
+    for link in options.links:
+        try:
+            status = contest(link, options)
+        except subprocess.CalledProcessError as error:
+            print(f"skipped: cannot make network namespaces here: {error.stderr.strip()}")
+            return
+        if status != 0:
+            sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

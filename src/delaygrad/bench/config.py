@@ -1,0 +1,91 @@
+"""What a contest is: a workload, the contestants, and how long each of them runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from delaygrad.errors import ConfigError
+
+WorkloadName: TypeAlias = Literal["resnet56", "resnet110", "gpt25m", "mlp", "sleep"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContestConfig:
+    """Who competes on what, and for how long.
+
+    Example:
+        >>> ContestConfig(workload="mlp", rounds=0).check()
+        Traceback (most recent call last):
+        ...
+        delaygrad.errors.ConfigError: rounds is out of range (rounds: 0); use at least 1
+    """
+
+    workload: WorkloadName = "resnet56"
+    """What all contestants train; sleep: stages that sleep instead of computing."""
+    stages: int = 2
+    """K: worker processes, one stage each."""
+    contestants: tuple[str, ...] = ()
+    """By name (bp, bp-all, bp-compile-all, gpipe-m4, 1f1b-m8, interleaved-m4, zb-m4, zbv-m4, ddp,
+    ddg, ddg-slack1, ddg-bf16, ceiling, ...); none: all that suit the workload."""
+    rounds: int = 5
+    """How often each contestant has its turn."""
+    turn_s: float = 10.0
+    """Seconds that a turn takes, about; each contestant's iterations per turn follow from it."""
+    iterations: int | None = None
+    """Iterations per turn, for every contestant, instead of --turn-s."""
+    threads: int = 1
+    """Threads of each worker process; contestants named -all take every core in one process."""
+    cuts: tuple[str, ...] = ()
+    """First layers of the stages but the first, by name; none: balanced by measured time."""
+    link: str = "loopback"
+    """What joins the ranks, in words, for the record."""
+    forward_s: float | None = None
+    """sleep: seconds that a stage's forward takes for a batch (default 0.03)."""
+    backward_s: float | None = None
+    """sleep: seconds of its backward (default 0.06)."""
+    boundary_bytes: int | None = None
+    """sleep: bytes of the activation between two stages (default 1024)."""
+    smoke: bool = False
+    """Shrink the network and take few iterations: shows that everything runs, measures nothing."""
+    timeout_s: float = 300.0
+    """Seconds that a contestant waits for another rank before it is given up."""
+
+    def check(self) -> None:
+        """Raise ConfigError if a setting is out of range or without effect."""
+        for name in ("rounds", "stages", "threads"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "use at least 1")
+        for name in ("turn_s", "timeout_s", "forward_s", "backward_s"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, value, "use more than 0 seconds")
+        _require(
+            self.iterations is None or self.iterations >= 1,
+            "iterations",
+            self.iterations,
+            "use at least 1",
+        )
+        _require(
+            self.boundary_bytes is None or self.boundary_bytes >= 4,
+            "boundary_bytes",
+            self.boundary_bytes,
+            "use at least 4",
+        )
+        if self.workload != "sleep":
+            for name in ("forward_s", "backward_s", "boundary_bytes"):
+                if (value := getattr(self, name)) is not None:
+                    raise ConfigError(
+                        f"{name} is for sleeping stages ({name}: {value}, workload: "
+                        f"{self.workload}); leave it out or set --workload sleep"
+                    )
+        if self.cuts and len(self.cuts) != self.stages - 1:
+            raise ConfigError(
+                f"cuts do not fit the stages (cuts: {len(self.cuts)}, stages: {self.stages}); "
+                f"give {self.stages - 1} names, or none"
+            )
+        if len(set(self.contestants)) < len(self.contestants):
+            raise ConfigError(f"a contestant is named twice ({', '.join(self.contestants)})")
+
+
+def _require(holds: bool, name: str, value: object, remedy: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name} is out of range ({name}: {value}); {remedy}")

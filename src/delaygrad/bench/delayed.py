@@ -1,0 +1,47 @@
+"""Delayed gradients: this library, one rank per stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from delaygrad.bench.contestant import Contestant, Setting
+from delaygrad.methods import DDG
+from delaygrad.partition import split
+from delaygrad.runtime import DistributedPipeline
+
+
+class Delayed(Contestant):
+    """``DistributedPipeline`` with DDG.
+
+    Args:
+        setting: the contest.
+        options: of ``DDG``.
+    """
+
+    def __init__(self, setting: Setting, **options: Any) -> None:
+        workload, method = setting.workload, DDG(**options)
+        self._inputs, self._targets = workload.batch()
+        self._pipeline = DistributedPipeline(
+            split(workload.model(), setting.num_stages, cuts=setting.cuts)[setting.rank],
+            workload.loss_fn,
+            workload.make_optimizer,
+            method=method,
+            group=setting.group,
+            timeout_s=setting.timeout_s,
+        )
+        self.fill = method.schedule.delay(0, setting.num_stages)
+        self._loss: Tensor | None = None
+
+    def step(self) -> None:
+        self._loss = self._pipeline.step(self._inputs, self._targets)
+
+    def loss(self) -> float | None:
+        return None if self._loss is None else float(self._loss)
+
+    def finish(self) -> None:
+        self._pipeline.flush()
+
+    def stage_seconds(self) -> dict[str, float]:
+        return self._pipeline.stage_seconds()[0]

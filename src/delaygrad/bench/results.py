@@ -1,0 +1,76 @@
+"""Statistics of a contest: medians with spread, and ratios of throughput round by round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+BASELINE = "bp"
+
+
+def spread(values: Sequence[float], digits: int) -> dict[str, Any]:
+    """Give the median and the quartiles.
+
+    Example:
+        >>> spread([1.0, 2.0, 3.0, 4.0, 5.0], digits=1)
+        {'median': 3.0, 'quartiles': [2.0, 4.0]}
+    """
+    low, middle, high = np.quantile(np.asarray(values), [0.25, 0.5, 0.75])
+    return {
+        "median": round(float(middle), digits),
+        "quartiles": [round(float(low), digits), round(float(high), digits)],
+    }
+
+
+def throughput_ratios(baseline_s: Sequence[float], own_s: Sequence[float]) -> dict[str, Any]:
+    """Compare iterations per second with a baseline's, each round with the same round.
+
+    Args:
+        baseline_s: the baseline's seconds per iteration, round by round.
+        own_s: the contestant's.
+
+    Example:
+        >>> throughput_ratios([2.0, 2.0, 4.0], [1.0, 1.0, 1.0])["median"]
+        2.0
+    """
+    return spread([one / two for one, two in zip(baseline_s, own_s, strict=True)], digits=3)
+
+
+def evaluate(contestants: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add to each contestant's record its statistics and its ratios.
+
+    Args:
+        contestants: records with ``name``, ``family`` and ``iteration_s`` (seconds per iteration,
+            by round); a contestant that does not run has ``does_not_run`` instead of the last.
+
+    Returns:
+        The names of those compared with: ``BASELINE``, the fastest synchronous schedule
+        (``best_pipeline``), data parallelism as it is (``ddp``) and the fastest, perhaps with
+        compressed gradients (``best_ddp``); None if none runs.
+    """
+    times = {c["name"]: c["iteration_s"] for c in contestants if "iteration_s" in c}
+    against = {
+        "baseline": BASELINE if BASELINE in times else None,
+        "best_pipeline": _fastest(contestants, times, "pipeline"),
+        "ddp": "ddp" if "ddp" in times else None,
+        "best_ddp": _fastest(contestants, times, "ddp"),
+    }
+    for contestant in contestants:
+        if (own := times.get(contestant["name"])) is None:
+            continue
+        contestant["iteration"] = spread(own, digits=6)
+        contestant["throughput_against"] = {
+            role: throughput_ratios(times[name], own)
+            for role, name in against.items()
+            if name is not None
+        }
+    return against
+
+
+def _fastest(
+    contestants: list[dict[str, Any]], times: dict[str, list[float]], family: str
+) -> str | None:
+    names = [c["name"] for c in contestants if c["family"] == family and c["name"] in times]
+    return min(names, key=lambda name: float(np.median(times[name])), default=None)

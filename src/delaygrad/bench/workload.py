@@ -1,0 +1,170 @@
+"""What the contestants train: a network, a batch, a loss and an optimizer, the same for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from delaygrad.bench.config import ContestConfig
+from delaygrad.bench.sleeping import sleeper
+from delaygrad.models import gpt, mlp, resnet
+
+_SEED = 0
+_CHARACTERS = 65
+SLEEP_FORWARD_S, SLEEP_BACKWARD_S = 0.03, 0.06
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """One thing to train; every rank and contestant makes the same network and batch of it.
+
+    Attributes:
+        description: network, batch and optimizer, in words.
+        make_model: a new network, not yet seeded.
+        make_batch: a new batch, not yet seeded.
+        loss_fn: the mean over the batch.
+        make_optimizer: over some of the network's parameters.
+        known_cuts: number of stages -> the cuts that are balanced by construction; None: measure.
+    """
+
+    description: str
+    make_model: Callable[[], nn.Sequential]
+    make_batch: Callable[[], tuple[Tensor, Tensor]]
+    loss_fn: Callable[[Tensor, Tensor], Tensor]
+    make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    known_cuts: Callable[[int], list[str]] | None = None
+
+    def model(self) -> nn.Sequential:
+        """Build the network, with the same parameters each time."""
+        torch.manual_seed(_SEED)
+        return self.make_model()
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Draw inputs and targets, the same each time."""
+        torch.manual_seed(_SEED + 1)
+        return self.make_batch()
+
+
+def load_workload(config: ContestConfig) -> Workload:
+    """Make the workload that a contest asks for; a smaller one of its kind for a smoke test."""
+    small = config.smoke
+    if config.workload == "resnet56":
+        return _images(8 if small else 56, batch_size=16 if small else 32)
+    if config.workload == "resnet110":
+        return _images(14 if small else 110, batch_size=16 if small else 128)
+    if config.workload == "gpt25m":
+        return _characters(small)
+    if config.workload == "mlp":
+        return _perceptron(small)
+    return _sleep(config)
+
+
+def _sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    # A small rate: one batch is trained on for thousands of iterations, also with delays.
+    return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=5e-4)
+
+
+def _adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+
+
+def _images(depth: int, *, batch_size: int) -> Workload:
+    def batch() -> tuple[Tensor, Tensor]:
+        inputs = torch.randn(batch_size, 3, 32, 32).to(memory_format=torch.channels_last)
+        return inputs, torch.randint(10, (batch_size,))
+
+    def model() -> nn.Sequential:
+        network = resnet(depth, num_classes=10)
+        for parameter in network.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.to(memory_format=torch.channels_last)
+        return network
+
+    return Workload(
+        description=f"ResNet-{depth}, {batch_size} images of 3x32x32, channels_last, "
+        "SGD with momentum",
+        make_model=model,
+        make_batch=batch,
+        loss_fn=F.cross_entropy,
+        make_optimizer=_sgd,
+    )
+
+
+def _characters(small: bool) -> Workload:
+    layers, width, heads = (4, 32, 2) if small else (8, 512, 8)
+    batch_size, length = (16, 16) if small else (8, 128)
+
+    def model() -> nn.Sequential:
+        return gpt(
+            vocabulary_size=_CHARACTERS,
+            context_length=length,
+            width=width,
+            num_layers=layers,
+            num_heads=heads,
+        )
+
+    def batch() -> tuple[Tensor, Tensor]:
+        text = torch.randint(_CHARACTERS, (batch_size, length + 1))
+        return text[:, :-1].contiguous(), text[:, 1:].contiguous()
+
+    return Workload(
+        description=f"GPT, {layers} blocks of width {width}, {heads} heads, {_CHARACTERS} "
+        f"characters, {batch_size} x {length} tokens, AdamW (fused)",
+        make_model=model,
+        make_batch=batch,
+        loss_fn=_next_character_loss,
+        make_optimizer=_adamw,
+    )
+
+
+def _next_character_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def _perceptron(small: bool) -> Workload:
+    depth, width, batch_size = (8, 16, 16) if small else (64, 128, 128)
+
+    def model() -> nn.Sequential:
+        return mlp(sample_shape=(784,), num_classes=10, width=width, depth=depth)
+
+    def batch() -> tuple[Tensor, Tensor]:
+        return torch.randn(batch_size, 784), torch.randint(10, (batch_size,))
+
+    return Workload(
+        description=f"MLP of {depth} linear layers of width {width}, {batch_size} samples of 784, "
+        "SGD with momentum",
+        make_model=model,
+        make_batch=batch,
+        loss_fn=F.cross_entropy,
+        make_optimizer=_sgd,
+    )
+
+
+def _sleep(config: ContestConfig) -> Workload:
+    stages, batch_size = config.stages, 64  # many, for many micro-batches
+    shrink = 0.1 if config.smoke else 1.0
+    forward_s = shrink * (config.forward_s or SLEEP_FORWARD_S)
+    backward_s = shrink * (config.backward_s or SLEEP_BACKWARD_S)
+    elements = max(1, (config.boundary_bytes or 1024) // (4 * batch_size))
+
+    def model() -> nn.Sequential:
+        # Two layers a stage: interleaved schedules cut each stage in two.
+        halves = {"forward_s": forward_s / 2, "backward_s": backward_s / 2}
+        return sleeper(2 * stages, batch_size=batch_size, **halves)
+
+    def cuts(num_stages: int) -> list[str]:
+        return [f"nap{2 * stages * stage // num_stages}" for stage in range(1, num_stages)]
+
+    return Workload(
+        description=f"stages that sleep {1e3 * forward_s:g} ms forward and {1e3 * backward_s:g} ms "
+        f"backward for a batch of {batch_size}, boundary of {4 * batch_size * elements} bytes, SGD",
+        make_model=model,
+        make_batch=lambda: (torch.randn(batch_size, elements), torch.zeros(batch_size, elements)),
+        loss_fn=F.mse_loss,
+        make_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-3),
+        known_cuts=cuts,
+    )

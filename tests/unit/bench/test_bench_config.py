@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from delaygrad.bench import ContestConfig
+from delaygrad.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rounds": 0}, r"rounds is out of range \(rounds: 0\)"),
+        ({"stages": 0}, r"stages is out of range \(stages: 0\)"),
+        ({"turn_s": 0.0}, r"turn_s is out of range"),
+        ({"iterations": 0}, r"iterations is out of range"),
+        ({"forward_s": 0.1}, r"forward_s is for sleeping stages .* set --workload sleep"),
+        ({"workload": "sleep", "backward_s": -1.0}, r"backward_s is out of range"),
+        ({"workload": "sleep", "boundary_bytes": 1}, r"boundary_bytes is out of range"),
+        ({"cuts": ("a", "b")}, r"cuts do not fit the stages \(cuts: 2, stages: 2\)"),
+        ({"contestants": ("bp", "ddg", "bp")}, r"a contestant is named twice"),
+    ],
+)
+def test_wrong_setting_is_named_with_its_value(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ContestConfig(**settings).check()
+
+
+def test_defaults_are_in_range() -> None:
+    ContestConfig().check()
+    ContestConfig(workload="sleep", forward_s=0.1, backward_s=0.2, boundary_bytes=4).check()
