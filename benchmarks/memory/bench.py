@@ -144,7 +144,9 @@ def predict(case: Case, cuts: list[str]) -> list[StageMemory]:
     )
     names = layer_names(model)
     bounds = [0, *(names.index(cut) for cut in cuts), len(names)]
-    schedule = case.method.schedule
+    schedule, last = case.method.schedule, case.num_stages - 1
+    between = [schedule.messages_under_way(k, case.num_stages) for k in range(last)]
+    under_way = [0, *between, 0]
     return [
         stage_memory(
             join(costs[bounds[k] : bounds[k + 1]]),
@@ -153,7 +155,8 @@ def predict(case: Case, cuts: list[str]) -> list[StageMemory]:
                 micro_batches=schedule.micro_batches,
                 recompute=case.method.recompute,
                 rounded=case.method.stash_dtype is not None,
-                sends_below=schedule.messages_under_way(k - 1, case.num_stages) if k else 0,
+                sends_below=under_way[k],
+                sends_above=under_way[k + 1],
             ),
             is_last=k == case.num_stages - 1,
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from delaygrad.partition.costs import LayerCost, Seconds
 from delaygrad.partition.link import Link
@@ -48,15 +49,17 @@ class Pipelined:
     def waiting(self, num_stages: int) -> list[Waiting]:
         """What each stage's batches wait for."""
         lags = self.lags(num_stages)
+        under_way = [lag - next_lag + 1 for lag, next_lag in pairwise(lags)]
         return [
             Waiting(
                 lag=lag,
                 micro_batches=self.micro_batches,
                 recompute=self.recompute,
                 rounded=self.stash_rounded,
-                sends_below=lags[k - 1] - lag + 1 if k else 0,
+                sends_below=below,
+                sends_above=above,
             )
-            for k, lag in enumerate(lags)
+            for lag, below, above in zip(lags, [0, *under_way], [*under_way, 0], strict=True)
         ]
 
 

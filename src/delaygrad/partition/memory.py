@@ -7,13 +7,16 @@ delay = ceil(lag / M) updates, a stage holds at its peak
                 recomputation only the one that is at work; with a 2-byte stash each rounded
     boundaries  lag + 1 inputs, each 1/M: for the graphs, and for a checkpoint
     messages    error gradients that wait until the stage below takes them, and in each direction
-                the next one to arrive, each 1/M
-    parameters, gradients, optimizer's state
+                the next one to arrive, each 1/M; with recomputation also the activations that wait
+                until the stage above takes them, which are no part of a graph
+    working     what the first operations of a backward need beside the whole graph: about three
+                tensors of the output's size; with a 2-byte stash of the largest that is unpacked
+    parameters, gradients (twice where those of micro-batches are added up), optimizer's state
     stale parameter versions, at most `delay`
 
-The whole of it is an upper bound: gradients grow while the oldest graph shrinks, and the working
-memory of single operations is not in it. With uniform stages, M = 1 and no slack the graphs add up
-to A(K+1)/2 and the versions to W(K-1)/2 (DESIGN.md, 2, Memory).
+Gradients grow while the oldest graph shrinks, so the sum errs on the safe side. With uniform
+stages, M = 1 and no slack the graphs add up to A(K+1)/2 and the versions to W(K-1)/2 (DESIGN.md, 2,
+Memory).
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ class Waiting:
         rounded: keep activations in a 2-byte type, where lag > 0.
         sends_below: error gradients under way to the stage below at a time; 0 on the first stage,
             or where all stages are in one process.
+        sends_above: activations under way to the stage above, likewise.
     """
 
     lag: int
@@ -47,6 +51,7 @@ class Waiting:
     recompute: bool = False
     rounded: bool = False
     sends_below: int = 0
+    sends_above: int = 0
 
     @property
     def delay(self) -> int:
@@ -61,6 +66,7 @@ class StageMemory:
     graph_bytes: int
     boundary_bytes: int
     message_bytes: int
+    working_bytes: int
     parameter_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
@@ -91,12 +97,18 @@ def stage_memory(cost: LayerCost, waiting: Waiting, *, is_last: bool) -> StageMe
     graphs = 1 if waiting.recompute and waits else waiting.lag + 1
     below = (waiting.sends_below + 1) * cost.input_bytes if waiting.sends_below else 0
     above = 0 if is_last or not waits else 2 * cost.gradient_bytes  # in use, and the next
+    if waiting.recompute and waits:
+        above += waiting.sends_above * cost.output_bytes
+    working = 0 if is_last else cost.output_bytes
+    if waiting.rounded and waits:
+        working = max((storage.num_bytes for storage in cost.saved.values()), default=0)
     return StageMemory(
         graph_bytes=graphs * graph // waiting.micro_batches,
         boundary_bytes=(waiting.lag + 1) * cost.input_bytes // waiting.micro_batches,
         message_bytes=(below + above) // waiting.micro_batches,
+        working_bytes=3 * working // waiting.micro_batches,
         parameter_bytes=cost.parameter_bytes,
-        gradient_bytes=cost.trainable_bytes,
+        gradient_bytes=cost.trainable_bytes * (2 if waits and waiting.micro_batches > 1 else 1),
         optimizer_bytes=cost.optimizer_bytes,
         stale_parameter_bytes=waiting.delay * cost.trainable_bytes,
     )

@@ -15,13 +15,14 @@ _MEMORY = (
     ("graph_bytes", "graphs"),
     ("boundary_bytes", "boundaries"),
     ("message_bytes", "messages"),
+    ("working_bytes", "working"),
     ("stale_parameter_bytes", "stale parameters"),
     ("parameter_bytes", "parameters"),
     ("gradient_bytes", "gradients"),
     ("optimizer_bytes", "optimizer"),
 )
 # Okabe and Ito's palette, which colour-blind readers tell apart.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#D55E00", "#999999")
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#D55E00", "#999999", "#F0E442")
 
 
 def draw_plan(plan: dict[str, Any], path: Path) -> Path:
