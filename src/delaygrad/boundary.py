@@ -134,6 +134,31 @@ def dense(tensor: Tensor) -> Tensor:
     return from_row_major(view, order)
 
 
+def narrowed(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Round what leaves a stage, if it is float32, to a smaller type; None rounds nothing.
+
+    Raises:
+        StageError: it is of that type already, so that ``widened`` would mistake it.
+
+    Example:
+        >>> widened(narrowed(torch.tensor(1.001), torch.bfloat16), torch.bfloat16)
+        tensor(1.)
+    """
+    if dtype is None:
+        return tensor
+    if tensor.dtype == dtype:
+        raise StageError(
+            f"the stage hands on {dtype} already; boundary_dtype is for networks that compute in "
+            "float32: leave it out"
+        )
+    return tensor.to(dtype) if tensor.dtype == torch.float32 else tensor
+
+
+def widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Bring what ``narrowed`` has rounded back to float32."""
+    return tensor.float() if dtype is not None and tensor.dtype == dtype else tensor
+
+
 def to_row_major(tensor: Tensor) -> tuple[Tensor, list[int]]:
     """View a dense tensor with its dimensions in memory order, beside that order.
 

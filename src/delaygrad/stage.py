@@ -28,7 +28,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from delaygrad.boundary import Structure, Tree, dense, flatten, unflatten
+from delaygrad.boundary import Structure, Tree, dense, flatten, narrowed, unflatten, widened
 from delaygrad.errors import StageError
 from delaygrad.methods import Method
 from delaygrad.random_stream import RandomStream
@@ -38,7 +38,6 @@ from delaygrad.stash import (
     Pending,
     Stash,
     copied_buffers,
-    rounded,
     saving_rounded,
 )
 from delaygrad.state_check import check_state, optimizer_name
@@ -324,20 +323,18 @@ class Stage:
             # A caller may refill its input tensor while the batch waits.
             copy = self._waits
             return [t.to(self.device, copy=copy).detach() for t in tensors], structure
+        narrow = self.method.boundary_dtype
         return [
-            self._widened(tensor.to(self.device).detach()).requires_grad_(tensor.requires_grad)
+            widened(tensor.to(self.device).detach(), narrow).requires_grad_(tensor.requires_grad)
             for tensor in tensors
         ], structure
-
-    def _widened(self, tensor: Tensor) -> Tensor:
-        narrow = self.method.boundary_dtype
-        return tensor.float() if narrow is not None and tensor.dtype == narrow else tensor
 
     def _build(self, batch: Pending) -> Tree:
         """Run the forward, leave the ends of its graph with the batch, return what goes on."""
         leaves, dtype = batch.inputs, self.method.stash_dtype if self._waits else None
         inputs = leaves if self.is_first and not self._waits else [leaf.clone() for leaf in leaves]
-        kept = [] if batch.weights is None else [*batch.weights.parameters(), *leaves]
+        weights = [] if batch.weights is None else batch.weights.parameters()
+        kept = [*weights, *self.module.buffers()] if dtype else []
         with _installed(batch.weights), saving_rounded(dtype, kept):
             outputs = self.module(unflatten(batch.structure, inputs))
             if self._loss_fn is not None:
@@ -350,7 +347,7 @@ class Stage:
         batch.roots = [tensor if tensor.requires_grad else None for tensor in tensors]
         narrow = self.method.boundary_dtype
         handed_on = [
-            dense(rounded(tensor.detach(), narrow)).requires_grad_(tensor.requires_grad)
+            dense(narrowed(tensor.detach(), narrow)).requires_grad_(tensor.requires_grad)
             for tensor in tensors
         ]
         return unflatten(structure, handed_on)
@@ -374,7 +371,7 @@ class Stage:
         if grad is None or self.is_first:
             return None
         grad = self.method.outgoing_gradient(grad, self.stage_index, self.num_stages)
-        return dense(rounded(grad, self.method.boundary_dtype))
+        return dense(narrowed(grad, self.method.boundary_dtype))
 
 
 def _installed(weights: ParameterVersion | None) -> AbstractContextManager[None]:

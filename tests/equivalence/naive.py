@@ -2,7 +2,7 @@
 
 For every iteration s a copy of the whole network keeps w@s. Whole-network backpropagation of batch
 s, by plain autograd on that copy, gives all blocks of the gradient at once; block k is then applied
-to the true network at iteration s + delay(k) (METHODS 1.2).
+to the true network at iteration s + delay(k).
 
     paper               here
     w^t                 self.stages, at the start of step t

@@ -2,7 +2,7 @@
 
 Gradient descent on ``curvature * w**2 / 2`` with a gradient D updates old is stable exactly below
 
-    lr * curvature = 2 sin(pi / (4 D + 2))          (METHODS 3.4)
+    lr * curvature = 2 sin(pi / (4 D + 2))
 
 so a delay that is off by one, or a gradient linearised at the live parameter, misses it by far.
 """

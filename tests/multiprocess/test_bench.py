@@ -155,7 +155,7 @@ def test_command_writes_results_and_a_figure(tmp_path: Path) -> None:
         "baseline": "bp", "best_pipeline": "1f1b-m2", "ddp": None, "best_ddp": None
     }  # fmt: skip
     assert results["command"].startswith("delaygrad bench --workload mlp")
-    assert results["cuts"] == ["linear5"] and len(results["peak_memory_bytes"]) == 2
+    assert results["cuts"] == ["linear5"] and len(results["peak_resident_bytes_of_ranks"]) == 2
     assert results["variables"]["OMP_NUM_THREADS"] == str(results["cores"])
     bp, _, ddg = results["contestants"]
     assert bp["throughput_against"]["baseline"]["median"] == 1.0 and bp["stages"] == []

@@ -5,7 +5,7 @@ shrunk by beta at every boundary, comes down one stage per iteration:
 
     iteration t, stage k    forward batch t-k; backward batch t - 2(K-1) + k; delay 2(K-1-k)
 
-(Zhuang et al., FDG, arXiv:1906.03108, as METHODS 2.2 tells it.)
+(Zhuang et al., FDG, arXiv:1906.03108.)
 """
 
 from __future__ import annotations

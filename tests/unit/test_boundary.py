@@ -13,7 +13,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from delaygrad.boundary import dense, flatten, from_row_major, to_row_major, unflatten
+from delaygrad.boundary import (
+    dense,
+    flatten,
+    from_row_major,
+    parts_of,
+    to_row_major,
+    unflatten,
+)
 from delaygrad.errors import StageError
 
 counter = itertools.count()
@@ -104,3 +111,22 @@ def test_a_tensor_without_gaps_is_not_copied(
 def test_a_tensor_with_gaps_keeps_its_memory_order() -> None:
     image = torch.zeros(2, 6, 4, 5).to(memory_format=torch.channels_last)[:, ::2]
     assert dense(image).stride() == (60, 1, 15, 3)
+
+
+def test_a_batch_is_split_as_evenly_as_it_goes_and_shares_add_up() -> None:
+    tree = {"x": torch.arange(7), "y": (torch.arange(14).view(7, 2), None)}
+    parts = parts_of(tree, 3)
+    assert [len(part["x"]) for part, _ in parts] == [3, 2, 2]
+    assert torch.equal(torch.cat([part["y"][0] for part, _ in parts]), tree["y"][0])
+    assert sum(share for _, share in parts) == pytest.approx(1)
+    assert parts_of("anything", 1) == [("anything", 1.0)]
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [torch.zeros(2, 3), torch.tensor(1.0), (torch.zeros(4), torch.zeros(5)), None],
+    ids=["too few", "no samples", "of two lengths", "nothing"],
+)
+def test_what_cannot_be_split_is_refused(tree: object) -> None:
+    with pytest.raises(StageError, match="cannot split the batch into micro-batches"):
+        parts_of(tree, 3)

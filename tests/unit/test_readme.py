@@ -33,8 +33,9 @@ def test_python_example_runs_and_saves_a_model_with_the_unsplit_names(tmp_path, 
 
 def test_commands_name_flags_that_exist(capsys):
     code = re.sub(r"\\\n\s+", "", README)
-    commands = re.findall(r"^    (delaygrad (?:train|resume|download).*)$", code, re.MULTILINE)
-    assert len(commands) >= 4
+    known = "train|resume|plan|trace|bench|download"
+    commands = re.findall(rf"^    (delaygrad (?:{known}).*)$", code, re.MULTILINE)
+    assert len(commands) >= 6
     for command in commands:
         name, *arguments = shlex.split(command.split("#")[0])[1:]
         with warnings.catch_warnings(), pytest.raises(SystemExit) as exit_info:

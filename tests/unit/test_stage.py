@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from exact import assert_same
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+import delaygrad as dg
 from delaygrad.errors import CheckpointError, StageError, StashError
 from delaygrad.methods import BP, DDG
 from delaygrad.stage import Stage
@@ -211,3 +213,30 @@ def test_a_delayed_first_stage_keeps_its_own_copy_of_the_input() -> None:
     grad = torch.ones(3, 2)
     stage.backward(0, [grad])
     torch.testing.assert_close(stage.module.weight.grad, grad.T @ kept)
+
+
+def test_a_network_in_bfloat16_is_told_that_its_boundaries_are_small_already() -> None:
+    stages = [nn.Linear(2, 2).bfloat16(), nn.Linear(2, 2).bfloat16()]
+    pipe = dg.LocalPipeline(
+        stages,
+        lambda outputs, _: outputs.mean(),
+        lambda params: torch.optim.SGD(params, lr=0.1),
+        method=dg.DDG(boundary_dtype=torch.bfloat16),
+    )
+    with pytest.raises(dg.StageError, match="hands on torch.bfloat16 already .*leave it out"):
+        pipe.step(torch.ones(2, 2, dtype=torch.bfloat16), None)
+
+
+def test_float64_crosses_boundaries_as_it_is() -> None:
+    stages = [nn.Linear(2, 2).double(), nn.Linear(2, 2).double()]
+    pipes = [
+        dg.LocalPipeline(
+            copy.deepcopy(stages),
+            lambda outputs, _: outputs.square().mean(),
+            lambda params: torch.optim.SGD(params, lr=0.1),
+            method=dg.DDG(boundary_dtype=dtype),
+        )
+        for dtype in (None, torch.bfloat16)
+    ]
+    x = torch.randn(3, 2, dtype=torch.float64)
+    assert_same(*([pipe.step(x, None) for _ in range(4)] for pipe in pipes))

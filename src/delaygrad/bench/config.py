@@ -34,12 +34,14 @@ class ContestConfig:
     """Seconds that a turn takes, about; each contestant's iterations per turn follow from it."""
     iterations: int | None = None
     """Iterations per turn, for every contestant, instead of --turn-s."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to compute; with cuda, every rank has a GPU of its own."""
     threads: int = 1
     """Threads of each worker process; contestants named -all take every core in one process."""
     cuts: tuple[str, ...] = ()
     """First layers of the stages but the first, by name; none: balanced by measured time."""
     link: str = "loopback"
-    """What joins the ranks, in words, for the record."""
+    """What joins the ranks, in words, for the record; nothing is slowed down by it."""
     forward_s: float | None = None
     """sleep: seconds that a stage's forward takes for a batch (default 0.03)."""
     backward_s: float | None = None

@@ -8,6 +8,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -90,18 +91,29 @@ def _rank_main(
 
     # A schedule of torch's that fails logs its whole timetable; the reason is in the results.
     logging.getLogger("torch.distributed.pipelining.schedules").setLevel(logging.CRITICAL)
-    with joined(launch, torch.device("cpu")) as rank:
-        return _Contest(config, [entry(name) for name in names], rank, quiet).run()
+    device = torch.device(config.device)
+    if device.type != "cpu":
+        device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
+        torch.accelerator.set_device_index(device.index)
+    with joined(launch, device) as rank:
+        return _Contest(config, [entry(name) for name in names], rank, device, quiet).run()
 
 
 class _Contest:
     """One rank's part."""
 
-    def __init__(self, config: ContestConfig, entries: list[Entry], rank: int, quiet: bool) -> None:
+    def __init__(
+        self,
+        config: ContestConfig,
+        entries: list[Entry],
+        rank: int,
+        device: torch.device,
+        quiet: bool,
+    ) -> None:
         self._config = config
         self._entries = entries
         self._rank = rank
-        self._workload = load_workload(config)
+        self._workload = replace(load_workload(config), device=device)
         self._console = Console(stderr=True, quiet=quiet or rank != 0)
 
     def run(self) -> dict[str, Any] | None:
@@ -123,6 +135,7 @@ class _Contest:
             "parameters": sum(p.numel() for p in self._workload.model().parameters()),
             "smoke": smoke,
             "link": config.link,
+            "device": config.device,
             "num_stages": config.stages,
             "cuts": setting.cuts,
             "chunk_cuts": setting.chunk_cuts,
@@ -133,7 +146,7 @@ class _Contest:
             },
             "rounds": num_rounds,
             "turn_s": None if smoke or config.iterations else config.turn_s,
-            "peak_memory_bytes": memory,
+            "peak_resident_bytes_of_ranks": memory,
             "compared_with": evaluate(contestants),
             "contestants": contestants,
         }
@@ -159,7 +172,8 @@ class _Contest:
         )
 
     def _new_group(self) -> dist.ProcessGroup:
-        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self._config.timeout_s))
+        backend = "gloo" if self._workload.device.type == "cpu" else None  # None: as the default
+        group = dist.new_group(backend=backend, timeout=timedelta(seconds=self._config.timeout_s))
         assert isinstance(group, dist.ProcessGroup)
         return group
 
@@ -170,7 +184,13 @@ class _Contest:
 def _balanced_cuts(workload: Workload, num_stages: int) -> list[str]:
     if workload.known_cuts is not None:
         return workload.known_cuts(num_stages)
-    return cuts_of(split(workload.model(), num_stages, sample_inputs=workload.batch()[0]))
+    stages = split(
+        workload.model(),
+        num_stages,
+        sample_inputs=workload.batch()[0],
+        make_optimizer=workload.make_optimizer,
+    )
+    return cuts_of(stages)
 
 
 def _chunk_cuts(workload: Workload, num_stages: int) -> list[str] | None:

@@ -135,7 +135,7 @@ def _stage(
         module,
         index,
         len(modules),
-        torch.device("cpu"),
+        setting.workload.device,
         input_args=crossing[index] if below is None else _row_major(below),
         output_args=crossing[index + 1] if above is None else _row_major(above),
         group=setting.group,

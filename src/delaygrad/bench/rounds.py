@@ -121,7 +121,7 @@ class Rounds:
 
     def records(self) -> list[dict[str, Any]]:
         """Return what became of each contestant; see ``delaygrad.bench.results.evaluate``."""
-        return [_record(competitor) for competitor in self._competitors]
+        return [_record(competitor, self._setting.threads) for competitor in self._competitors]
 
     def _set_up(self, competitor: _Competitor) -> None:
         entry = competitor.entry
@@ -167,11 +167,18 @@ class Rounds:
     def _timed(self, competitor: _Competitor, iterations: int) -> dict[str, float]:
         """Return seconds per iteration, and on each activity, on this rank."""
         assert competitor.contestant is not None
-        before, start = competitor.contestant.stage_seconds(), time.perf_counter()
+        before, start = competitor.contestant.stage_seconds(), self._now()
         self._steps(competitor, iterations)
-        elapsed_s, after = time.perf_counter() - start, competitor.contestant.stage_seconds()
+        elapsed_s, after = self._now() - start, competitor.contestant.stage_seconds()
         used = {name: (after[name] - before[name]) / iterations for name in after}
         return {"iteration": elapsed_s / iterations, **used}
+
+    def _now(self) -> float:
+        """Read the clock when everything handed to the device is done."""
+        device = self._setting.workload.device
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        return time.perf_counter()
 
     def _batches(self, competitor: _Competitor) -> int:
         """Say how many batches an iteration trains on."""
@@ -211,7 +218,8 @@ def _error_of(action: Callable[[], None], competitor: _Competitor) -> str | None
 
 
 def _give_up(competitor: _Competitor) -> None:
-    """Let go of a contestant and of its connections: ranks that wait for it end there and then.
+    """Let go of a contestant and of its connections: ranks that wait for it end, those on the
+    contest's group at once, those on groups of its own (DDG) after the timeout.
 
     Only if nothing else refers to it: hence no method here keeps a contestant in a variable.
     """
@@ -235,9 +243,10 @@ def _everyone(value: Any) -> list[Any]:
     return values
 
 
-def _record(competitor: _Competitor) -> dict[str, Any]:
+def _record(competitor: _Competitor, threads: int) -> dict[str, Any]:
     entry = competitor.entry
-    record: dict[str, Any] = {"name": entry.name, "title": entry.title, "family": entry.family}
+    title = entry.title if threads == 1 else entry.title.replace("1 thread", f"{threads} threads")
+    record: dict[str, Any] = {"name": entry.name, "title": title, "family": entry.family}
     if competitor.reason is not None:
         return {**record, "does_not_run": competitor.reason}
     return {

@@ -29,6 +29,7 @@ class Workload:
         loss_fn: the mean over the batch.
         make_optimizer: over some of the network's parameters.
         known_cuts: number of stages -> the cuts that are balanced by construction; None: measure.
+        device: where it is trained.
     """
 
     description: str
@@ -37,16 +38,18 @@ class Workload:
     loss_fn: Callable[[Tensor, Tensor], Tensor]
     make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
     known_cuts: Callable[[int], list[str]] | None = None
+    device: torch.device = torch.device("cpu")
 
     def model(self) -> nn.Sequential:
         """Build the network, with the same parameters each time."""
         torch.manual_seed(_SEED)
-        return self.make_model()
+        return self.make_model().to(self.device)
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Draw inputs and targets, the same each time."""
         torch.manual_seed(_SEED + 1)
-        return self.make_batch()
+        inputs, targets = self.make_batch()
+        return inputs.to(self.device), targets.to(self.device)
 
 
 def load_workload(config: ContestConfig) -> Workload:

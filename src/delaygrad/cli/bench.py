@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,26 +46,32 @@ class Bench:
     """Show no progress."""
 
     def __call__(self) -> None:
-        for path in (self.output, self.figure):
-            _require_writable(path)  # a contest may take an hour
+        if os.environ.get("RANK", "0") == "0":
+            for path in (self.output, self.figure):
+                _require_writable(path)  # a contest may take an hour
         results = run_contest(self.run, quiet=self.quiet)
         if results is None:  # another rank reports
             return
         command = " ".join(["delaygrad", *sys.argv[1:]])
         results = {"command": command, "environment": environment(), **results}
+        if self.json:
+            print(json.dumps(results, indent=2), flush=True)
+        else:
+            print_contest(results)
         if self.output is not None:
             write_json(self.output, results)
         if self.figure is not None:
             draw_contest(results, self.figure)
-        if self.json:
-            print(json.dumps(results, indent=2))
-        else:
-            print_contest(results)
 
 
 def _require_writable(path: Path | None) -> None:
-    if path is not None and not path.absolute().parent.is_dir():
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if not folder.is_dir():
         raise ConfigError(f"there is no such folder ({path.parent}); make it first")
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise ConfigError(f"cannot write there ({path}); choose another file")
 
 
 def print_contest(results: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""``delaygrad``: train a network as K stages, resume a run, fetch data."""
+"""``delaygrad``: plan, train, resume, trace, bench, download."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from delaygrad.data import download
 from delaygrad.errors import ConfigError, DelaygradError
 from delaygrad.records import read_trace
 from delaygrad.report import draw_curves
-from delaygrad.runtime import launched_by_torchrun
+from delaygrad.runtime import keep_freed_memory, launched_by_torchrun
 from delaygrad.training import TrainConfig, load_config, resume, train
 
 
@@ -89,6 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
         command = _parse(given)
         if not launched_by_torchrun():  # a rank that waits for another would not hear it
             signal.signal(signal.SIGTERM, _stop)
+        keep_freed_memory()
         command()
     except DelaygradError as error:
         notes = "".join(f"{note}\n" for note in getattr(error, "__notes__", []))

@@ -23,7 +23,8 @@ class BP(Method):
     """Backpropagation, one batch at a time.
 
     Args:
-        micro_batches: parts that a batch is split into, at least 1.
+        micro_batches: parts that a batch is split into, at least 1; the loss must be a mean over
+            the batch.
 
     Example:
         >>> BP().schedule.delay(0, 4)

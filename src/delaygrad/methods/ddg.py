@@ -29,14 +29,11 @@ Options, none of them in the paper; with the defaults the rule is the paper's:
     micro_batches   M: a batch enters as M parts, one per tick; t and s above count ticks, and a
                     stage updates after every M-th backward, with the batch's mean gradient. The
                     delay falls to ceil(delay(k) / M) updates, the waiting graphs to 1/M of the
-                    size; with M >= K-1 no stage keeps more than two versions of its parameters,
-                    as in PipeDream-2BW (Narayanan et al., ICML 2021, arXiv:2006.09503)
+                    size; with M >= (K-1)(1 + slack) no stage keeps more than two versions of its
+                    parameters, as in PipeDream-2BW (Narayanan et al., ICML 2021, arXiv:2006.09503)
     recompute       exact: the forward runs again, with the parameters and random numbers it had
     stash_dtype     not exact: waiting graphs hold their activations rounded to this type
     boundary_dtype  not exact: activations and error gradients cross boundaries in this type
-
-Whatever the options, the gradient that a stage applies is that of the rule with rounded tensors;
-it is delayed, never approximated in time.
 """
 
 from __future__ import annotations
@@ -55,11 +52,13 @@ class DDG(Method):
 
     Args:
         slack: ticks more of delay per boundary, to hide a slow link; at least 0.
-        micro_batches: parts that a batch is split into, one update for all, at least 1.
+        micro_batches: parts that a batch is split into, one update for all, at least 1; the loss
+            must be a mean over the batch.
         recompute: run a waiting batch's forward again before its backward, instead of keeping its
             activations.
         stash_dtype: ``torch.bfloat16`` or ``torch.float16`` for the activations that wait.
-        boundary_dtype: the same two for what is sent; the network computes in float32.
+        boundary_dtype: the same two for what is sent; the network computes in float32. In float16
+            gradients below 6e-8 vanish and activations above 65504 overflow: prefer bfloat16.
 
     Raises:
         ScheduleError: a number is out of range.

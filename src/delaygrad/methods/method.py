@@ -64,7 +64,7 @@ class Method(ABC):
 
     @property
     def boundary_dtype(self) -> torch.dtype | None:
-        """The type in which float32 and float64 tensors cross boundaries; None is their own."""
+        """The type in which float32 tensors cross boundaries; None is their own."""
         return None
 
     def outgoing_gradient(self, grad_input: Tensor, stage_index: int, num_stages: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Cut a row of costs into consecutive stages so that the slowest stage is as fast as possible.
 
-The slowest stage sets the pace of a pipeline without bubbles (DESIGN.md, 2, Time).
+The slowest stage sets the pace of a pipeline without bubbles.
 
     costs         2  3  4 | 5  1 | 6         num_stages = 3
     stage costs      9    |  6   | 6         cuts = [3, 5]

@@ -15,8 +15,8 @@ delay = ceil(lag / M) updates, a stage holds at its peak
     stale parameter versions, at most `delay`
 
 Gradients grow while the oldest graph shrinks, so the sum errs on the safe side. With uniform
-stages, M = 1 and no slack the graphs add up to A(K+1)/2 and the versions to W(K-1)/2 (DESIGN.md, 2,
-Memory).
+stages, M = 1 and no slack the graphs add up to A(K+1)/2 and the versions to W(K-1)/2, with A and W
+those of the whole network.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ __all__ = ["GraphMemory"]
 
 _WIDE = (torch.float32, torch.float64)
 _ROUNDED_ITEMSIZE = 2
+_SMALL = 16  # as stash.rounding.SMALL
 
 
 @dataclass
@@ -33,6 +34,7 @@ class GraphMemory:
     excluded: list[Tensor]
     _numbers: dict[object, int] = field(default_factory=dict)
     _kept: list[Tensor] = field(default_factory=list)
+    _largest: int = 0
 
     def __post_init__(self) -> None:
         self._own = {_address(tensor) for tensor in self.excluded}
@@ -49,7 +51,7 @@ class GraphMemory:
 
         def pack(tensor: Tensor) -> Tensor:
             self._note(tensor, found)
-            return tensor
+            return tensor.detach()  # the tensor itself would be a cycle
 
         return saved_tensors_hooks(pack, lambda tensor: tensor)
 
@@ -57,7 +59,8 @@ class GraphMemory:
         address = _address(tensor)
         if address in self._own:
             return
-        size, small = _sizes(tensor)
+        self._largest = max(self._largest, tensor.numel())
+        size, small = _sizes(tensor, self._largest)
         if not size:
             return
         self._kept.append(tensor.detach())
@@ -66,13 +69,18 @@ class GraphMemory:
         found[number] = Storage(size, max(small, before.rounded_bytes if before else 0))
 
 
-def _sizes(tensor: Tensor) -> tuple[int, int]:
-    """Bytes of the storage, and of what a stash in a 2-byte type keeps: see ``rounding``."""
+def _sizes(tensor: Tensor, largest: int) -> tuple[int, int]:
+    """Bytes of the storage, and of what a stash in a 2-byte type keeps: see ``stash.rounding``."""
     if tensor.layout != torch.strided:
         size = tensor.numel() * tensor.element_size()
         return size, size
     size = tensor.untyped_storage().nbytes()
-    narrow = tensor.dtype in _WIDE and tensor.dim() >= 2
+    narrow = (
+        tensor.dtype in _WIDE
+        and tensor.dim() >= 2
+        and tensor.numel() * _SMALL >= largest
+        and tensor.numel() * tensor.element_size() <= size
+    )
     return size, tensor.numel() * _ROUNDED_ITEMSIZE if narrow else size
 
 

@@ -27,6 +27,7 @@ def split(
     sample_inputs: Tree | None = None,
     cuts: Sequence[str | int] | None = None,
     make_optimizer: MakeOptimizer | None = None,
+    recompute: bool = False,
 ) -> list[nn.Sequential]:
     """Split a network into stages of about equal time, or at given layers.
 
@@ -44,6 +45,7 @@ def split(
         cuts: instead of sample_inputs: the first layer of stages 1 … num_stages-1, by dotted path
             (see `layer_names`) or flat index.
         make_optimizer: ``make_optimizer(params)``; with sample_inputs: its update counts too.
+        recompute: with sample_inputs: all stages but the last run each forward twice.
     Returns:
         stages: num_stages plain nn.Sequentials; applied in order they are the model.
     Raises:
@@ -66,7 +68,9 @@ def split(
     elif num_stages == 1:
         starts = []
     elif sample_inputs is not None:
-        starts = _balanced_cuts(model, num_stages, sample_inputs, make_optimizer, ties)
+        starts = _balanced_cuts(
+            model, num_stages, sample_inputs, make_optimizer, ties, recompute=recompute
+        )
     else:
         raise PartitionError(
             f"nothing says where to cut (stages: {num_stages}); pass sample_inputs to balance the "
@@ -113,10 +117,13 @@ def _balanced_cuts(
     sample_inputs: Tree,
     make_optimizer: MakeOptimizer | None,
     ties: Sequence[Tie],
+    *,
+    recompute: bool,
 ) -> list[int]:
     groups = separable_groups(len(list_layers(model)), num_stages, ties)
+    again = [*[recompute] * (num_stages - 1), False]
     with probing(model, sample_inputs, make_optimizer=make_optimizer) as probe:
-        return measured_cuts(probe, probe.layers(), num_stages, groups=groups).cuts
+        return measured_cuts(probe, probe.layers(), num_stages, groups=groups, again=again).cuts
 
 
 def _take(container: nn.Module, prefix: str, names: set[str]) -> nn.Sequential:

@@ -38,7 +38,8 @@ def measure_trace(trace: Trace) -> dict[str, Any]:
 
     Returns:
         ``iteration_s`` is the mean length of the steady iterations, ``predicted_iteration_s`` the
-        busiest stage's forward + backward + update, and ``bottleneck_stage`` that stage. In
+        busiest stage's forward + backward + update (without delays, the sum of all stages'), and
+        ``bottleneck_stage`` that stage. In
         ``stages``, times are means over the same iterations. ``hop_latency_s`` is the median time
         from the start of a send until the receiver had the message, of those that a receiver was
         already waiting for; ``hops`` has it by boundary and direction. What cannot be said is None:
@@ -63,7 +64,9 @@ def measure_trace(trace: Trace) -> dict[str, Any]:
     if steady:
         busy = [sum(stage[f"{activity}_s"] for activity in _BUSY) for stage in stages]
         summary["iteration_s"] = statistics.mean(stage["iteration_s"] for stage in stages)
-        summary["predicted_iteration_s"] = max(busy)
+        # Without a delay the stages take turns.
+        at_once = any(stage.delay for stage in trace.stages)
+        summary["predicted_iteration_s"] = max(busy) if at_once else sum(busy)
         summary["bottleneck_stage"] = busy.index(max(busy))
     return summary
 

@@ -1,5 +1,6 @@
 """The two runtimes: all stages in one process, or one rank per stage."""
 
+from delaygrad.runtime.allocator import keep_freed_memory
 from delaygrad.runtime.distributed import DistributedPipeline
 from delaygrad.runtime.launch import Launch, launched_by_torchrun, run_workers
 from delaygrad.runtime.local import LocalPipeline
@@ -10,6 +11,7 @@ __all__ = [
     "Launch",
     "LocalPipeline",
     "Pipeline",
+    "keep_freed_memory",
     "launched_by_torchrun",
     "run_workers",
 ]

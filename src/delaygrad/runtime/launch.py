@@ -25,6 +25,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from delaygrad import errors
 from delaygrad.errors import ConfigError, TransportError, WorkerError
+from delaygrad.runtime.allocator import keep_freed_memory
 from delaygrad.runtime.lifetime import born_deaf_to_interrupts, end_with_parent
 
 _LAUNCHER_LOGGERS = (
@@ -33,15 +34,6 @@ _LAUNCHER_LOGGERS = (
     "torch.multiprocessing.spawn",
 )
 _POLL_S = 0.2
-
-_KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**36),
-    "MALLOC_TOP_PAD_": str(2**26),
-}
-"""Makes glibc's malloc keep freed memory (mallopt(3)): a stage asks for the same tensors in every
-iteration, and getting their pages from the system anew costs some 5 % of it. Read when a process
-starts; elsewhere than glibc without effect."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +88,7 @@ def joined(launch: Launch, device: torch.device) -> Iterator[int]:
     if dist.is_torchelastic_launched():  # the launcher is the parent
         end_with_parent()
     torch.set_num_threads(launch.threads)
+    keep_freed_memory()
     on_sigint = signal.signal(signal.SIGINT, signal.SIG_DFL)
     backend = "gloo" if device.type == "cpu" else None  # None: gloo for CPU, NCCL for CUDA
     try:
@@ -127,8 +120,7 @@ def run_workers(entry: Callable[..., Any], launch: Launch, *args: Any) -> dict[i
     Raises:
         WorkerError: a worker failed; says which stage, and its own message, or the signal.
     """
-    for name, value in {"OMP_NUM_THREADS": str(launch.threads), **_KEEP_MEMORY}.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("OMP_NUM_THREADS", str(launch.threads))
     stopped_by: signal.Signals | None = None
     results: dict[int, Any] = {}
     with (

@@ -49,7 +49,7 @@ class LocalPipeline(Pipeline):
         torch.Size([2, 3])
 
     References:
-        Huo et al., ICML 2018, arXiv:1804.10574, Algorithms 1 and 2. Differs: none.
+        Huo et al., ICML 2018, arXiv:1804.10574, Algorithms 1 and 2. Differs: see `DDG`.
     """
 
     def __init__(

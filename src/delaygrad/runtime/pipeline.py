@@ -33,6 +33,7 @@ class Pipeline(ABC):
         self._workers = {worker.stage.stage_index: worker for worker in workers}
         self.num_stages = num_stages
         self.method = method
+        self._schedule = method.schedule
         self.iteration = 0
         """How many batches have entered the network."""
         self._first_batch = 0
@@ -76,19 +77,21 @@ class Pipeline(ABC):
 
         Args:
             inputs: (B, ...) tensor, or a tuple, list or dict of tensors; read by the first stage
-                only, elsewhere ignored. Any B, a short last batch included. It may be refilled
-                once this returns.
+                only, elsewhere ignored. Any B, a short last batch included, but no fewer samples
+                than the method has micro-batches. It may be refilled once this returns.
             targets: what ``loss_fn`` takes; read by the last stage only.
 
         Returns:
             The loss of this batch at the parameters before this iteration's update: 0-d, detached.
-            None in a process that does not hold the last stage.
+            With micro-batches the sum of their shares, each at the parameters of its tick. None in
+            a process that does not hold the last stage.
 
         Raises:
+            StageError: the batch cannot be split into the method's micro-batches.
             WorkerError: the network, the loss or the optimizer failed; names stage and action.
             TransportError: a neighbour is late, gone, or out of step.
         """
-        schedule = self.method.schedule
+        schedule = self._schedule
         for worker in self._workers.values():
             worker.clock.begin_iteration(self.iteration)
             worker.offer(self.iteration, inputs, targets)
@@ -113,7 +116,7 @@ class Pipeline(ABC):
         """
         self._interrupt()
         end, phase = self._ticks(self.iteration), self._ticks(self._first_batch)
-        self._run(self.method.schedule.drain(end, self.num_stages, first_batch=phase))
+        self._run(self._schedule.drain(end, self.num_stages, first_batch=phase))
         self._first_batch = self.iteration
 
     def _interrupt(self) -> None:
@@ -122,7 +125,7 @@ class Pipeline(ABC):
             worker.clock.interrupt()
 
     def _ticks(self, iterations: int) -> int:
-        return iterations * self.method.schedule.micro_batches
+        return iterations * self._schedule.micro_batches
 
     @abstractmethod
     def predict(self, inputs: Tree) -> Any:

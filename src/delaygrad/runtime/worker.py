@@ -84,7 +84,8 @@ class Worker:
         self.clock = StageClock()
         self.place = f"stage {stage.stage_index}" + ("" if rank is None else f", rank {rank}")
         """How error messages call this worker."""
-        self._offset = stage.method.schedule.offset(stage.stage_index, stage.num_stages)
+        self._schedule = stage.method.schedule
+        self._offset = self._schedule.offset(stage.stage_index, stage.num_stages)
         self._inputs: dict[int, Tree] = {}
         self._targets: dict[int, Any] = {}
         self._shares: dict[int, float] = {}
@@ -101,7 +102,13 @@ class Worker:
         Raises:
             StageError: the batch has fewer samples than there are micro-batches.
         """
-        num_parts = self.stage.method.schedule.micro_batches
+        try:
+            self._offer(iteration, inputs, targets)
+        except DelaygradError as error:
+            raise type(error)(f"[{self.place}, iteration {iteration}] {error}") from error
+
+    def _offer(self, iteration: int, inputs: Tree, targets: Any) -> None:
+        num_parts = self._schedule.micro_batches
         first = iteration * num_parts
         if self.stage.is_first:
             for index, (part, _) in enumerate(parts_of(inputs, num_parts), first):
@@ -145,7 +152,7 @@ class Worker:
         stage = self.stage
         return StageTrace(
             stage_index=stage.stage_index,
-            delay=stage.method.schedule.delay(stage.stage_index, stage.num_stages),
+            delay=stage.delay,
             events=tuple(Event(*row) for row in self.clock.events),
             iterations=tuple(Iteration(*row) for row in self.clock.iterations),
         )
@@ -208,7 +215,7 @@ class Worker:
         return self.clock.measure(activity, kind, batch_index, self.stage.version)
 
     def _where(self, action: Action) -> str:
-        iteration = self.stage.method.schedule.iteration_of(action, self.stage.num_stages)
+        iteration = self._schedule.iteration_of(action, self.stage.num_stages)
         return f"[{self.place}, iteration {iteration}, action {action}]"
 
 

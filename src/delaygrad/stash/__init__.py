@@ -7,7 +7,7 @@ from delaygrad.stash.parameters import (
     ParameterVersion,
     copied_buffers,
 )
-from delaygrad.stash.rounding import rounded, saving_rounded
+from delaygrad.stash.rounding import is_roundable, saving_rounded
 
 __all__ = [
     "ParameterSlot",
@@ -16,6 +16,6 @@ __all__ = [
     "Pending",
     "Stash",
     "copied_buffers",
-    "rounded",
+    "is_roundable",
     "saving_rounded",
 ]

@@ -1,7 +1,8 @@
 """Keep the activations that a graph saves in a smaller type until its backward.
 
 Autograd saves tensors while the forward runs and asks for them in the backward; two hooks stand in
-between. What is saved several times (an output that two operations need) is rounded once.
+between. What is saved several times with one shape (an output that two operations need) is rounded
+once.
 """
 
 from __future__ import annotations
@@ -15,54 +16,72 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
-_Saved: TypeAlias = tuple[Tensor, torch.dtype | None]
+_Saved: TypeAlias = tuple[Tensor, torch.dtype | None, int]
 _WIDE = (torch.float32, torch.float64)
+SMALL = 16
+"""What has less than 1/16 of the numbers of the largest tensor saved so far stays exact."""
 
 
-def rounded(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Return a float32 or float64 tensor in a smaller type; any other as it is.
+def is_roundable(tensor: Tensor, largest: int) -> bool:
+    """Say whether a saved tensor is rounded, next to the largest so far.
 
-    Example:
-        >>> rounded(torch.ones(2), torch.bfloat16).dtype, rounded(torch.ones(2), None).dtype
-        (torch.bfloat16, torch.float32)
+    Statistics are not, those of a normalisation or of an attention's softmax: they are small, and
+    their error would weigh on a whole row. Nor are expanded tensors, which a copy would only grow.
     """
-    return tensor if dtype is None or tensor.dtype not in _WIDE else tensor.to(dtype)
+    return (
+        tensor.dtype in _WIDE
+        and tensor.dim() >= 2
+        and tensor.numel() * SMALL >= largest
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
 
 
 @contextmanager
 def saving_rounded(dtype: torch.dtype | None, exact: Iterable[Tensor]) -> Iterator[None]:
     """Within the block, graphs save matrices and larger tensors in a smaller type.
 
-    What has fewer than two dimensions (the statistics of a normalisation) stays exact: it is small,
-    and its rounding would weigh on a whole channel.
-
     Args:
         dtype: floating; None saves everything as it is.
-        exact: tensors that are kept anyway, parameters above all, so that a rounded copy would cost
-            memory; they and their views are saved as they are.
+        exact: tensors that are kept anyway, parameters and buffers, so that a rounded copy would
+            cost memory; they and their views are saved as they are.
+
+    Raises:
+        RuntimeError: in the backward, where a tensor saved as it is was changed in place since.
     """
     if dtype is None:
         yield
         return
     kept = {tensor.untyped_storage().data_ptr() for tensor in exact}
     seen: dict[tuple[object, ...], tuple[StorageWeakRef, _Saved]] = {}
+    largest = 0
 
     def pack(tensor: Tensor) -> _Saved:
+        nonlocal largest
         storage = tensor.untyped_storage()
-        if tensor.dim() < 2 or tensor.dtype not in _WIDE or storage.data_ptr() in kept:
-            return tensor, None
+        if tensor.dtype in _WIDE and storage.data_ptr() not in kept:
+            largest = max(largest, tensor.numel())
+        if storage.data_ptr() in kept or not is_roundable(tensor, largest):
+            return tensor.detach(), None, tensor._version  # the tensor itself would be a cycle
         place = (storage._cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
         key = (*place, tensor.dtype, tensor._version)
         known = seen.get(key)
         if known is None or known[0].expired():  # type: ignore[no-untyped-call]  # freed since
             here = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-            seen[key] = known = here, (tensor.to(dtype), tensor.dtype)
+            seen[key] = known = here, (tensor.detach().to(dtype), tensor.dtype, 0)
         return known[1]
 
-    def unpack(saved: _Saved) -> Tensor:
-        tensor, original = saved
-        return tensor if original is None else tensor.to(original)
-
-    with saved_tensors_hooks(pack, unpack):
+    with saved_tensors_hooks(pack, _unpack):
         yield
     seen.clear()
+
+
+def _unpack(saved: _Saved) -> Tensor:
+    tensor, original, version = saved
+    if original is not None:
+        return tensor.to(original)
+    if tensor._version != version:  # hooks switch autograd's own check off
+        raise RuntimeError(
+            "a tensor needed for the backward was modified by an inplace operation "
+            f"(shape: {list(tensor.shape)}, version: {tensor._version}, expected: {version})"
+        )
+    return tensor

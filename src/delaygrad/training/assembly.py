@@ -79,6 +79,7 @@ def resolve(config: TrainConfig, source: DataSource) -> TrainConfig:
                 model,
                 config.stages,
                 sample_inputs=sample_inputs,
+                recompute=config.recompute,
                 make_optimizer=make_optimizer(config),
             )
     finally:

@@ -63,9 +63,11 @@ class TrainConfig:
     recompute: bool = False
     """Keep the inputs of waiting batches only, and run their forward again: less memory (ddg)."""
     stash_dtype: Literal["bfloat16", "float16"] | None = None
-    """Round the activations of waiting batches to this type: less memory, not exact (ddg)."""
+    """Round the activations of waiting batches to this type: less memory, not exact (ddg);
+    float16 overflows above 65504."""
     boundary_dtype: Literal["bfloat16", "float16"] | None = None
-    """Round what is sent between stages to this type: less traffic, not exact (ddg)."""
+    """Round what is sent between stages to this type: less traffic, not exact (ddg); in float16
+    small gradients vanish."""
     stages: int = 2
     """K, the number of pieces that the network is cut into."""
     cuts: tuple[str, ...] = ()

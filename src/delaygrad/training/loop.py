@@ -207,11 +207,12 @@ class TrainingLoop:
         mine = [dict(module.state_dict()) for module in self._pipeline.modules]
         parts = self._team.gather([{n: t.cpu() for n, t in part.items()} for part in mine])
         clocks = self._team.gather((self._pipeline.stage_seconds(), train_s))
+        tensors = {name: t for rank in parts for part in rank for name, t in part.items()}
+        if self._team.is_reporter:
+            run_folder.write_model(self._run_dir, tensors)
         trace = tracing.finish()
         if not self._team.is_reporter:
             return None
-        tensors = {name: t for rank in parts for part in rank for name, t in part.items()}
-        run_folder.write_model(self._run_dir, tensors)
         config = self._config
         summary: dict[str, Any] = {
             "test_accuracy": result.accuracy,

@@ -23,7 +23,7 @@ from delaygrad.partition.refine import MeasuredCuts, grouped, measured_cuts
 from delaygrad.partition.sharing import find_ties
 from delaygrad.partition.split import separable_groups
 from delaygrad.runtime.machine import Machine, measure_machine
-from delaygrad.training.assembly import build_model, load_data, make_optimizer, place
+from delaygrad.training.assembly import build_model, check_batches, load_data, make_optimizer, place
 from delaygrad.training.config import TrainConfig
 from delaygrad.training.evaluation import cross_entropy
 from delaygrad.training.plan_config import PlanConfig
@@ -56,6 +56,7 @@ def make_plan(config: PlanConfig, *, quiet: bool = False) -> dict[str, Any]:
     config.check()
     train = config.train_config(max(config.stages))
     source = load_data(train)
+    check_batches(train, source)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
@@ -181,7 +182,8 @@ class _Planner:
     ) -> dict[str, Any]:
         """Predict the same with all processes on this machine."""
         cores = os.cpu_count() or 1
-        slowdown = machine.slowdown if num_stages > 1 and machine.slowdown else 1.0
+        at_once = num_stages > 1 and any(self._how.lags(num_stages))
+        slowdown = machine.slowdown if at_once and machine.slowdown else 1.0
         slowed = [
             Seconds(
                 forward_s=stage.forward_s * slowdown,

@@ -37,6 +37,7 @@ class Tracing:
         num_iterations: int,
     ) -> None:
         self._config, self._pipeline, self._team = config, pipeline, team
+        self._recorded = False
         fill = pipeline.method.schedule.delay(0, pipeline.num_stages)
         last = num_iterations - config.trace - 1  # one more, so that the window's end is seen
         self._begin = max(start, min(start + fill + pipeline.num_stages + _WARM_UP, last))
@@ -46,11 +47,15 @@ class Tracing:
     def before(self, iteration: int) -> None:
         """Begin to record if this is the iteration to begin with."""
         if self._config.trace and iteration == self._begin:
+            self._recorded = True
             self._pipeline.start_trace(self._config.trace)
 
     def finish(self) -> dict[str, Any] | None:
-        """Gather and write down what was recorded; return its summary on rank 0, None elsewhere."""
-        if not self._config.trace:
+        """Gather and write down what was recorded; return its summary on rank 0, None elsewhere.
+
+        Nothing recorded (a run resumed at its end) leaves an earlier trace alone.
+        """
+        if not self._config.trace or not self._recorded:
             return None
         self._readings.append(self._team.read_clocks())
         gathered = self._team.gather(self._pipeline.stage_traces())

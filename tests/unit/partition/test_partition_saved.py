@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -142,3 +145,18 @@ def test_the_loss_counts_with_the_last_layer():
     (cost,) = measure(nn.Sequential(nn.Linear(8, 4)), torch.ones(BATCH, 8), loss=loss)
     assert cost.name == "0" and cost.output_bytes == 4
     assert cost.saved_bytes >= plain.saved_bytes + BATCH * 4 * 4  # the log-probabilities
+
+
+def test_measuring_leaves_no_graph_behind():
+    # What a hook returns must not be the tensor itself: a cycle through the graph that made it.
+    outputs = []
+
+    class Watched(nn.Tanh):
+        def forward(self, x):
+            y = super().forward(x)
+            outputs.append(weakref.ref(y.untyped_storage()))
+            return y
+
+    measure(nn.Sequential(nn.Linear(4, 4), Watched(), nn.Linear(4, 2)), torch.ones(3, 4))
+    gc.collect()
+    assert outputs and not any(watched() for watched in outputs)

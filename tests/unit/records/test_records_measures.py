@@ -115,3 +115,9 @@ def test_a_message_that_was_there_before_it_was_wanted_says_nothing_about_hops()
     assert hops["activation"]["hop_latency_s"] is None
     assert hops["error gradient"]["hop_latency_s"] == pytest.approx(0.003)
     assert found["bottleneck_stage"] == 1
+
+
+def test_stages_without_delay_take_turns_and_their_times_add_up() -> None:
+    trace = simulated([(30, 60, 5), (10, 20, 5)], 12)
+    turns = replace(trace, stages=tuple(replace(stage, delay=0) for stage in trace.stages))
+    assert measure_trace(turns)["predicted_iteration_s"] == pytest.approx(0.095 + 0.035)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import weakref
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from delaygrad.stash import rounded, saving_rounded
+from delaygrad.stash import rounding, saving_rounded
 
 
 def bf16(tensor: Tensor) -> Tensor:
@@ -36,25 +38,88 @@ def test_without_a_type_everything_is_saved_as_it_is() -> None:
     assert torch.equal(layer.weight.grad, torch.ones(4, 3) @ x)
 
 
-def test_statistics_integers_and_masks_stay_exact() -> None:
-    norm, x = nn.BatchNorm1d(6), torch.randn(8, 6, requires_grad=True)
-    seen: list[torch.dtype] = []
-    with saving_rounded(torch.bfloat16, []), saved_tensors_hooks(note(seen), lambda t: t):
-        norm(x * 1)
-    assert seen  # the inner hooks see what the outer ones would
-    index = torch.tensor([[0, 2], [1, 1]])
+def kept_by(module: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What the graph of a module really keeps."""
+    kept: list[Tensor] = []
+
+    def spying(pack: Any, unpack: Any) -> saved_tensors_hooks:
+        def note(tensor: Tensor) -> Any:
+            saved = pack(tensor)
+            kept.append(saved[0])
+            return saved
+
+        return saved_tensors_hooks(note, unpack)
+
+    monkeypatch.setattr(rounding, "saved_tensors_hooks", spying)
+    with saving_rounded(torch.bfloat16, module.parameters()):
+        module(x * 1).sum().backward()
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nn.BatchNorm1d(64), (8, 64)),
+        (nn.LayerNorm(64), (2, 8, 64)),
+        (nn.GroupNorm(2, 8), (4, 8, 5, 5)),
+    ],
+    ids=["batch norm", "layer norm", "group norm"],
+)
+def test_statistics_of_normalisations_stay_exact(
+    module: nn.Module, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(*shape, requires_grad=True)
+    kept = kept_by(module, x, monkeypatch)
+    large = [tensor.dtype for tensor in kept if tensor.shape == x.shape]
+    assert large == [torch.bfloat16]
+    small = [t for t in kept if t.shape != x.shape and t.is_floating_point()]
+    assert small and all(tensor.dtype == torch.float32 for tensor in small)
+
+
+def test_the_sums_of_an_attention_stay_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Attention(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.scaled_dot_product_attention(x, x * 2, x * 3)
+
+    x = torch.randn(2, 2, 8, 32, requires_grad=True)
+    kept = kept_by(Attention(), x, monkeypatch)
+    assert {t.dtype for t in kept if t.shape == x.shape} == {torch.bfloat16}
+    assert all(t.dtype == torch.float32 for t in kept if t.shape == x.shape[:-1])
+
+
+def test_integers_and_expanded_tensors_are_kept_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Pick(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            picked = x.gather(1, torch.tensor([[0, 2], [1, 1]]).repeat(4, 1))
+            return picked * torch.ones(1, 1).expand(8, 2)
+
+    kept = kept_by(Pick(), torch.randn(8, 6, requires_grad=True), monkeypatch)
+    assert {torch.int64, torch.float32} <= {tensor.dtype for tensor in kept}
+
+
+def test_a_tensor_kept_as_it_is_may_not_be_changed_in_place() -> None:
+    x, scale = torch.randn(8, 6, requires_grad=True), torch.ones(6)
     with saving_rounded(torch.bfloat16, []):
-        y = x.gather(1, index.repeat(4, 1)).relu()
-    y.sum().backward()
-    assert x.grad is not None and x.grad.dtype == torch.float32
+        y = x * scale
+    scale.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
-def note(seen: list[torch.dtype]):
-    def pack(tensor: Tensor) -> Tensor:
-        seen.append(tensor.dtype)
-        return tensor
-
-    return pack
+def test_a_graph_without_a_backward_is_freed_with_its_output() -> None:
+    x = torch.randn(8, 6, requires_grad=True)
+    with saving_rounded(torch.bfloat16, []):
+        scale = (x * 1)[0].exp()  # one dimension: kept as it is, by the operation that made it
+        y = x * scale
+    watched = weakref.ref(scale.untyped_storage())
+    gc.disable()
+    try:
+        del scale, y
+        assert watched() is None
+    finally:
+        gc.enable()
 
 
 def live_bytes() -> dict[torch.dtype, int]:
@@ -85,19 +150,15 @@ def test_what_two_operations_save_is_rounded_once() -> None:
 
 def test_memory_that_is_used_again_is_not_taken_for_what_was_there() -> None:
     w = nn.Parameter(torch.randn(32, 32))
-    expected = []
+    scales = range(1, 9)
+    addresses = set()
     with saving_rounded(torch.bfloat16, [w]):
         total = torch.zeros(())
-        for scale in range(1, 9):  # each input is freed, and the next may lie where it lay
+        for scale in scales:  # each input is freed, and the next lies where it lay
             x = torch.full((4, 32), float(scale))
+            addresses.add(x.data_ptr())
             total = total + (x @ w).sum()
-            expected.append(x)
+            del x
     total.backward()
-    torch.testing.assert_close(w.grad, sum(x.T @ torch.ones(4, 32) for x in expected))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, torch.bool])
-def test_only_wide_types_are_rounded(dtype: torch.dtype) -> None:
-    tensor = torch.ones(2, dtype=dtype)
-    assert rounded(tensor, torch.bfloat16) is tensor
-    assert rounded(torch.ones(2, dtype=torch.float64), torch.float16).dtype == torch.float16
+    assert len(addresses) < len(scales)
+    torch.testing.assert_close(w.grad, torch.full((32, 32), 4.0 * sum(scales)))
