@@ -182,8 +182,8 @@ class _Planner:
     ) -> dict[str, Any]:
         """Predict the same with all processes on this machine."""
         cores = os.cpu_count() or 1
-        at_once = num_stages > 1 and any(self._how.lags(num_stages))
-        slowdown = machine.slowdown if at_once and machine.slowdown else 1.0
+        together = num_stages > 1 and any(self._how.lags(num_stages))
+        slowdown = machine.slowdown if together and machine.slowdown else 1.0
         slowed = [
             Seconds(
                 forward_s=stage.forward_s * slowdown,
