@@ -223,7 +223,7 @@ def test_a_network_in_bfloat16_is_told_that_its_boundaries_are_small_already() -
         lambda params: torch.optim.SGD(params, lr=0.1),
         method=dg.DDG(boundary_dtype=torch.bfloat16),
     )
-    with pytest.raises(dg.StageError, match="hands on torch.bfloat16 already .*leave it out"):
+    with pytest.raises(dg.StageError, match="hands on torch.bfloat16 already; .*leave it out"):
         pipe.step(torch.ones(2, 2, dtype=torch.bfloat16), None)
 
 

@@ -184,4 +184,5 @@ def test_wrong_types_are_refused():
 
 def test_user_call_stays_as_documented():
     parameters = inspect.signature(split).parameters
-    assert list(parameters) == ["model", "num_stages", "sample_inputs", "cuts", "make_optimizer"]
+    own = ["model", "num_stages", "sample_inputs", "cuts", "make_optimizer", "recompute"]
+    assert list(parameters) == own
