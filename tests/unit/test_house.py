@@ -29,6 +29,7 @@ FLOORS = {
     "partition": 1,
     "boundary": 0,
     "random_stream": 0,
+    "roundable": 0,
     "stash": 1,
     "state_check": 1,
     "records": 1,

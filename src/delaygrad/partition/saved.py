@@ -15,12 +15,11 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from delaygrad.partition.costs import Storage
+from delaygrad.roundable import is_roundable
 
 __all__ = ["GraphMemory"]
 
-_WIDE = (torch.float32, torch.float64)
 _ROUNDED_ITEMSIZE = 2
-_SMALL = 16  # as stash.rounding.SMALL
 
 
 @dataclass
@@ -75,12 +74,7 @@ def _sizes(tensor: Tensor, largest: int) -> tuple[int, int]:
         size = tensor.numel() * tensor.element_size()
         return size, size
     size = tensor.untyped_storage().nbytes()
-    narrow = (
-        tensor.dtype in _WIDE
-        and tensor.dim() >= 2
-        and tensor.numel() * _SMALL >= largest
-        and tensor.numel() * tensor.element_size() <= size
-    )
+    narrow = is_roundable(tensor, largest)
     return size, tensor.numel() * _ROUNDED_ITEMSIZE if narrow else size
 
 

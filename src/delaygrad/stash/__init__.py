@@ -7,7 +7,7 @@ from delaygrad.stash.parameters import (
     ParameterVersion,
     copied_buffers,
 )
-from delaygrad.stash.rounding import is_roundable, saving_rounded
+from delaygrad.stash.rounding import saving_rounded
 
 __all__ = [
     "ParameterSlot",
@@ -16,6 +16,5 @@ __all__ = [
     "Pending",
     "Stash",
     "copied_buffers",
-    "is_roundable",
     "saving_rounded",
 ]

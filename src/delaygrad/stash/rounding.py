@@ -16,24 +16,9 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from delaygrad.roundable import WIDE, is_roundable
+
 _Saved: TypeAlias = tuple[Tensor, torch.dtype | None, int]
-_WIDE = (torch.float32, torch.float64)
-SMALL = 16
-"""What has less than 1/16 of the numbers of the largest tensor saved so far stays exact."""
-
-
-def is_roundable(tensor: Tensor, largest: int) -> bool:
-    """Say whether a saved tensor is rounded, next to the largest so far.
-
-    Statistics are not, those of a normalisation or of an attention's softmax: they are small, and
-    their error would weigh on a whole row. Nor are expanded tensors, which a copy would only grow.
-    """
-    return (
-        tensor.dtype in _WIDE
-        and tensor.dim() >= 2
-        and tensor.numel() * SMALL >= largest
-        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-    )
 
 
 @contextmanager
@@ -58,7 +43,7 @@ def saving_rounded(dtype: torch.dtype | None, exact: Iterable[Tensor]) -> Iterat
     def pack(tensor: Tensor) -> _Saved:
         nonlocal largest
         storage = tensor.untyped_storage()
-        if tensor.dtype in _WIDE and storage.data_ptr() not in kept:
+        if tensor.dtype in WIDE and storage.data_ptr() not in kept:
             largest = max(largest, tensor.numel())
         if storage.data_ptr() in kept or not is_roundable(tensor, largest):
             return tensor.detach(), None, tensor._version  # the tensor itself would be a cycle

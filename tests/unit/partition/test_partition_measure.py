@@ -1,9 +1,9 @@
 import copy
 import importlib
-import time
 
 import pytest
 import torch
+from sleeping import Sleep
 from torch import nn
 
 from delaygrad.errors import PartitionError
@@ -15,28 +15,6 @@ probing = importlib.import_module("delaygrad.partition.probe")
 @pytest.fixture(autouse=True)
 def few_repeats(monkeypatch):
     monkeypatch.setattr(probing, "MAX_REPEATS", 3)
-
-
-class Sleep(nn.Module):
-    def __init__(self, forward_s, backward_s):
-        super().__init__()
-        self.durations = forward_s, backward_s
-
-    def forward(self, input):
-        return SleepFunction.apply(input, *self.durations)
-
-
-class SleepFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, input, forward_s, backward_s):
-        ctx.backward_s = backward_s
-        time.sleep(forward_s)
-        return input * 1
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        time.sleep(ctx.backward_s)
-        return grad_output, None, None
 
 
 class Fork(nn.Module):

@@ -3,6 +3,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from sleeping import Sleep
 from torch import nn
 
 from delaygrad.partition import refine
@@ -86,28 +87,6 @@ def test_rescaling_keeps_proportions_and_leaves_zeros():
         costs, [2], [Seconds(forward_s=2.0, backward_s=6.0), Seconds(forward_s=1.0, backward_s=1.0)]
     )
     assert (first.total_s, second.total_s, third.total_s) == (2.0, 6.0, 0.0)
-
-
-class Sleep(nn.Module):
-    def __init__(self, forward_s, backward_s):
-        super().__init__()
-        self.durations = forward_s, backward_s
-
-    def forward(self, input):
-        return SleepFunction.apply(input, *self.durations)
-
-
-class SleepFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, input, forward_s, backward_s):
-        ctx.backward_s = backward_s
-        time.sleep(forward_s)
-        return input * 1
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        time.sleep(ctx.backward_s)
-        return grad_output, None, None
 
 
 def test_sleeping_stages_take_what_their_layers_sleep(monkeypatch):
