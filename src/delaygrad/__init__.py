@@ -23,7 +23,7 @@ from delaygrad.errors import (
     TransportError,
     WorkerError,
 )
-from delaygrad.methods import BP, DDG, Method
+from delaygrad.methods import BP, DDG, DNI, Method
 from delaygrad.partition import merge, split
 from delaygrad.runtime import DistributedPipeline, LocalPipeline
 
@@ -32,6 +32,7 @@ __version__ = version("delaygrad")
 __all__ = [
     "BP",
     "DDG",
+    "DNI",
     "CheckpointError",
     "ConfigError",
     "DataError",

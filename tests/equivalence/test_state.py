@@ -106,6 +106,10 @@ OPTIONS = [
     dg.DDG(recompute=True),
     dg.DDG(slack=1, micro_batches=2, stash_dtype=torch.bfloat16, boundary_dtype=torch.bfloat16),
     dg.BP(micro_batches=2),
+    dg.DDG(weights="live"),
+    dg.DDG(weights="live", slack=1, micro_batches=2),
+    dg.DNI(synthesizer_width=8, synthesizer_kernel=3),
+    dg.DNI(num_classes=CLASSES, synthesizer_width=8, synthesizer_layers=1, synthesizer_lr=0.01),
 ]
 
 

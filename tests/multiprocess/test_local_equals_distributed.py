@@ -45,6 +45,8 @@ SCENARIOS = [
         (dg.DDG(slack=2, boundary_dtype=torch.bfloat16), "nesterov", 0),
         (dg.DDG(slack=1, micro_batches=2, recompute=True), "adam", 0),
         (dg.DDG(micro_batches=3, stash_dtype=torch.bfloat16), "nesterov", 1),
+        (dg.DDG(weights="live"), "nesterov", 0),
+        (dg.DNI(num_classes=CLASSES, synthesizer_width=8), "nesterov", 0),
     )
 ]
 

@@ -34,11 +34,20 @@ Options, none of them in the paper; with the defaults the rule is the paper's:
     recompute       exact: the forward runs again, with the parameters and random numbers it had
     stash_dtype     not exact: waiting graphs hold their activations rounded to this type
     boundary_dtype  not exact: activations and error gradients cross boundaries in this type
+    weights         "live" is not the paper's rule but that of its authors' code (slowbull/DDG,
+                    ``main.py``, where ``optimizer.step()`` writes into the parameters that waiting
+                    graphs refer to): the backward of batch s meets the activations and statistics
+                    of its forward, and the parameters of today. Inside stage k, layer by layer,
+
+                        grad_k = VJP(activations of batch s at w[k]@s; weights w[k]@t)
+
+                    so that only the last stage's gradient is exact
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -59,11 +68,12 @@ class DDG(Method):
         stash_dtype: ``torch.bfloat16`` or ``torch.float16`` for the activations that wait.
         boundary_dtype: the same two for what is sent; the network computes in float32. In float16
             gradients below 6e-8 vanish and activations above 65504 overflow: prefer bfloat16.
+        weights: "stash", the paper's rule, or "live", what its authors' code computes.
 
     Raises:
         ScheduleError: a number is out of range.
-        ValueError: a dtype is neither of the two, or ``stash_dtype`` has nothing to act on because
-            of ``recompute``.
+        ValueError: a dtype is neither of the two, ``stash_dtype`` has nothing to act on because
+            of ``recompute``, or ``weights`` is something else or "live" beside ``recompute``.
 
     Example:
         >>> [DDG().schedule.delay(k, 4) for k in range(4)]
@@ -80,6 +90,7 @@ class DDG(Method):
     recompute: bool = False
     stash_dtype: torch.dtype | None = None
     boundary_dtype: torch.dtype | None = None
+    weights: Literal["stash", "live"] = "stash"
 
     def __post_init__(self) -> None:
         locked(self.slack, self.micro_batches)  # raises where they mean nothing
@@ -93,6 +104,13 @@ class DDG(Method):
         if self.recompute and self.stash_dtype is not None:
             raise ValueError(
                 "with recompute no activations wait that stash_dtype could round; leave one out"
+            )
+        if self.weights not in ("stash", "live"):
+            raise ValueError(f"weights must be 'stash' or 'live' (weights: {self.weights!r})")
+        if self.recompute and self.weights == "live":
+            raise ValueError(
+                "with weights='live' the activations must be those of the forward, which recompute "
+                "does not keep; leave one out"
             )
 
     @property

@@ -2,23 +2,25 @@
 
     axis             question                                              here
     schedule         which batch goes forward, which backward, when?       ``schedule``
-    linearisation    what is kept of a batch until its backward?           ``recompute``,
-                                                                           ``stash_dtype``
+    linearisation    what is kept of a batch until its backward, and which ``recompute``,
+                     parameters does it meet?                              ``stash_dtype``,
+                                                                           ``weights``
     error gradient   what happens to it on its way down?                   ``outgoing_gradient``,
                                                                            ``boundary_dtype``
+                     or is it made up on the spot?                         ``make_synthesizer``
     update           how many micro-batches make one?                      ``schedule``
 
-Forward and backward use the parameters of the forward (the exact rule of ``delaygrad.stage``), and
-the optimizer is the user's. Axes on which the methods here do not yet differ have no field.
+The optimizer is the user's. Axes on which the methods here do not yet differ have no field.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from delaygrad.schedule import Schedule
 
@@ -61,6 +63,44 @@ class Method(ABC):
     def stash_dtype(self) -> torch.dtype | None:
         """The type in which waiting graphs keep their activations; None is that of the graph."""
         return None
+
+    @property
+    def weights(self) -> Literal["stash", "live"]:
+        """The parameters that a backward meets: those of its forward, or those of today."""
+        return "stash"
+
+    @property
+    def synthesizes(self) -> bool:
+        """Whether stages make up the error gradient of their output, and update at once."""
+        return False
+
+    @property
+    def sees_labels(self) -> bool:
+        """Whether what makes up the error gradient is shown the targets."""
+        return False
+
+    def make_synthesizer(self, shape: torch.Size) -> nn.Module:
+        """Build what makes up the error gradient of an output tensor.
+
+        Args:
+            shape: of the tensor, the batch first.
+
+        Returns:
+            A module of ``(output, targets)``, whose result has the output's shape: for each sample
+            the gradient of its own loss. ``targets`` is None unless it ``sees_labels``.
+
+        Raises:
+            StageError: not for a tensor of this shape.
+        """
+        raise NotImplementedError(f"{self.name} does not synthesize error gradients")
+
+    def make_synthesizer_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Make the optimizer of a stage's synthesizers."""
+        raise NotImplementedError(f"{self.name} does not synthesize error gradients")
+
+    def delay(self, stage_index: int, num_stages: int) -> int:
+        """Return how many updates old a gradient is when the stage applies it."""
+        return 0 if self.synthesizes else self.schedule.delay(stage_index, num_stages)
 
     @property
     def boundary_dtype(self) -> torch.dtype | None:

@@ -17,7 +17,7 @@ from delaygrad.methods import DDG, Method
 from delaygrad.runtime.pipeline import Pipeline
 from delaygrad.runtime.worker import Worker
 from delaygrad.schedule import Schedule
-from delaygrad.stage import LossFunction, MakeOptimizer, Stage, device_of
+from delaygrad.stage import LossFunction, MakeOptimizer, device_of, stage_class
 from delaygrad.transport import Message
 from delaygrad.transport.wire import Wire, WireReceiver, WireSender, reason_of
 
@@ -74,7 +74,7 @@ class DistributedPipeline(Pipeline):
             raise TransportError(f"this rank is not in the group (rank: {dist.get_rank()})")
         device = device_of(stage) if device is None else device
         links = _Links(device, group, timeout_s, method.schedule)
-        arithmetic = Stage(
+        arithmetic = stage_class(method, index, num_stages)(
             stage,
             make_optimizer,
             stage_index=index,

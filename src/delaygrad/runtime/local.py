@@ -12,7 +12,7 @@ from delaygrad.errors import PartitionError, StageError
 from delaygrad.methods import DDG, Method
 from delaygrad.runtime.pipeline import Pipeline
 from delaygrad.runtime.worker import Worker
-from delaygrad.stage import LossFunction, MakeOptimizer, Stage
+from delaygrad.stage import LossFunction, MakeOptimizer, stage_class
 from delaygrad.transport import Queue
 
 
@@ -68,7 +68,7 @@ class LocalPipeline(Pipeline):
         upward: list[Queue | None] = [None, *(Queue() for _ in stages[1:]), None]
         workers = [
             Worker(
-                Stage(
+                stage_class(method, k, len(stages))(
                     module,
                     make_optimizer,
                     stage_index=k,

@@ -49,6 +49,11 @@ class Pipeline(ABC):
         """The optimizers of the same stages; None for a stage without parameters."""
         return [worker.stage.optimizer for worker in self._workers.values()]
 
+    @property
+    def wants_targets(self) -> bool:
+        """Whether ``step`` reads its targets here: the last stage, or labels below it."""
+        return any(worker.stage.wants_targets for worker in self._workers.values())
+
     def stage_seconds(self) -> list[dict[str, float]]:
         """Seconds that each of them has spent on each of ``delaygrad.records.ACTIVITIES``."""
         return [dict(worker.clock.seconds) for worker in self._workers.values()]
@@ -79,7 +84,8 @@ class Pipeline(ABC):
             inputs: (B, ...) tensor, or a tuple, list or dict of tensors; read by the first stage
                 only, elsewhere ignored. Any B, a short last batch included, but no fewer samples
                 than the method has micro-batches. It may be refilled once this returns.
-            targets: what ``loss_fn`` takes; read by the last stage only.
+            targets: what ``loss_fn`` takes; read where ``wants_targets``: by the last stage, and
+                by all where the method's synthesizers see labels.
 
         Returns:
             The loss of this batch at the parameters before this iteration's update: 0-d, detached.

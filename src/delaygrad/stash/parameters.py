@@ -9,6 +9,11 @@ optimizer writes into parameters in place, so those of a waiting batch must be k
 
 So there is one copy per parameter version, none when no update came in between, and none at all on
 a stage whose delay is 0.
+
+With *live* parameters (the rule that the authors' code computes) the aliases go on sharing memory:
+the backward meets the activations of the forward and the parameters of today. Autograd does not
+notice, since an alias counts its own changes only; that is why nothing but this rule may do it. A
+copy is kept all the same, for a checkpoint, from which the activations are to be computed again.
 """
 
 from __future__ import annotations
@@ -40,10 +45,15 @@ class ParameterSlot:
 
 @dataclass(frozen=True)
 class ParameterVersion:
-    """The parameters of a stage, and which of them were frozen, after ``version`` updates."""
+    """The parameters of a stage, and which of them were frozen, after ``version`` updates.
+
+    Attributes:
+        past: of live parameters that have moved on, the values by name; else empty.
+    """
 
     version: int
     slots: list[ParameterSlot] = field(repr=False)
+    past: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -56,6 +66,18 @@ class ParameterVersion:
         finally:
             for slot, parameter in zip(self.slots, outside, strict=True):
                 slot.install(parameter)
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Within the block, live parameters have the values that they had in the forward."""
+        present = [slot.alias.data.clone() for slot in self.slots] if self.past else []
+        for slot in self.slots[: len(present)]:
+            slot.alias.data.copy_(self.past[slot.name])
+        try:
+            yield
+        finally:
+            for slot, values in zip(self.slots, present, strict=False):
+                slot.alias.data.copy_(values)
 
     def move_gradients(self) -> None:
         """Add the gradients to those of the live parameters; None adds nothing.
@@ -79,7 +101,9 @@ class ParameterVersion:
     def tensors(self) -> dict[str, Tensor]:
         """Return the values by parameter name, for a checkpoint; frozen ones want no gradient."""
         return {
-            slot.name: slot.alias.detach().requires_grad_(slot.alias.requires_grad)
+            slot.name: self.past.get(slot.name, slot.alias)
+            .detach()
+            .requires_grad_(slot.alias.requires_grad)
             for slot in self.slots
         }
 
@@ -90,27 +114,42 @@ class ParameterStash:
     Args:
         module: the stage's network; its parameters may be frozen, unfrozen or replaced at any
             time between updates.
+        live: let versions go on sharing memory through updates.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, live: bool = False) -> None:
         self._module = module
+        self._live = live
         self._shared: set[nn.Parameter] = set()  # live ones whose memory versions use too
+        self._present: list[ParameterVersion] = []  # with live parameters, made since an update
 
     def current(self, version: int) -> ParameterVersion:
         """Return the live parameters as a version; it shares their memory until an update."""
         current = self._alias(version, values=None)
-        self._shared.update(slot.live for slot in current.slots)
+        if self._live:
+            self._present.append(current)
+        else:
+            self._shared.update(slot.live for slot in current.slots)
         return current
 
     def restore(self, version: int, values: dict[str, Tensor]) -> ParameterVersion:
         """Return a version with the values that ``ParameterVersion.tensors`` gave."""
-        return self._alias(version, values)
+        if not self._live:
+            return self._alias(version, values)
+        restored = self._alias(version, values=None)
+        restored.past.update({name: tensor.detach().clone() for name, tensor in values.items()})
+        return restored
 
     def before_update(self) -> None:
         """Move the live parameters to a copy if a version shares their memory.
 
         Frozen ones stay, and cost nothing: no optimizer writes into them.
         """
+        if self._present:
+            values = {slot.name: slot.live.detach().clone() for slot in self._present[0].slots}
+            for version in self._present:
+                version.past.update(values)
+            self._present.clear()
         moving = {live for live in self._shared if live.requires_grad}
         _move(moving)
         self._shared -= moving
@@ -118,6 +157,7 @@ class ParameterStash:
     def forget(self) -> None:
         """Forget that versions share memory: their graphs are gone."""
         self._shared.clear()
+        self._present.clear()
 
     def _alias(self, version: int, values: dict[str, Tensor] | None) -> ParameterVersion:
         aliases: dict[nn.Parameter, nn.Parameter] = {}  # one for each, also where tied

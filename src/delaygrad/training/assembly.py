@@ -59,7 +59,7 @@ def build_model(config: TrainConfig, source: DataSource) -> nn.Sequential:
 
 def resolve(config: TrainConfig, source: DataSource) -> TrainConfig:
     """Fill in what is left open: cuts (by measuring the layers), learning rate, run folder."""
-    build_method(config)  # complain before anything is measured
+    build_method(config, source)  # complain before anything is measured
     check_batches(config, source)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
@@ -93,8 +93,11 @@ def resolve(config: TrainConfig, source: DataSource) -> TrainConfig:
     )
 
 
-def build_method(config: TrainConfig) -> Method:
+def build_method(config: TrainConfig, source: DataSource | None = None) -> Method:
     """Make the method with those of the settings that it has.
+
+    Args:
+        source: says how many classes there are; None will do where no label is conditioned on.
 
     Raises:
         ConfigError: two settings of it contradict each other.
@@ -105,9 +108,11 @@ def build_method(config: TrainConfig) -> Method:
         for field in dataclasses.fields(kind)
         if field.name in METHOD_OPTIONS
     }
-    for name, value in options.items():
-        if isinstance(value, str):
-            options[name] = getattr(torch, value)
+    for name in ("stash_dtype", "boundary_dtype"):
+        if options.get(name) is not None:
+            options[name] = getattr(torch, options[name])
+    if config.label_conditioned and source is not None:
+        options["num_classes"] = source.num_classes
     try:
         return kind(**options)
     except ValueError as error:
@@ -134,7 +139,7 @@ def build_pipeline(
     """Build the network, cut it, and make the pipeline (``rank`` None) or one rank's part of it."""
     stages = split(build_model(config, source), config.stages, cuts=config.cuts)
     stages = [stage.to(device) if rank in (None, k) else stage for k, stage in enumerate(stages)]
-    method = build_method(config)
+    method = build_method(config, source)
     if rank is None:
         return LocalPipeline(stages, cross_entropy, make_optimizer(config), method=method)
     return DistributedPipeline(

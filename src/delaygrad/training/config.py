@@ -55,7 +55,8 @@ class TrainConfig:
     """Keep images as NHWC in memory, which makes convolutions on CPUs faster."""
 
     method: str = "ddg"
-    """ddg: decoupled parallel backpropagation with delayed gradients; bp: backpropagation."""
+    """ddg: decoupled parallel backpropagation with delayed gradients; bp: backpropagation; dni:
+    decoupled neural interfaces, with synthetic gradients."""
     slack: int = 0
     """More iterations of delay per boundary, to hide a slow link (ddg)."""
     micro_batches: int = 1
@@ -68,6 +69,19 @@ class TrainConfig:
     boundary_dtype: Literal["bfloat16", "float16"] | None = None
     """Round what is sent between stages to this type: less traffic, not exact (ddg); in float16
     small gradients vanish."""
+    weights: Literal["stash", "live"] = "stash"
+    """What a backward meets: the weights of its forward, or, as in the code of the paper's authors,
+    those of today (ddg)."""
+    label_conditioned: bool = False
+    """Show the labels to what makes up the error gradients (dni)."""
+    synthesizer_width: int | None = None
+    """Hidden channels (default 128) or units (1024) of it (dni)."""
+    synthesizer_layers: int = 2
+    """Hidden layers of it (dni)."""
+    synthesizer_kernel: int = 5
+    """Side of its convolutions, odd (dni)."""
+    synthesizer_lr: float = 1e-3
+    """Learning rate of its Adam (dni)."""
     stages: int = 2
     """K, the number of pieces that the network is cut into."""
     cuts: tuple[str, ...] = ()
@@ -123,22 +137,25 @@ class TrainConfig:
     """How many of the newest checkpoints stay."""
     trace: int = 0
     """Iterations to record as a timeline, after a warm-up; 0: none."""
+    probe_every: int = 0
+    """Iterations from one measurement of how well the gradients point to the next; 0: none. For the
+    local runtime."""
 
     def __post_init__(self) -> None:
         for name in (
             "stages", "threads", "width", "depth", "heads", "context_length", "epochs",
             "iterations", "batch_size", "log_every", "evaluate_every", "evaluation_batch_size",
-            "keep_checkpoints", "micro_batches",
+            "keep_checkpoints", "micro_batches", "synthesizer_width", "synthesizer_kernel",
         ):  # fmt: skip
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1", name, self)
         for name in (
             "slack", "holdout", "warmup", "checkpoint_every", "trace", "weight_decay", "momentum",
-            "seed",
+            "seed", "synthesizer_layers", "probe_every",
         ):  # fmt: skip
             value = getattr(self, name)
             _require(0 <= value < math.inf, f"{name} must be finite, not negative", name, self)
-        for name in ("lr", "timeout_s", "lr_factor"):
+        for name in ("lr", "timeout_s", "lr_factor", "synthesizer_lr"):
             value = getattr(self, name)
             ok = value is None or 0 < value < math.inf
             _require(ok, f"{name} must be positive and finite", name, self)
@@ -179,6 +196,12 @@ class TrainConfig:
             f"micro_batches must not exceed the batch size (batch_size: {self.batch_size})",
             "micro_batches", self,
         )  # fmt: skip
+        if self.probe_every and (self.runtime != "local" or self.micro_batches > 1):
+            raise ConfigError(
+                "probe_every needs all stages in one process and whole batches (runtime: "
+                f"{self.runtime}, micro_batches: {self.micro_batches}); use --runtime local "
+                "without --micro-batches"
+            )
         if self.data != "digits" and self.data_dir is None:
             raise ConfigError(f"{self.data} needs its files; say where with --data-dir FOLDER")
         if (self.model == "gpt") != (self.data == "text"):
@@ -205,11 +228,15 @@ class TrainConfig:
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 
-METHOD_OPTIONS = ("slack", "micro_batches", "recompute", "stash_dtype", "boundary_dtype")
+METHOD_OPTIONS = (
+    "slack", "micro_batches", "recompute", "stash_dtype", "boundary_dtype", "weights",
+    "synthesizer_width", "synthesizer_layers", "synthesizer_kernel", "synthesizer_lr",
+)  # fmt: skip
 """Settings that a method has under the same names, if it has them."""
 
 _ONLY_WITH = {
     "context_length": ("data", "text"),
+    "label_conditioned": ("method", "dni"),
     "momentum": ("optimizer", "sgd"),
     "nesterov": ("optimizer", "sgd"),
     "lr_milestones": ("lr_schedule", "step"),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from delaygrad.data import DataSource, augmentation_rng, batch_indices, iterations_per_epoch
 from delaygrad.errors import NonFiniteLossError
+from delaygrad.records import EventLog
 from delaygrad.runtime import Pipeline
 from delaygrad.runtime.team import Team
 from delaygrad.training import checkpoint, run_folder
@@ -22,6 +23,7 @@ from delaygrad.training.assembly import place
 from delaygrad.training.config import TrainConfig
 from delaygrad.training.evaluation import Evaluation, evaluate
 from delaygrad.training.learning_rate import learning_rate
+from delaygrad.training.probe import DirectionProbe
 from delaygrad.training.reporter import Reporter
 from delaygrad.training.tracing import Tracing
 
@@ -61,6 +63,7 @@ class TrainingLoop:
         self._reporter: Reporter | None = None
         self._started_s, self._aside_s, self._samples = 0.0, 0.0, 0
         self._last_loss: float | None = None
+        self._probe = DirectionProbe(pipeline, config.probe_every)
 
     def run(self) -> dict[str, Any] | None:
         """Train to the end; return the summary on rank 0, None elsewhere.
@@ -110,14 +113,27 @@ class TrainingLoop:
         if self._team.rank == 0:
             rng = augmentation_rng(seed=config.seed, iteration=iteration)
             inputs = place(source.train.inputs(indices, rng), config, self._device)
-        if self._team.is_last:
+        if self._pipeline.wants_targets:
             targets = source.train.targets(indices).to(self._device)
+        if config.probe_every:
+            assert inputs is not None and targets is not None  # all stages are here
+            with self._aside():
+                self._probe.before(iteration, inputs, targets)
         loss = self._pipeline.step(inputs, targets)
         if loss is not None:
             self._losses.append(loss)
         self._samples += len(indices)
+        if config.probe_every:
+            self._report_direction(iteration)
         if self._reporter:
             self._reporter.progress(iteration + 1)
+
+    def _report_direction(self, iteration: int) -> None:
+        with self._aside():
+            found = self._probe.after(iteration)
+        if found and self._reporter:
+            epoch = round(found["iteration"] / self._per_epoch, 4)
+            self._reporter.event("direction", found.pop("iteration"), epoch=epoch, **found)
 
     @property
     def _train_s(self) -> float:
@@ -137,6 +153,7 @@ class TrainingLoop:
             losses = [float(loss) for loss in self._losses]
             for index, loss in enumerate(losses):
                 if not math.isfinite(loss):
+                    self._note_divergence(done - len(losses) + index, loss)
                     raise NonFiniteLossError(
                         f"the loss is not finite (loss: {loss}, iteration: "
                         f"{done - len(losses) + index}); lower --lr (now "
@@ -147,6 +164,13 @@ class TrainingLoop:
             self._team.send_losses(losses)
         if self._team.is_reporter:
             self._reports.append(done)
+
+    def _note_divergence(self, iteration: int, loss: float) -> None:
+        """Leave it on record: that a run diverged is a result too. Here is the last rank."""
+        log = EventLog(self._run_dir / run_folder.RECORDS)
+        epoch = round(iteration / self._per_epoch, 4)
+        log.write("diverged", iteration=iteration, epoch=epoch, loss=str(loss))
+        log.close()
 
     def _receive_losses(self, until: int) -> None:
         """On rank 0: write down the reports made up to an iteration."""
@@ -241,7 +265,7 @@ def _stage_table(pipeline: Pipeline, clocks: list[Any]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for stages, train_s in clocks:
         for seconds in stages:
-            delay = pipeline.method.schedule.delay(len(rows), pipeline.num_stages)
+            delay = pipeline.method.delay(len(rows), pipeline.num_stages)
             shares = {f"{activity}_share": s / train_s for activity, s in seconds.items()}
             rows.append({"stage": len(rows), "delay": delay, **shares})
     return rows

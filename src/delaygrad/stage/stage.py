@@ -21,9 +21,8 @@ the tensor that its neighbour, or the checkpoint, still needs. Where a method sp
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeAlias
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from delaygrad.boundary import Structure, Tree, dense, flatten, narrowed, unflat
 from delaygrad.errors import StageError
 from delaygrad.methods import Method
 from delaygrad.random_stream import RandomStream
+from delaygrad.stage.network import LossFunction, MakeOptimizer, device_of, evaluating
 from delaygrad.stash import (
     ParameterStash,
     ParameterVersion,
@@ -41,12 +41,6 @@ from delaygrad.stash import (
     saving_rounded,
 )
 from delaygrad.state_check import check_state, optimizer_name
-
-LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
-"""``loss_fn(outputs, targets)``: a 0-d tensor, the mean over the batch by custom."""
-
-MakeOptimizer: TypeAlias = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-"""``make_optimizer(params)``: any ``torch.optim`` optimizer over a stage's parameters."""
 
 
 class Stage:
@@ -112,7 +106,7 @@ class Stage:
         self._loss_fn = loss_fn if self.is_last else None
         seed = torch.initial_seed() if seed is None else seed
         self._random = RandomStream(stage_index, self.device, seed)
-        self._parameters = ParameterStash(module)
+        self._parameters = ParameterStash(module, live=method.weights == "live")
         self._pending: Stash[Pending] = Stash("forward pass")
 
     @property
@@ -228,7 +222,7 @@ class Stage:
         tensors, structure = flatten(inputs)
         tensors = [tensor.to(self.device) for tensor in tensors]
         here = self._random.replaying(self._random.state())
-        with torch.no_grad(), _evaluating(self.module), here:
+        with torch.no_grad(), evaluating(self.module), here:
             outputs = self.module(unflatten(structure, tensors))
         if self.is_last:
             return outputs
@@ -355,7 +349,11 @@ class Stage:
     def _rebuild(self, batch: Pending) -> None:
         """Run the forward of a waiting batch again, as it was; leaves no other trace."""
         assert batch.random_state is not None
-        with self._random.replaying(batch.random_state), copied_buffers(self.module):
+        with (
+            self._random.replaying(batch.random_state),
+            copied_buffers(self.module),
+            _replayed(batch.weights),
+        ):
             self._build(batch)
 
     def _loss(self, outputs: Any, targets: Any) -> Tensor:
@@ -378,19 +376,5 @@ def _installed(weights: ParameterVersion | None) -> AbstractContextManager[None]
     return nullcontext() if weights is None else weights.installed()
 
 
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in flags:
-            part.training = training
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Return where a module's parameters are, or its buffers, or else the CPU."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        return tensor.device
-    return torch.device("cpu")
+def _replayed(weights: ParameterVersion | None) -> AbstractContextManager[None]:
+    return nullcontext() if weights is None else weights.replayed()

@@ -1,0 +1,122 @@
+"""Decoupled neural interfaces (DNI): error gradients made up on the spot.
+
+Jaderberg et al., "Decoupled Neural Interfaces using Synthetic Gradients", ICML 2017,
+arXiv:1608.05343; the rival that Huo et al. (ICML 2018, arXiv:1804.10574) compare DDG with.
+
+    paper              here
+    module i = 1..N    stage k = 0..K-1
+    h_i                the output of stage k
+    M_i                the synthesizer of stage k, for k < K-1; phi[k] its parameters
+    delta_i            the gradient of batch t's loss with respect to that output
+    delta-hat_i        what the synthesizer makes of the output, and of the label if conditioned
+
+    iteration t, stage k < K-1:
+      forward   batch t with w[k]@t, output h
+      backward  batch t at once, with the synthetic gradient S[k](h; phi[k]@t) in place of the true
+                one; the error gradient that comes out at the input is kept
+      update    w[k]@(t+1) = optimizer(w[k]@t, that gradient)
+      learn     batch s = t - lag(k): the target for S[k](h of batch s) is the error gradient that
+                stage k+1 found for the same output with its own synthetic gradient (the true one
+                if k+1 = K-1); phi[k] takes one step on the mean squared error; the kept error
+                gradient of batch s goes down as the target of stage k-1
+    the last stage trains by backpropagation with the true loss
+
+The gradient of a stage has no delay but is wrong; the target has the lag of the locked schedule,
+lag(k) = K-1-k iterations, so that no stage waits for the ones above.
+
+Choices that the paper leaves open or makes otherwise:
+
+    network      two hidden layers with BatchNorm and ReLU and a linear layer that begins at zero,
+                 as in the paper's experiments: 5x5 convolutions of 128 channels that keep the
+                 resolution for (B, C, H, W), 1024 units for (B, C), and the same for each position
+                 of (B, T, C). Width, depth and kernel can be chosen (recalled from the paper's
+                 supplement, not checked against it).
+    label        a one-hot vector beside the output; for images, constant planes
+    scale        a synthesizer predicts each sample's own gradient, B times its part in the gradient
+                 of a mean loss, so that its size does not depend on B
+    loss         squared error, summed over a sample, meaned over the batch
+    optimizer    Adam with a constant learning rate
+    schedule     the paper learns as soon as the target is there; so do we, one message later
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from delaygrad.methods.method import Method
+from delaygrad.methods.synthesizer import Synthesizer
+from delaygrad.schedule import Schedule, locked
+
+
+@dataclass(frozen=True, repr=False)
+class DNI(Method):
+    """Synthetic gradients: every stage updates at once, with an error gradient it has made up.
+
+    Args:
+        num_classes: condition the synthesizers on the label, one of so many classes (cDNI);
+            ``targets`` must then be class indices and be given to every stage. None: do not.
+        synthesizer_width: hidden channels or units; None is 128 for images, 1024 else.
+        synthesizer_layers: hidden layers, at least 0.
+        synthesizer_kernel: side of its convolutions, odd.
+        synthesizer_lr: learning rate of the synthesizers' Adam.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Example:
+        >>> DNI(num_classes=10)
+        DNI(num_classes=10)
+
+    References:
+        Jaderberg et al., ICML 2017, arXiv:1608.05343, Section 2. Differs: see the file.
+    """
+
+    num_classes: int | None = None
+    synthesizer_width: int | None = None
+    synthesizer_layers: int = 2
+    synthesizer_kernel: int = 5
+    synthesizer_lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("num_classes", 2), ("synthesizer_width", 1), ("synthesizer_layers", 0),
+            ("synthesizer_kernel", 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least} ({name}: {value})")
+        if self.synthesizer_kernel % 2 == 0:
+            raise ValueError(f"synthesizer_kernel must be odd ({self.synthesizer_kernel})")
+        if not self.synthesizer_lr > 0:
+            raise ValueError(f"synthesizer_lr must be positive ({self.synthesizer_lr})")
+
+    @property
+    def name(self) -> str:
+        return "dni"
+
+    @property
+    def schedule(self) -> Schedule:
+        return locked()
+
+    @property
+    def synthesizes(self) -> bool:
+        return True
+
+    @property
+    def sees_labels(self) -> bool:
+        return self.num_classes is not None
+
+    def make_synthesizer(self, shape: torch.Size) -> nn.Module:
+        return Synthesizer(
+            shape,
+            num_classes=self.num_classes,
+            width=self.synthesizer_width,
+            num_hidden=self.synthesizer_layers,
+            kernel_size=self.synthesizer_kernel,
+        )
+
+    def make_synthesizer_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=self.synthesizer_lr)

@@ -1,0 +1,100 @@
+"""The network that makes up the error gradient of a stage's output."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from delaygrad.errors import StageError
+
+_CHANNELS, _UNITS = 128, 1024
+
+
+class Synthesizer(nn.Module):
+    """Predict, for each sample, the gradient of its loss with respect to a stage's output.
+
+    Hidden layers with BatchNorm (statistics of the batch at hand) and ReLU, then a linear layer
+    that begins at zero: at first the gradient is zero. For (B, C, H, W) the layers are convolutions
+    that keep the resolution; for (B, C) and (B, T, C) they are linear, the same at each position.
+
+    Args:
+        shape: of the outputs, the batch first; its first number does not matter.
+        num_classes: show it the labels too, one-hot; None: do not.
+        width: hidden channels (default 128) or units (default 1024).
+        num_hidden: hidden layers, at least 0.
+        kernel_size: side of the convolutions, odd.
+
+    Raises:
+        StageError: outputs of this shape have no synthesizer.
+
+    References:
+        Jaderberg et al., ICML 2017, arXiv:1608.05343, supplement (recalled).
+    """
+
+    def __init__(
+        self,
+        shape: torch.Size,
+        *,
+        num_classes: int | None,
+        width: int | None,
+        num_hidden: int,
+        kernel_size: int,
+    ) -> None:
+        super().__init__()
+        if len(shape) not in (2, 3, 4):
+            raise StageError(
+                "synthetic gradients are for outputs of shape (B, C), (B, T, C) or (B, C, H, W) "
+                f"(shape: {tuple(shape)}); cut the network elsewhere"
+            )
+        self._num_classes = num_classes
+        self._is_image = len(shape) == 4
+        channels = shape[1] if self._is_image else shape[-1]
+        width = width or (_CHANNELS if self._is_image else _UNITS)
+        widths = [channels + (num_classes or 0), *[width] * num_hidden]
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [self._linear(before, after, kernel_size), self._norm(after), nn.ReLU()]
+        last = self._linear(widths[-1], channels, kernel_size)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+        self.layers = nn.Sequential(*layers, last)
+
+    def forward(self, output: Tensor, targets: Tensor | None) -> Tensor:
+        """Return a tensor of the output's shape; ``targets`` are class indices."""
+        if self._num_classes is not None:
+            output = torch.cat([output, self._labels(output, targets)], dim=self._channel_dim)
+        if self._is_image or output.dim() == 2:
+            predicted: Tensor = self.layers(output)
+        else:
+            predicted = self.layers(output.flatten(0, 1)).unflatten(0, output.shape[:2])
+        return predicted
+
+    @property
+    def _channel_dim(self) -> int:
+        return 1 if self._is_image else -1
+
+    def _labels(self, output: Tensor, targets: Tensor | None) -> Tensor:
+        """One-hot labels, of the output's shape but for the channels."""
+        assert self._num_classes is not None
+        expected = output.shape[:1] if self._is_image else output.shape[:-1]
+        if targets is None or targets.shape != expected or targets.is_floating_point():
+            found = "none" if targets is None else f"{targets.dtype} {tuple(targets.shape)}"
+            raise StageError(
+                "a synthesizer that sees labels needs class indices on every stage "
+                f"(expected shape: {tuple(expected)}, targets: {found})"
+            )
+        labels = one_hot(targets.to(output.device), self._num_classes).to(output.dtype)
+        if self._is_image:
+            height, width = output.shape[2:]
+            return labels[:, :, None, None].expand(-1, -1, height, width)
+        return labels
+
+    def _linear(self, before: int, after: int, kernel_size: int) -> nn.Conv2d | nn.Linear:
+        if self._is_image:
+            return nn.Conv2d(before, after, kernel_size, padding=kernel_size // 2)
+        return nn.Linear(before, after)
+
+    def _norm(self, width: int) -> nn.Module:
+        kind = nn.BatchNorm2d if self._is_image else nn.BatchNorm1d
+        return kind(width, track_running_stats=False)
