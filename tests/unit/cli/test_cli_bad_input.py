@@ -170,6 +170,9 @@ def test_diverged_run_says_where_and_keeps_its_checkpoints(
     assert str(caught.value.code).startswith("delaygrad: the loss is not finite (loss: ")
     assert Path("run/checkpoints/iteration-00000001").is_dir()
     assert not Path("run/summary.json").exists()
+    last = json.loads(Path("run/records.jsonl").read_text().splitlines()[-1])
+    assert last["event"] == "diverged" and last["loss"] in ("nan", "inf")
+    assert str(last["iteration"]) in str(caught.value.code)
 
 
 def test_corrupt_checkpoint_is_named_and_the_one_before_resumes(

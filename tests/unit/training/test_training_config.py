@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from delaygrad.data import load
 from delaygrad.errors import ConfigError
-from delaygrad.methods import BP, DDG
+from delaygrad.methods import BP, DDG, DNI
 from delaygrad.training import TrainConfig, load_config
 from delaygrad.training.assembly import build_method
 from delaygrad.training.config import config_from_json
@@ -45,6 +46,11 @@ from delaygrad.training.config import config_from_json
         ({"nesterov": True, "optimizer": "adam"}, "(nesterov: True); it belongs to optimizer sgd"),
         ({"momentum": 0.5, "optimizer": "adamw"}, "option without effect (momentum: 0.5)"),
         ({"lr_factor": 0.5}, "it belongs to lr_schedule step, not cosine"),
+        ({"lr_power": 0.9}, "it belongs to lr_schedule theorem, not cosine"),
+        ({"lr_time_scale": 10.0}, "option without effect (lr_time_scale: 10.0)"),
+        ({"lr_schedule": "theorem", "lr_power": 0.5}, "lr_power must be above 1/2 and at most 1"),
+        ({"lr_schedule": "theorem", "lr_power": 1.1}, "at most 1 (lr_power: 1.1)"),
+        ({"lr_schedule": "theorem", "lr_time_scale": 0.0}, "lr_time_scale must be positive"),
         ({"lr_milestones": (0.3,)}, "option without effect (lr_milestones: (0.3,))"),
         ({"context_length": 64}, "it belongs to data text, not digits"),
         ({"slack": -1}, "slack must be finite, not negative (slack: -1)"),
@@ -52,6 +58,14 @@ from delaygrad.training.config import config_from_json
         ({"micro_batches": 9, "batch_size": 8}, "must not exceed the batch size (batch_size: 8)"),
         ({"slack": 1, "method": "bp"}, "(slack: 1); method bp does not have it"),
         ({"recompute": True, "method": "bp"}, "option without effect (recompute: True)"),
+        ({"weights": "live", "method": "bp"}, "option without effect (weights: live)"),
+        ({"weights": "live", "method": "dni"}, "option without effect (weights: live)"),
+        ({"synthesizer_lr": 0.0}, "synthesizer_lr must be positive and finite"),
+        ({"synthesizer_width": 8}, "option without effect (synthesizer_width: 8)"),
+        ({"label_conditioned": True}, "it belongs to method dni, not ddg"),
+        ({"micro_batches": 2, "method": "dni"}, "method dni does not have it"),
+        ({"probe_every": 5, "runtime": "distributed"}, "probe_every needs all stages in one"),
+        ({"probe_every": 5, "micro_batches": 2}, "probe_every needs all stages in one process"),
     ],
 )
 def test_setting_out_of_range_or_without_effect_is_refused(
@@ -172,3 +186,16 @@ def test_the_method_gets_those_settings_that_it_has() -> None:
     assert repr(build_method(TrainConfig())) == "DDG()"
     with pytest.raises(ConfigError, match="with recompute no activations wait"):
         build_method(TrainConfig(recompute=True, stash_dtype="bfloat16"))
+    assert build_method(TrainConfig(weights="live")) == DDG(weights="live")
+    with pytest.raises(ConfigError, match="leave one out"):
+        build_method(TrainConfig(weights="live", recompute=True))
+    with pytest.raises(ConfigError, match="synthesizer_kernel must be odd"):
+        build_method(TrainConfig(method="dni", synthesizer_kernel=4))
+
+
+def test_labels_are_of_the_classes_of_the_data() -> None:
+    config = TrainConfig(method="dni", synthesizer_width=8, label_conditioned=True)
+    digits = load("digits")
+    assert build_method(config, digits) == DNI(num_classes=10, synthesizer_width=8)
+    blind = dataclasses.replace(config, label_conditioned=False)
+    assert build_method(blind, digits) == DNI(synthesizer_width=8)
