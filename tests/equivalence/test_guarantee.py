@@ -6,7 +6,11 @@ sequences of batches, and each is trained, as one of 2^T replicas of one network
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +24,7 @@ from delaygrad import theory
 from delaygrad.theory import LeakyChain
 from delaygrad.theory.problem import weights_of
 
+EXPERIMENT = Path(__file__).parents[2] / "experiments" / "huo2018-guarantee"
 PROOFS: list[theory.Proof] = ["published", "blockwise", "virtual"]
 STAGES = st.integers(1, 6)
 SEEDS = st.integers(0, 1000)
@@ -121,15 +126,16 @@ def test_one_update_changes_the_expected_loss_by_at_most_its_bound(
 def test_a_batch_is_no_news_to_the_parameters_that_meet_it_but_is_to_the_virtual_ones() -> None:
     # The published argument treats the gradient that stage k applies in iteration t as unbiased
     # given w@t. It is not: stages above k have used its batch in iterations before t.
-    runs = AllSequences(num_stages=4, step=0.3, seed=1)
-    t, k = 6, 1
-    s = t - runs.delays[k]
-    noise = runs.sample_gradients(s) - runs.chain.gradients(runs.weights[:, s])
-    now = runs.chain.gradients(runs.weights[:, t])
-    published = (now[k] * noise[k]).sum(-1).mean()
-    virtual = (runs.chain.gradients(runs.virtual[:, s]) * noise).sum((0, -1)).mean()
-    assert abs(published) > 1e-5
-    assert abs(virtual) < 1e-16
+    runs = AllSequences(num_stages=4, step=0.3)
+    correlations = {(k, s): 0.0 for k in range(3) for s in range(1, 6)}
+    for s in range(1, 6):
+        noise = runs.sample_gradients(s) - runs.chain.gradients(runs.weights[:, s])
+        at_virtual = runs.chain.gradients(runs.virtual[:, s])
+        assert (at_virtual * noise).sum((0, -1)).mean().abs() < 1e-15
+        for k in range(3):
+            on_use = runs.chain.gradients(runs.weights[:, s + runs.delays[k]])
+            correlations[k, s] = (on_use[k] * noise[k]).sum(-1).mean().abs().item()
+    assert max(correlations.values()) > 1e-5
 
 
 def test_in_the_fill_the_published_lemma_does_not_hold() -> None:
@@ -292,3 +298,18 @@ def test_on_a_quadratic_the_bound_without_m_is_almost_reached(delay: int) -> Non
         smoothness=curvature, gap=curvature / 2, delay=delay, step=step, iterations=iterations
     )
     assert 0.9 * bound < total / iterations <= bound * (1 + 1e-12)
+
+
+def test_the_experiment_runs_and_every_run_is_below_every_bound(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXPERIMENT / "guarantee.py"), "--smoke", "--output", tmp_path]
+    subprocess.run(command, check=True, capture_output=True, timeout=100)
+    summary = json.loads((tmp_path / "results.json").read_text())["summary"]
+    assert summary["below"] == summary["comparisons"] > 100
+    assert (tmp_path / "results.png").stat().st_size > 10_000
+
+
+def test_the_committed_results_are_below_every_bound() -> None:
+    results = json.loads((EXPERIMENT / "results.json").read_text())
+    assert results["summary"]["below"] == results["summary"]["comparisons"] > 5000
+    for one in results["rates"]:
+        assert -1.5 < one["slope"] < -0.3 or not one["covered"]

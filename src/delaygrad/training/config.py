@@ -80,7 +80,7 @@ class TrainConfig:
     """Hidden layers of it (dni)."""
     synthesizer_kernel: int = 5
     """Side of its convolutions, odd (dni)."""
-    synthesizer_lr: float = 1e-3
+    synthesizer_lr: float = 1e-4
     """Learning rate of its Adam (dni)."""
     stages: int = 2
     """K, the number of pieces that the network is cut into."""
@@ -105,12 +105,17 @@ class TrainConfig:
     """Nesterov's momentum (sgd)."""
     weight_decay: float = 5e-4
     """Weight decay: coupled for sgd and adam, decoupled for adamw."""
-    lr_schedule: Literal["constant", "step", "cosine"] = "cosine"
-    """How the learning rate goes from iteration to iteration, the same for all stages."""
+    lr_schedule: Literal["constant", "step", "cosine", "theorem"] = "cosine"
+    """How the learning rate goes from iteration to iteration, the same for all stages; theorem:
+    lr (1 + t / lr_time_scale)^(-lr_power), as the convergence theorem asks."""
     lr_milestones: tuple[float, ...] = (0.5, 0.75)
     """Fractions of the run after which the learning rate falls (step)."""
     lr_factor: float = 0.1
     """What the learning rate is multiplied by at each milestone (step)."""
+    lr_time_scale: float = 1000.0
+    """Iterations after which the learning rate has fallen to 2^-lr_power of itself (theorem)."""
+    lr_power: float = 0.6
+    """How fast it falls in the end; above 1/2 and at most 1 (theorem)."""
     warmup: int = 0
     """Iterations over which the learning rate rises from zero."""
 
@@ -155,11 +160,13 @@ class TrainConfig:
         ):  # fmt: skip
             value = getattr(self, name)
             _require(0 <= value < math.inf, f"{name} must be finite, not negative", name, self)
-        for name in ("lr", "timeout_s", "lr_factor", "synthesizer_lr"):
+        for name in ("lr", "timeout_s", "lr_factor", "lr_time_scale", "synthesizer_lr"):
             value = getattr(self, name)
             ok = value is None or 0 < value < math.inf
             _require(ok, f"{name} must be positive and finite", name, self)
         _require(self.seed < 2**64, "seed must be below 2**64", "seed", self)
+        power_ok = 0.5 < self.lr_power <= 1
+        _require(power_ok, "lr_power must be above 1/2 and at most 1", "lr_power", self)
         _require(0 <= self.dropout < 1, "dropout must be at least 0 and below 1", "dropout", self)
         _require(
             all(0 < fraction < 1 for fraction in self.lr_milestones),
@@ -241,6 +248,8 @@ _ONLY_WITH = {
     "nesterov": ("optimizer", "sgd"),
     "lr_milestones": ("lr_schedule", "step"),
     "lr_factor": ("lr_schedule", "step"),
+    "lr_time_scale": ("lr_schedule", "theorem"),
+    "lr_power": ("lr_schedule", "theorem"),
 }
 """Settings that mean something only where another one has a certain value."""
 

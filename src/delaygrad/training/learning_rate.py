@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from delaygrad.theory import PolynomialDecay
 from delaygrad.training.config import TrainConfig
 
 
@@ -11,7 +12,7 @@ def learning_rate(config: TrainConfig, iteration: int, num_iterations: int) -> f
     """Return the learning rate of one iteration.
 
     Args:
-        config: its ``base_lr``, ``lr_schedule``, ``lr_milestones``, ``lr_factor`` and ``warmup``.
+        config: its ``base_lr``, ``warmup`` and the settings whose names begin with ``lr``.
         iteration: t, from 0.
         num_iterations: of the whole run.
 
@@ -26,6 +27,9 @@ def learning_rate(config: TrainConfig, iteration: int, num_iterations: int) -> f
         factor = (1 + math.cos(math.pi * progress)) / 2
     elif config.lr_schedule == "step":
         factor = config.lr_factor ** sum(progress >= mark for mark in config.lr_milestones)
+    elif config.lr_schedule == "theorem":
+        decay = PolynomialDecay(lr=1.0, time_scale=config.lr_time_scale, power=config.lr_power)
+        factor = decay(iteration)
     if iteration < config.warmup:
         factor *= (iteration + 1) / config.warmup
     return config.base_lr * factor

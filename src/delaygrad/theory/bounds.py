@@ -1,0 +1,213 @@
+"""What delayed gradient descent promises: bounds on the average squared gradient norm.
+
+    w@t        the parameters that batch t is forwarded at, all stages
+    average    1/T times the sum over t < T of E |grad f(w@t)|^2; with changing steps, weighted
+               with step[t] / (sum of the steps)
+
+They hold for plain SGD (no momentum, no weight decay) on batches drawn independently, or on full
+batches, with the exact gradients of ``DDG()``; ``slack``, ``micro_batches`` and ``recompute``
+included, since only the delays enter. A bound of M or more says nothing that M does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from delaygrad.theory.assumptions import Assumptions, check_delays, check_positive
+from delaygrad.theory.constants import Proof, effective_moment, sigma, staleness_moment
+from delaygrad.theory.schedules import check_step_sizes
+
+
+def one_step_bound(
+    assumptions: Assumptions,
+    delays: Sequence[int],
+    *,
+    step: float,
+    gradient_squared: float,
+    sigma: float = 1.0,
+    proof: Proof = "virtual",
+) -> float:
+    """Return the most by which one update may change the expected loss; negative is progress.
+
+        published, blockwise    E f(w@(t+1)) - E f(w@t) <= -(step/2) G + step^2 L M_K
+        virtual                 E f(v@(t+1)) - E f(v@t) <= -(step/2 sigma) G
+                                                           + step^2 L M / 2 + step^3 L^2 V / 2
+
+    with G = E |grad f(w@t)|^2 and v@t the virtual iterate, in which every stage has used exactly
+    the batches before t. The first two hold from iteration ``max(delays)`` on: in the fill a stage
+    that has no gradient yet makes no progress, whatever G is.
+
+    Args:
+        assumptions: L, M and, if known, the stages' moments.
+        delays: of each stage, in updates.
+        step: of iteration t; at most 1/L, except for ``"virtual"``.
+        gradient_squared: G.
+        sigma: 1 for a fixed step; see the function of that name.
+        proof: which one.
+
+    Raises:
+        ValueError: a number is out of the proof's range.
+
+    Example:
+        >>> plain = Assumptions(smoothness=2.0, second_moment=1.0, gap=1.0)
+        >>> one_step_bound(plain, [0], step=0.1, gradient_squared=0.5)
+        -0.015
+
+    References:
+        Huo et al., ICML 2018, arXiv:1804.10574, the lemma of section 4 (as recalled).
+        docs/theory.md, sections 3 and 4.
+    """
+    moment = effective_moment(assumptions, delays, sigma=sigma, proof=proof)
+    smoothness = assumptions.smoothness
+    if proof != "virtual":
+        check_step_sizes([step], smoothness)
+        return -step / 2 * gradient_squared + step**2 * smoothness * moment
+    check_positive("step", step)
+    stale = staleness_moment(assumptions, delays)
+    noise = step**2 * smoothness * assumptions.second_moment + step**3 * smoothness**2 * stale
+    return (noise - step / sigma * gradient_squared) / 2
+
+
+def fixed_step_bound(
+    assumptions: Assumptions,
+    delays: Sequence[int],
+    *,
+    step: float,
+    iterations: int,
+    proof: Proof = "virtual",
+) -> float:
+    """Return the bound of the average squared gradient norm over T iterations of one fixed step.
+
+    With D the largest delay and the gap F = f(w@0) - f*:
+
+        published   2 F / (step T) + 2 step L M_K
+        blockwise   2 F / (step T) + 2 step L M_K + min(D, T) M / T       (the last: the fill)
+        virtual     ((s + sqrt(s^2 + 4 A)) / 2)^2,    A = F / (step T) + step L M / 2,
+                                                      s = step L sqrt(V)
+
+    The last is at most 2 A + s^2, and A itself, the textbook bound of SGD, without delay.
+
+    Args:
+        assumptions: of the loss.
+        delays: of each stage, in updates.
+        step: at most 1/L, except for ``"virtual"``.
+        iterations: T, at least 1.
+        proof: which one.
+
+    Raises:
+        ValueError: a number is out of the proof's range.
+
+    Example:
+        >>> plain = Assumptions(smoothness=2.0, second_moment=1.0, gap=1.0)
+        >>> run = {"step": 0.01, "iterations": 10_000}
+        >>> round(fixed_step_bound(plain, [0], **run), 6)
+        0.02
+        >>> round(fixed_step_bound(plain, [1, 0], **run), 6)
+        0.023035
+        >>> round(fixed_step_bound(plain, [1, 0], **run, proof="published"), 6)
+        0.74
+
+    References:
+        Huo et al., ICML 2018, arXiv:1804.10574, the theorem on a fixed learning rate (as recalled).
+        docs/theory.md, sections 3 and 4.
+    """
+    _check_iterations(iterations)
+    check_positive("step", step)
+    length, smoothness = step * iterations, assumptions.smoothness
+    if proof == "virtual":
+        start = assumptions.gap / length + step * smoothness * assumptions.second_moment / 2
+        stale = staleness_moment(assumptions, delays)
+        return _solve(start, step * smoothness * math.sqrt(stale))
+    check_step_sizes([step], smoothness)
+    moment = effective_moment(assumptions, delays, proof=proof)
+    bound = 2 * assumptions.gap / length + 2 * step * smoothness * moment
+    if proof == "blockwise":
+        bound += min(max(delays), iterations) * assumptions.second_moment / iterations
+    return bound
+
+
+def diminishing_step_bound(
+    assumptions: Assumptions,
+    delays: Sequence[int],
+    step_sizes: Sequence[float],
+    *,
+    proof: Proof = "virtual",
+) -> float:
+    """Return the bound of the average weighted with the steps, for steps that change.
+
+    With the sums over t < T:
+
+        published   (2 F + 2 L M_K sum step^2) / sum step
+        blockwise   the same with its M_K, and M (sum of the first D steps) / sum step
+        virtual     (R + M sum(step - low)) / sum step,    R = ((s + sqrt(s^2 + 4 A)) / 2)^2,
+                    A = F + L M / 2 sum high^2,    s = L sqrt(V sum high^3)
+
+    where low and high are the smallest and the largest step from t to t + D: the steps with which
+    the blocks of batch t are applied. If the sum of the steps is infinite and that of their squares
+    is finite, each goes to zero with T.
+
+    Args:
+        assumptions: of the loss.
+        delays: of each stage, in updates.
+        step_sizes: of the iterations 0..T-1. ``"virtual"`` takes any positive steps, a warm-up or a
+            cosine too; the others take steps that do not rise and are at most 1/L.
+        proof: which one.
+
+    Raises:
+        ValueError: a number is out of the proof's range.
+
+    Example:
+        >>> from delaygrad.theory import PolynomialDecay
+        >>> plain = Assumptions(smoothness=2.0, second_moment=1.0, gap=1.0)
+        >>> step = PolynomialDecay(lr=0.1, time_scale=100, power=0.6)
+        >>> for iterations in (100, 10_000):
+        ...     print(round(diminishing_step_bound(plain, [1, 0], step.steps(iterations)), 3))
+        0.299
+        0.043
+
+    References:
+        Huo et al., ICML 2018, arXiv:1804.10574, the theorem on diminishing learning rates (as
+        recalled). docs/theory.md, section 5.
+    """
+    check_delays(delays)
+    _check_iterations(len(step_sizes))
+    largest = max(delays)
+    steps = np.asarray(step_sizes, dtype=np.float64)
+    if proof == "virtual":
+        for step in step_sizes:
+            check_positive("step", step)
+        return _virtual_bound(assumptions, staleness_moment(assumptions, delays), largest, steps)
+    check_step_sizes(step_sizes, assumptions.smoothness)
+    falls_by = sigma(step_sizes, largest)
+    moment = effective_moment(assumptions, delays, sigma=falls_by, proof=proof)
+    total = 2 * assumptions.gap + 2 * assumptions.smoothness * moment * float((steps**2).sum())
+    if proof == "blockwise":
+        total += assumptions.second_moment * float(steps[:largest].sum())
+    return total / float(steps.sum())
+
+
+def _virtual_bound(
+    assumptions: Assumptions, stale: float, largest: int, steps: npt.NDArray[np.float64]
+) -> float:
+    """After the last iteration the steps are those of a flush: the last step again."""
+    lasting = np.concatenate([steps, np.full(largest, steps[-1])])
+    windows = np.lib.stride_tricks.sliding_window_view(lasting, largest + 1)
+    low, high = windows.min(axis=1), windows.max(axis=1)
+    smoothness, moment = assumptions.smoothness, assumptions.second_moment
+    start = assumptions.gap + smoothness * moment * float((high**2).sum()) / 2
+    applied = _solve(start, smoothness * math.sqrt(stale * float((high**3).sum())))
+    return (applied + moment * float((steps - low).sum())) / float(steps.sum())
+
+
+def _solve(start: float, slope: float) -> float:
+    """Return the largest x with x - slope sqrt(x) <= start."""
+    return ((slope + math.sqrt(slope**2 + 4 * start)) / 2) ** 2
+
+
+def _check_iterations(iterations: int) -> None:
+    if iterations < 1:
+        raise ValueError(f"there must be at least one iteration (iterations: {iterations})")

@@ -1,0 +1,120 @@
+"""The largest stable step on a quadratic, for a delay of D updates.
+
+On curvature h w^2 / 2, with a = step h, the update of ``torch.optim.SGD`` with a gradient D updates
+old is a linear recursion. It is stable while the roots of its characteristic polynomial stay inside
+the unit circle:
+
+    no momentum    z^(D+1) - z^D + a
+    momentum m     (z - 1)(z - m) z^D + a z
+    Nesterov m     (z - 1)(z - m) z^D + a ((1 + m) z - m)
+
+A network is locally such a quadratic along every eigenvector of its Hessian, if all stages have the
+same delay; with the delays D, D-1, .., 0 of DDG, the first stage is the one to worry about.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from delaygrad.theory.assumptions import check_delay, check_positive
+
+_BISECTIONS = 60
+"""Halvings of an interval: more than the bits of a float."""
+
+
+def largest_stable_step(
+    delay: int, *, curvature: float = 1.0, momentum: float = 0.0, nesterov: bool = False
+) -> float:
+    """Return the step size at which delayed SGD on a quadratic stops being stable.
+
+    Without momentum it is known in closed form, 2 sin(pi / (4 D + 2)) / curvature; with momentum it
+    is found by bisection over the roots of the characteristic polynomial.
+
+    Args:
+        delay: D, in updates; 0 is ordinary gradient descent.
+        curvature: h, the largest eigenvalue of the Hessian, positive.
+        momentum: m, at least 0 and below 1.
+        nesterov: whether it is Nesterov's, as ``torch.optim.SGD(nesterov=True)``.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Example:
+        >>> [round(largest_stable_step(delay), 4) for delay in (0, 1, 3, 7)]
+        [2.0, 1.0, 0.445, 0.2091]
+        >>> [round(largest_stable_step(delay, momentum=0.9), 4) for delay in (0, 1, 3, 7)]
+        [3.8, 0.1, 0.0348, 0.0158]
+
+    References:
+        The root condition of z^(D+1) - z^D + a: Levin and May, Theoretical Population Biology 9
+        (1976).
+    """
+    check_delay(delay)
+    check_positive("curvature", curvature)
+    if momentum == 0:
+        _check_momentum(momentum, nesterov)
+        return 2 * math.sin(math.pi / (4 * delay + 2)) / curvature
+    # A delay only takes stability away, so the limit without delay is one above.
+    stable, unstable = 0.0, 4.0
+    for _ in range(_BISECTIONS):
+        middle = (stable + unstable) / 2
+        radius = spectral_radius(delay, middle, momentum=momentum, nesterov=nesterov)
+        stable, unstable = (middle, unstable) if radius < 1 else (stable, middle)
+    return stable / curvature
+
+
+def spectral_radius(
+    delay: int, step: float, *, momentum: float = 0.0, nesterov: bool = False
+) -> float:
+    """Return by what factor an error on a quadratic of curvature 1 shrinks, or grows, per update.
+
+    Args:
+        delay: D, in updates.
+        step: times the curvature, if that is not 1.
+        momentum: at least 0 and below 1.
+        nesterov: whether it is Nesterov's.
+
+    Example:
+        >>> round(spectral_radius(0, 0.1), 6)  # w - 0.1 w
+        0.9
+    """
+    coefficients = characteristic_polynomial(delay, step, momentum=momentum, nesterov=nesterov)
+    return float(np.abs(np.roots(coefficients)).max())
+
+
+def characteristic_polynomial(
+    delay: int, step: float, *, momentum: float = 0.0, nesterov: bool = False
+) -> npt.NDArray[np.float64]:
+    """Return the coefficients of the recursion's polynomial, of the highest power first.
+
+    Args:
+        delay: D, in updates.
+        step: times the curvature, if that is not 1.
+        momentum: at least 0 and below 1.
+        nesterov: whether it is Nesterov's.
+
+    Example:
+        >>> characteristic_polynomial(2, 0.5).tolist()
+        [1.0, -1.0, 0.0, 0.5]
+    """
+    check_delay(delay)
+    _check_momentum(momentum, nesterov)
+    without_gradient = np.poly([1.0, momentum]) if momentum else np.poly([1.0])
+    polynomial: npt.NDArray[np.float64] = np.concatenate([without_gradient, np.zeros(delay)])
+    if not momentum:
+        polynomial[-1] += step
+    elif nesterov:
+        polynomial[-2:] += step * np.array([1 + momentum, -momentum])
+    else:
+        polynomial[-2] += step
+    return polynomial
+
+
+def _check_momentum(momentum: float, nesterov: bool) -> None:
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must be at least 0 and below 1 (momentum: {momentum})")
+    if nesterov and momentum == 0:
+        raise ValueError("nesterov needs a momentum above 0 (momentum: 0.0)")
