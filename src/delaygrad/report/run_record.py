@@ -1,0 +1,269 @@
+"""What a run folder says, read from its plain files alone; the run may still be under way."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from delaygrad.errors import ConfigError, DataError
+from delaygrad.records import TRACE_EVENTS, Trace, read_events, read_trace
+
+_CONFIG, _RECORDS, _SUMMARY = "config.json", "records.jsonl", "summary.json"
+_NUMBERS = {  # what events have, that are read here
+    "training": ("iteration", "epoch", "loss"),
+    "evaluation": ("iteration", "epoch", "loss", "accuracy"),
+    "direction": ("iteration", "epoch"),
+    "diverged": ("iteration",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """One run, finished or not.
+
+    Attributes:
+        name: of its folder.
+        config: settings and their values.
+        environment: versions and machine.
+        events: of records.jsonl in order. Their ``elapsed_s`` go on counting where a run was
+            resumed; the time between is left out.
+        summary: the result; None before there is one.
+        trace: the recorded timeline, if there is one.
+    """
+
+    name: str
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    events: tuple[dict[str, Any], ...]
+    summary: dict[str, Any] | None
+    trace: Trace | None = None
+
+    @property
+    def state(self) -> Literal["finished", "diverged", "unfinished"]:
+        """How far it came; one that diverged and was mended by resuming it is not diverged."""
+        if self.summary is not None:
+            return "finished"
+        return "diverged" if self.of_kind("diverged") else "unfinished"
+
+    @property
+    def state_text(self) -> str:
+        """The state in words."""
+        if self.state == "finished":
+            return "finished"
+        if self.state == "diverged":
+            event = self.of_kind("diverged")[-1]
+            loss = f" (loss {event['loss']})" if "loss" in event else ""
+            return f"diverged at iteration {event['iteration']:,}{loss}"
+        events = [event for event in self.events if "epoch" in _NUMBERS.get(event["event"], ())]
+        last = max((event["iteration"] for event in events), default=0)
+        epoch = max((event["epoch"] for event in events), default=0.0)
+        planned = None if self.config.get("iterations") else self.config.get("epochs")
+        whole = "" if planned is None else f" of {planned}"
+        return f"unfinished at iteration {last:,} (epoch {epoch:.1f}{whole})"
+
+    @property
+    def method(self) -> str:
+        """The method's short name."""
+        return str(self.config["method"])
+
+    @property
+    def num_stages(self) -> int:
+        """K."""
+        return int(self.config["stages"])
+
+    @property
+    def seed(self) -> Any:
+        """What decided its random numbers."""
+        return self.config.get("seed")
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether several stages alternated in one process."""
+        return self.num_stages > 1 and self.config.get("runtime", "local") == "local"
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        """Return the events of a kind, in order."""
+        return [event for event in self.events if event["event"] == kind]
+
+    def evaluations(self, split: str) -> list[dict[str, Any]]:
+        """Return the evaluations on a split, in order."""
+        return [event for event in self.of_kind("evaluation") if event["split"] == split]
+
+    @property
+    def final_test(self) -> float | None:
+        """Test accuracy at the end of the run, as a fraction; None before the end."""
+        return None if self.summary is None else float(self.summary["test_accuracy"])
+
+    @cached_property
+    def best_test(self) -> dict[str, Any] | None:
+        """The evaluation with the highest test accuracy; None if the test set was not used before.
+
+        It is chosen on the test set: an optimistic figure, that papers nevertheless report.
+        """
+        tests = self.evaluations("test")
+        if self.summary is None or len(tests) < 2:
+            return None
+        return max(tests, key=lambda event: float(event["accuracy"]))
+
+    def result(self, name: str) -> float | None:
+        """Return a number of the summary, None where there is none."""
+        return number((self.summary or {}).get(name))
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """What the summary says of each stage; nothing before there is one."""
+        return list((self.summary or {}).get("stages", []))
+
+    @property
+    def traced_stages(self) -> list[dict[str, Any]]:
+        """What the summary says of each stage's recorded timeline."""
+        return list((self.summary or {}).get("trace", {}).get("stages", []))
+
+
+def number(value: object) -> float | None:
+    """Return a number as a float, anything else as None.
+
+    Example:
+        >>> number(2), number("2"), number(True)
+        (2.0, None, None)
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number else None  # type: ignore[arg-type]
+
+
+def read_runs(run_dirs: Iterable[Path]) -> tuple[RunRecord, ...]:
+    """Read several runs, which must be told apart by the names of their folders.
+
+    Raises:
+        ConfigError: none is given, one has no run, or two have the same name.
+        DataError: a file is corrupt.
+    """
+    by_name: dict[str, Path] = {}
+    for run_dir in run_dirs:
+        name = run_dir.resolve().name
+        if name in by_name:
+            raise ConfigError(
+                f"two runs have the same name ({by_name[name]}, {run_dir}); give each once, or "
+                "rename one of the folders"
+            )
+        by_name[name] = run_dir
+    if not by_name:
+        raise ConfigError("a report needs at least one run; give the folders of some")
+    return tuple(read_run(run_dir) for run_dir in by_name.values())
+
+
+def read_run(run_dir: Path) -> RunRecord:
+    """Read one run.
+
+    Raises:
+        ConfigError: there is no run in the folder.
+        DataError: a file is corrupt.
+    """
+    if not (run_dir / _CONFIG).is_file():
+        raise ConfigError(f"there is no run in this folder ({run_dir}); {_remedy(run_dir)}")
+    recorded = _read_object(run_dir / _CONFIG, needed=("config",))
+    config, environment = recorded["config"], recorded.get("environment", {})
+    path = run_dir / _CONFIG
+    _require(isinstance(config, dict) and isinstance(environment, dict), path, "no config")
+    _require(isinstance(config.get("method"), str), path, "no method")
+    _require(type(config.get("stages")) is int, path, "no stages")
+    summary = None
+    if (run_dir / _SUMMARY).exists():
+        summary = _read_object(run_dir / _SUMMARY, needed=("test_accuracy",))
+        _check_summary(summary, run_dir / _SUMMARY)
+    return RunRecord(
+        name=run_dir.resolve().name,
+        config=config,
+        environment=environment,
+        events=_read_records(run_dir / _RECORDS),
+        summary=summary,
+        trace=read_trace(run_dir) if (run_dir / TRACE_EVENTS).exists() else None,
+    )
+
+
+def _remedy(run_dir: Path) -> str:
+    if not run_dir.is_dir():
+        return "there is no such folder"
+    inside = sum(1 for _ in run_dir.glob(f"*/{_CONFIG}"))
+    if inside:
+        return f"folders in it hold runs ({inside}): give {run_dir}/*"
+    return "it has no config.json"
+
+
+def _read_object(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read the run ({path}): {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(
+            f"the run's file is corrupt ({path}: {error}); leave the run out"
+        ) from error
+    _require(isinstance(values, dict), path, "not an object")
+    for name in needed:
+        _require(name in values, path, f"no {name}")
+    return dict(values)
+
+
+def _check_summary(summary: dict[str, Any], path: Path) -> None:
+    _require(number(summary["test_accuracy"]) is not None, path, "no test_accuracy")
+    trace = summary.get("trace", {})
+    _require(isinstance(trace, dict), path, "trace")
+    for stages in (summary.get("stages", []), trace.get("stages", [])):
+        _require(_are_stages(stages), path, "stages")
+
+
+def _are_stages(stages: object) -> bool:
+    return isinstance(stages, list) and all(
+        isinstance(row, dict) and type(row.get("stage")) is int for row in stages
+    )
+
+
+def _read_records(path: Path) -> tuple[dict[str, Any], ...]:
+    if not path.exists():  # a run that has just begun
+        return ()
+    try:
+        events = read_events(path)
+        num_lines = len(path.read_text(encoding="utf-8").splitlines())
+    except OSError as error:
+        raise DataError(f"cannot read the run ({path}): {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(
+            f"the run's file is corrupt ({path}: {error}); leave the run out"
+        ) from error
+    # A crash may cut the last line off, and a run under way may be writing it.
+    _require(len(events) >= num_lines - 1, path, f"line {len(events) + 1} is not JSON")
+    for line, event in enumerate(events, start=1):
+        sound = isinstance(event, dict) and isinstance(event.get("event"), str)
+        _require(sound, path, f"line {line} is not an event")
+        for name in _NUMBERS.get(event["event"], ()):
+            _require(number(event.get(name)) is not None, path, f"line {line}: no {name}")
+        if event["event"] == "evaluation":
+            _require(isinstance(event.get("split"), str), path, f"line {line}: no split")
+        if event["event"] == "direction":
+            _require(_are_stages(event.get("stages")), path, f"line {line}: no stages")
+    return tuple(_with_joined_times(events))
+
+
+def _with_joined_times(events: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    """Let ``elapsed_s`` go on where a resumed run began to count from zero again."""
+    before_s = last_s = 0.0
+    for event in events:
+        elapsed_s = number(event.get("elapsed_s"))
+        if elapsed_s is None:
+            yield {**event, "elapsed_s": math.nan}
+            continue
+        if elapsed_s < last_s:
+            before_s += last_s
+        last_s = elapsed_s
+        yield {**event, "elapsed_s": before_s + elapsed_s}
+
+
+def _require(condition: bool, path: Path, what: str) -> None:
+    if not condition:
+        raise DataError(f"the run's file is corrupt ({path}: {what}); leave the run out")
