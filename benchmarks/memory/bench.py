@@ -1,12 +1,7 @@
 """Peak memory of each stage, measured, against the formula of ``delaygrad.partition.memory``.
 
-K stages run in K processes, a thread each, past the fill. Two measurements, in two runs:
-
-    tensors    the most bytes that PyTorch's allocator had given out at once, from its profiler,
-               with the parameters; what torch.cuda.max_memory_allocated tells on a GPU
-    resident   the most memory of the process (VmHWM of Linux) beyond what it held when everything
-               was imported and a small network had been trained: with malloc's losses and the
-               working memory of the convolutions
+K stages run in K processes, a thread each, past the fill; what is measured, and how:
+``delaygrad.bench.memory``.
 
 Run: python benchmarks/memory/bench.py --output benchmarks/memory/results.json
 """
@@ -14,30 +9,21 @@ Run: python benchmarks/memory/bench.py --output benchmarks/memory/results.json
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import delaygrad as dg
+from delaygrad.bench.memory import MemoryCase, balanced_cuts, measure_peaks, predict_peaks
 from delaygrad.models import gpt, resnet
-from delaygrad.partition import cuts_of, layer_names, measure
-from delaygrad.partition.costs import join
-from delaygrad.partition.memory import StageMemory, Waiting, stage_memory
-from delaygrad.runtime.launch import Launch, joined, run_workers
 from delaygrad.training.evaluation import cross_entropy
 from delaygrad.training.run_folder import environment
-
-ITERATIONS = 4
 
 
 @dataclass(frozen=True)
@@ -68,10 +54,6 @@ CASES = [
 ]
 
 
-def make_optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
-
-
 def network(workload: str) -> tuple[nn.Sequential, Tensor, Tensor]:
     torch.manual_seed(0)
     if workload.startswith("resnet56"):
@@ -83,99 +65,23 @@ def network(workload: str) -> tuple[nn.Sequential, Tensor, Tensor]:
     return model, tokens, torch.randint(64, (8, 128))
 
 
-def kilobytes(field: str) -> int:
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith(field):
-            return int(line.split()[1])
-    raise OSError(f"no {field} in /proc/self/status; this benchmark needs Linux")
-
-
-def worker(case: Case, cuts: list[str]) -> tuple[int, int]:
-    """Train one stage; return the peaks of its tensors and of its process, in bytes."""
-    with joined(Launch(num_workers=case.num_stages), torch.device("cpu")) as rank:
-        train_something_small()
-        model, inputs, targets = network(case.workload)
-        own = dg.split(model, case.num_stages, cuts=cuts)[rank]
-        del model
-        parameters = sum(parameter.nbytes for parameter in own.parameters())
-        dist.barrier()
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        before = 1024 * kilobytes("VmRSS") - parameters
-        resident = peak_resident(own, inputs, targets, case) - before
-        dist.barrier()
-        return parameters + peak_of_tensors(own, inputs, targets, case), resident
-
-
-def train_something_small() -> None:
-    """Let PyTorch import and allocate what it does on first use."""
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
-    pipe = dg.LocalPipeline([model], lambda out, _: out.mean(), make_optimizer)
-    for _ in range(3):
-        pipe.step(torch.randn(4, 3, 8, 8), None)
-
-
-def peak_resident(own: nn.Module, inputs: Tensor, targets: Tensor, case: Case) -> int:
-    train(own, inputs, targets, case)
-    return 1024 * kilobytes("VmHWM")
-
-
-def peak_of_tensors(own: nn.Module, inputs: Tensor, targets: Tensor, case: Case) -> int:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        train(own, inputs, targets, case)
-    kineto = profiler.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in kineto if e.name() == "[memory]")
-    return max(accumulate(num_bytes for _, num_bytes in changes))
-
-
-def train(own: nn.Module, inputs: Tensor, targets: Tensor, case: Case) -> None:
-    for parameter in own.parameters():
-        parameter.grad = None
-    pipe = dg.DistributedPipeline(own, cross_entropy, make_optimizer, method=case.method)
-    for _ in range(case.method.schedule.delay(0, case.num_stages) + ITERATIONS):
-        pipe.step(inputs, targets)
-    pipe.flush()
-
-
-def predict(case: Case, cuts: list[str]) -> list[StageMemory]:
-    model, inputs, targets = network(case.workload)
-    costs = measure(
-        model, inputs, make_optimizer=make_optimizer, loss=lambda out: cross_entropy(out, targets)
-    )
-    names = layer_names(model)
-    bounds = [0, *(names.index(cut) for cut in cuts), len(names)]
-    schedule, last = case.method.schedule, case.num_stages - 1
-    between = [schedule.messages_under_way(k, case.num_stages) for k in range(last)]
-    under_way = [0, *between, 0]
-    return [
-        stage_memory(
-            join(costs[bounds[k] : bounds[k + 1]]),
-            Waiting(
-                lag=schedule.lag(k, case.num_stages),
-                micro_batches=schedule.micro_batches,
-                recompute=case.method.recompute,
-                rounded=case.method.stash_dtype is not None,
-                sends_below=under_way[k],
-                sends_above=under_way[k + 1],
-            ),
-            is_last=k == case.num_stages - 1,
-        )
-        for k in range(case.num_stages)
-    ]
-
-
 def run(case: Case) -> dict[str, Any]:
-    model, inputs, _ = network(case.workload)
-    cuts = cuts_of(dg.split(model, case.num_stages, sample_inputs=inputs))
-    del model
-    measured = run_workers(worker, Launch(num_workers=case.num_stages), case, cuts)
-    predicted = predict(case, cuts)
+    memory_case = MemoryCase(
+        make=partial(network, case.workload),
+        loss_fn=cross_entropy,
+        num_stages=case.num_stages,
+        method=case.method,
+        resident=True,
+    )
+    cuts = balanced_cuts(memory_case)
+    measured = measure_peaks(memory_case, cuts)
+    predicted = predict_peaks(memory_case, cuts)
     stages = [
         {
             "predicted_mib": mib(memory.total_bytes),
-            "tensors_mib": mib(measured[k][0]),
-            "tensors / predicted": round(measured[k][0] / memory.total_bytes, 3),
-            "resident_mib": mib(measured[k][1]),
+            "tensors_mib": mib(measured[k].tensors_bytes),
+            "tensors / predicted": round(measured[k].tensors_bytes / memory.total_bytes, 3),
+            "resident_mib": mib(measured[k].resident_bytes),
             "parts_mib": {name: mib(size) for name, size in vars(memory).items()},
         }
         for k, memory in enumerate(predicted)

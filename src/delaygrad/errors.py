@@ -13,6 +13,7 @@ __all__ = [
     "DelaygradError",
     "NonFiniteLossError",
     "PartitionError",
+    "ReproductionError",
     "ScheduleError",
     "StageError",
     "StashError",
@@ -70,3 +71,7 @@ class CheckpointError(DelaygradError, ValueError):
 
 class NonFiniteLossError(DelaygradError, ArithmeticError):
     """The loss is NaN or infinite."""
+
+
+class ReproductionError(DelaygradError, RuntimeError):
+    """Runs of a reproduction have failed; says which, and why."""

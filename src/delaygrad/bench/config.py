@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from delaygrad.errors import ConfigError
 
-WorkloadName: TypeAlias = Literal["resnet56", "resnet110", "gpt25m", "mlp", "sleep"]
+WorkloadName: TypeAlias = Literal["resnet8", "resnet56", "resnet110", "gpt25m", "mlp", "sleep"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,10 @@ class ContestConfig:
     """sleep: seconds that a stage's forward takes for a batch (default 0.03)."""
     backward_s: float | None = None
     """sleep: seconds of its backward (default 0.06)."""
+    stage_forward_s: tuple[float, ...] = ()
+    """sleep: seconds of each stage's forward, where they differ, instead of --forward-s."""
+    stage_backward_s: tuple[float, ...] = ()
+    """sleep: seconds of each stage's backward, likewise."""
     boundary_bytes: int | None = None
     """sleep: bytes of the activation between two stages (default 1024)."""
     smoke: bool = False
@@ -72,9 +77,12 @@ class ContestConfig:
             self.boundary_bytes,
             "use at least 4",
         )
+        self._check_stage_times()
         if self.workload != "sleep":
-            for name in ("forward_s", "backward_s", "boundary_bytes"):
-                if (value := getattr(self, name)) is not None:
+            for name in (
+                "forward_s", "backward_s", "boundary_bytes", "stage_forward_s", "stage_backward_s",
+            ):  # fmt: skip
+                if (value := getattr(self, name)) not in (None, ()):
                     raise ConfigError(
                         f"{name} is for sleeping stages ({name}: {value}, workload: "
                         f"{self.workload}); leave it out or set --workload sleep"
@@ -86,6 +94,24 @@ class ContestConfig:
             )
         if len(set(self.contestants)) < len(self.contestants):
             raise ConfigError(f"a contestant is named twice ({', '.join(self.contestants)})")
+
+    def _check_stage_times(self) -> None:
+        forward_s, backward_s = self.stage_forward_s, self.stage_backward_s
+        _require(
+            all(0 < seconds < math.inf for seconds in (*forward_s, *backward_s)),
+            "a stage's seconds", [*forward_s, *backward_s], "use more than 0, finite",
+        )  # fmt: skip
+        if {len(forward_s), len(backward_s)} not in ({0}, {self.stages}):
+            raise ConfigError(
+                f"stage times do not fit the stages (stage_forward_s: {len(forward_s)}, "
+                f"stage_backward_s: {len(backward_s)}, stages: {self.stages}); give both a number "
+                "for each stage, or neither"
+            )
+        if forward_s and (self.forward_s or self.backward_s):
+            raise ConfigError(
+                "stages sleep either alike (forward_s, backward_s) or each its own time "
+                "(stage_forward_s, stage_backward_s); leave two of them out"
+            )
 
 
 def _require(holds: bool, name: str, value: object, remedy: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -65,22 +66,16 @@ class SleepingLayer(nn.Module):
         return slept
 
 
-def sleeper(
-    num_layers: int, *, forward_s: float, backward_s: float, batch_size: int
-) -> nn.Sequential:
+def sleeper(seconds: Sequence[tuple[float, float]], *, batch_size: int) -> nn.Sequential:
     """Build a network of sleeping layers, named ``nap0, nap1, ...``.
 
     Args:
-        num_layers: sleeping layers.
-        forward_s: seconds of one layer's forward for a batch.
-        backward_s: seconds of its backward.
+        seconds: of each layer's forward and backward, for a batch.
         batch_size: samples of a batch.
 
     Example:
-        >>> list(dict(sleeper(2, forward_s=0.01, backward_s=0.02, batch_size=4).named_children()))
+        >>> list(dict(sleeper([(0.01, 0.02)] * 2, batch_size=4).named_children()))
         ['nap0', 'nap1']
     """
-    per_sample = forward_s / batch_size, backward_s / batch_size
-    return nn.Sequential(
-        OrderedDict((f"nap{index}", SleepingLayer(*per_sample)) for index in range(num_layers))
-    )
+    layers = [SleepingLayer(f / batch_size, b / batch_size) for f, b in seconds]
+    return nn.Sequential(OrderedDict((f"nap{index}", layer) for index, layer in enumerate(layers)))

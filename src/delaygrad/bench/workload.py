@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +55,8 @@ class Workload:
 def load_workload(config: ContestConfig) -> Workload:
     """Make the workload that a contest asks for; a smaller one of its kind for a smoke test."""
     small = config.smoke
+    if config.workload == "resnet8":
+        return _images(8, batch_size=16 if small else 128)
     if config.workload == "resnet56":
         return _images(8 if small else 56, batch_size=16 if small else 32)
     if config.workload == "resnet110":
@@ -150,24 +152,37 @@ def _perceptron(small: bool) -> Workload:
 def _sleep(config: ContestConfig) -> Workload:
     stages, batch_size = config.stages, 64  # many, for many micro-batches
     shrink = 0.1 if config.smoke else 1.0
-    forward_s = shrink * (config.forward_s or SLEEP_FORWARD_S)
-    backward_s = shrink * (config.backward_s or SLEEP_BACKWARD_S)
+    alike = config.forward_s or SLEEP_FORWARD_S, config.backward_s or SLEEP_BACKWARD_S
+    own = list(zip(config.stage_forward_s, config.stage_backward_s, strict=True))
+    seconds = [(shrink * f, shrink * b) for f, b in own or [alike] * stages]
     elements = max(1, (config.boundary_bytes or 1024) // (4 * batch_size))
 
     def model() -> nn.Sequential:
         # Two layers a stage: interleaved schedules cut each stage in two.
-        halves = {"forward_s": forward_s / 2, "backward_s": backward_s / 2}
-        return sleeper(2 * stages, batch_size=batch_size, **halves)
+        halves = [(f / 2, b / 2) for f, b in seconds for _ in range(2)]
+        return sleeper(halves, batch_size=batch_size)
 
     def cuts(num_stages: int) -> list[str]:
         return [f"nap{2 * stages * stage // num_stages}" for stage in range(1, num_stages)]
 
     return Workload(
-        description=f"stages that sleep {1e3 * forward_s:g} ms forward and {1e3 * backward_s:g} ms "
-        f"backward for a batch of {batch_size}, boundary of {4 * batch_size * elements} bytes, SGD",
+        description=f"stages that sleep {_milliseconds(f for f, _ in seconds)} ms forward and "
+        f"{_milliseconds(b for _, b in seconds)} ms backward for a batch of {batch_size}, "
+        f"boundary of {4 * batch_size * elements} bytes, SGD",
         make_model=model,
         make_batch=lambda: (torch.randn(batch_size, elements), torch.zeros(batch_size, elements)),
         loss_fn=F.mse_loss,
         make_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-3),
         known_cuts=cuts,
     )
+
+
+def _milliseconds(seconds: Iterable[float]) -> str:
+    """List the times, or say once what all have.
+
+    Example:
+        >>> _milliseconds([0.03, 0.03]), _milliseconds([0.01, 0.02])
+        ('30', '10, 20')
+    """
+    shown = [f"{1e3 * s:.4g}" for s in seconds]
+    return ", ".join(shown if len(set(shown)) > 1 else shown[:1])

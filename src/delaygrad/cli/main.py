@@ -1,4 +1,4 @@
-"""``delaygrad``: plan, train, resume, trace, bench, download."""
+"""``delaygrad``: plan, train, resume, trace, report, bench, reproduce, download."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import tyro
 
 from delaygrad.cli.bench import Bench
 from delaygrad.cli.plan import Plan
+from delaygrad.cli.report import Report
+from delaygrad.cli.reproduce import Reproduce
 from delaygrad.cli.tables import print_summary
 from delaygrad.cli.trace import TraceRun, draw_trace
 from delaygrad.data import download
@@ -74,7 +76,9 @@ Command = (
     | Annotated[Resume, tyro.conf.subcommand("resume")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[TraceRun, tyro.conf.subcommand("trace")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Download, tyro.conf.subcommand("download")]
 )
 

@@ -78,7 +78,7 @@ class DNI(Method):
     synthesizer_width: int | None = None
     synthesizer_layers: int = 2
     synthesizer_kernel: int = 5
-    synthesizer_lr: float = 1e-3
+    synthesizer_lr: float = 1e-4
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from delaygrad.methods import foreign_options
 from delaygrad.report.naming import Settings, identity, method_name, tell_apart
 from delaygrad.report.quantities import Spread, spread_of
 from delaygrad.report.run_record import RunRecord
@@ -155,7 +156,9 @@ def _tell_methods_apart(methods: Sequence[Settings]) -> dict[str, str]:
 
 
 def _settings(run: RunRecord) -> dict[str, Any]:
-    settings = {**_BEFORE_IT_WAS_A_SETTING, **run.config}
+    foreign = foreign_options(run.method)  # their values mean nothing here
+    own = {key: value for key, value in run.config.items() if key not in foreign}
+    settings = {**_BEFORE_IT_WAS_A_SETTING, **own}
     return {key: settings[key] for key in settings if key not in _NO_PART_OF_THE_RECIPE}
 
 

@@ -18,6 +18,24 @@ from delaygrad.errors import ConfigError
         ({"forward_s": 0.1}, r"forward_s is for sleeping stages .* set --workload sleep"),
         ({"workload": "sleep", "backward_s": -1.0}, r"backward_s is out of range"),
         ({"workload": "sleep", "boundary_bytes": 1}, r"boundary_bytes is out of range"),
+        (
+            {"workload": "sleep", "stage_forward_s": (0.1,)},
+            r"stage times do not fit .*stage_forward_s: 1, stage_backward_s: 0, stages: 2",
+        ),
+        ({"stage_forward_s": (0.1, 0.1), "stage_backward_s": (0.1, 0.1)}, r"for sleeping stages"),
+        (
+            {
+                "workload": "sleep",
+                "forward_s": 0.1,
+                "stage_forward_s": (0.1, 0.2),
+                "stage_backward_s": (0.1, 0.2),
+            },
+            r"either alike .* or each its own time",
+        ),
+        (
+            {"workload": "sleep", "stage_forward_s": (0.1, 0.0), "stage_backward_s": (0.1, 0.2)},
+            r"a stage's seconds is out of range",
+        ),
         ({"cuts": ("a", "b")}, r"cuts do not fit the stages \(cuts: 2, stages: 2\)"),
         ({"contestants": ("bp", "ddg", "bp")}, r"a contestant is named twice"),
     ],

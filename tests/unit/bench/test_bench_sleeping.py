@@ -8,7 +8,7 @@ from delaygrad.bench.sleeping import sleeper
 
 
 def test_layers_sleep_their_times_and_micro_batches_their_share() -> None:
-    model = sleeper(2, forward_s=0.02, backward_s=0.04, batch_size=4)
+    model = sleeper([(0.02, 0.04)] * 2, batch_size=4)
     for size in (4, 1):
         share = size / 4
         start = time.perf_counter()
@@ -22,7 +22,7 @@ def test_layers_sleep_their_times_and_micro_batches_their_share() -> None:
 
 
 def test_many_short_naps_take_no_longer_than_a_long_one() -> None:
-    model = sleeper(1, forward_s=0.1, backward_s=0.1, batch_size=50)
+    model = sleeper([(0.1, 0.1)], batch_size=50)
     sample = torch.zeros(1, 1)
     best = min(_seconds(model, sample) for _ in range(3))
     assert 0.095 <= best <= 0.115
@@ -37,7 +37,7 @@ def _seconds(model: torch.nn.Module, sample: torch.Tensor) -> float:
 
 
 def test_gradients_are_those_of_adding_a_number() -> None:
-    model = sleeper(2, forward_s=1e-4, backward_s=1e-4, batch_size=2)
+    model = sleeper([(1e-4, 1e-4)] * 2, batch_size=2)
     inputs = torch.ones(2, 3, requires_grad=True)
     (2 * model(inputs)).sum().backward()
     assert torch.equal(inputs.grad, torch.full((2, 3), 2.0))

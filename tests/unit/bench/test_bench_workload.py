@@ -58,6 +58,16 @@ def test_sleeping_stages_are_cut_evenly_also_in_halves(stages: int) -> None:
         assert {len(layer_names(piece)) for piece in pieces} == {2 * stages // parts}
 
 
+def test_sleeping_stages_may_differ() -> None:
+    config = ContestConfig(
+        workload="sleep", stages=2, stage_forward_s=(0.1, 0.2), stage_backward_s=(0.3, 0.4)
+    )
+    layers = list(load_workload(config).model())
+    halves = [(64 * layer.forward_s, 64 * layer.backward_s) for layer in layers]
+    expected = [(0.05, 0.15), (0.05, 0.15), (0.1, 0.2), (0.1, 0.2)]
+    assert halves == [pytest.approx(half) for half in expected]
+
+
 def test_boundary_of_sleeping_stages_has_the_bytes_asked_for() -> None:
     workload = load_workload(ContestConfig(workload="sleep", boundary_bytes=1 << 20))
     inputs, _ = workload.batch()

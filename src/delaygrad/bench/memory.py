@@ -1,0 +1,227 @@
+"""Peak memory of each stage, measured, against the formula of ``delaygrad.partition.memory``.
+
+K stages run in K processes, past the fill:
+
+    tensors    the most bytes that PyTorch's allocator had given out at once, from its profiler,
+               with the parameters; on a GPU ``torch.cuda.max_memory_allocated``
+    resident   the most memory of the process (VmHWM of Linux) beyond what it held when everything
+               was imported and a small network had been trained: with malloc's losses and the
+               working memory of the convolutions
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from delaygrad.errors import ConfigError
+from delaygrad.methods import Method
+from delaygrad.partition import cuts_of, layer_names, measure, split
+from delaygrad.partition.costs import join
+from delaygrad.partition.memory import StageMemory, Waiting, stage_memory
+from delaygrad.runtime import DistributedPipeline, Launch, LocalPipeline, run_workers
+from delaygrad.runtime.launch import joined
+
+ITERATIONS = 4  # beyond the fill
+
+Training: TypeAlias = tuple[nn.Sequential, Tensor, Tensor]
+LossFn: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryCase:
+    """What is trained, and how.
+
+    Attributes:
+        make: returns the network, a batch and its targets; can be pickled.
+        loss_fn: of outputs and targets; can be pickled.
+        num_stages: K.
+        method: of training.
+        resident: measure the processes as well; Linux only.
+    """
+
+    make: Callable[[], Training]
+    loss_fn: LossFn
+    num_stages: int
+    method: Method
+    resident: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peaks:
+    """The most that a stage held, in bytes; ``resident_bytes`` is None where not measured."""
+
+    tensors_bytes: int
+    resident_bytes: int | None = None
+
+
+def balanced_cuts(case: MemoryCase) -> list[str]:
+    """Return the cuts that balance the measured time of the stages."""
+    model, inputs, _ = case.make()
+    return cuts_of(split(model, case.num_stages, sample_inputs=inputs))
+
+
+def measure_peaks(case: MemoryCase, cuts: Sequence[str]) -> list[Peaks]:
+    """Train each stage in a process of its own, a thread each; return the peaks of each.
+
+    Raises:
+        ConfigError: resident memory is asked for where the system does not tell it.
+        WorkerError: a stage failed.
+    """
+    if case.resident:
+        _kilobytes("VmHWM")  # complain here
+    launch = Launch(num_workers=case.num_stages)
+    with _quiet_profiler():
+        found = run_workers(_worker, launch, case, tuple(cuts))
+    return [found[k] for k in range(case.num_stages)]
+
+
+@contextmanager
+def _quiet_profiler() -> Iterator[None]:
+    """Within the block, new processes print only errors of torch's profiler and allocator."""
+    quiet = {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    before = {name: os.environ.get(name) for name in quiet}
+    os.environ.update(quiet)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def measure_total_on_gpu(case: MemoryCase, cuts: Sequence[str]) -> int:
+    """Train all stages in this process on one GPU; return the most bytes that all held together.
+
+    For machines with fewer GPUs than stages. Less than the sum of the stages' own peaks, as these
+    do not come at the same time, and nothing is sent.
+    """
+    device = torch.device("cuda")
+    model, inputs, targets = case.make()
+    stages = [stage.to(device) for stage in split(model, case.num_stages, cuts=cuts)]
+    inputs, targets = inputs.to(device), targets.to(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    pipe = LocalPipeline(stages, case.loss_fn, make_optimizer, method=case.method)
+    for _ in range(_iterations(case)):
+        pipe.step(inputs, targets)
+    pipe.flush()
+    return torch.cuda.max_memory_allocated(device)
+
+
+def predict_peaks(case: MemoryCase, cuts: Sequence[str]) -> list[StageMemory]:
+    """Predict the same by the formula, from a measurement of single layers."""
+    model, inputs, targets = case.make()
+    costs = measure(
+        model,
+        inputs,
+        make_optimizer=make_optimizer,
+        loss=lambda outputs: case.loss_fn(outputs, targets),
+    )
+    names = layer_names(model)
+    bounds = list(pairwise([0, *(names.index(cut) for cut in cuts), len(names)]))
+    schedule, last = case.method.schedule, case.num_stages - 1
+    between = [schedule.messages_under_way(k, case.num_stages) for k in range(last)]
+    under_way = [0, *between, 0]
+    return [
+        stage_memory(
+            join(costs[first:end]),
+            Waiting(
+                lag=schedule.lag(k, case.num_stages),
+                micro_batches=schedule.micro_batches,
+                recompute=case.method.recompute,
+                rounded=case.method.stash_dtype is not None,
+                sends_below=under_way[k],
+                sends_above=under_way[k + 1],
+            ),
+            is_last=k == last,
+        )
+        for k, (first, end) in enumerate(bounds)
+    ]
+
+
+def make_optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Make the optimizer of every stage: SGD with momentum, so a buffer for each parameter."""
+    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
+
+
+def _worker(case: MemoryCase, cuts: Sequence[str]) -> Peaks:
+    """Train one stage."""
+    with joined(Launch(num_workers=case.num_stages), torch.device("cpu")) as rank:
+        if case.resident:
+            _train_something_small()
+        model, inputs, targets = case.make()
+        own = split(model, case.num_stages, cuts=cuts)[rank]
+        del model
+        resident = _peak_of_process(own, inputs, targets, case) if case.resident else None
+        dist.barrier()
+        parameters = sum(parameter.nbytes for parameter in own.parameters())
+        tensors = parameters + _peak_of_tensors(own, inputs, targets, case)
+        return Peaks(tensors_bytes=tensors, resident_bytes=resident)
+
+
+def _peak_of_process(own: nn.Module, inputs: Tensor, targets: Tensor, case: MemoryCase) -> int:
+    parameters = sum(parameter.nbytes for parameter in own.parameters())
+    dist.barrier()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = 1024 * _kilobytes("VmRSS") - parameters
+    _train(own, inputs, targets, case)
+    return 1024 * _kilobytes("VmHWM") - before
+
+
+def _peak_of_tensors(own: nn.Module, inputs: Tensor, targets: Tensor, case: MemoryCase) -> int:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        _train(own, inputs, targets, case)
+    results: Any = profiler.profiler
+    kineto = results.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in kineto if e.name() == "[memory]")
+    return int(max(accumulate(num_bytes for _, num_bytes in changes)))
+
+
+def _train(own: nn.Module, inputs: Tensor, targets: Tensor, case: MemoryCase) -> None:
+    for parameter in own.parameters():
+        parameter.grad = None
+    pipe = DistributedPipeline(own, case.loss_fn, make_optimizer, method=case.method)
+    for _ in range(_iterations(case)):
+        pipe.step(inputs, targets)
+    pipe.flush()
+
+
+def _iterations(case: MemoryCase) -> int:
+    return case.method.schedule.delay(0, case.num_stages) + ITERATIONS
+
+
+def _train_something_small() -> None:
+    """Let PyTorch import and allocate what it does on first use."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
+    pipe = LocalPipeline([model], lambda out, _: out.mean(), make_optimizer)
+    for _ in range(3):
+        pipe.step(torch.randn(4, 3, 8, 8), None)
+
+
+def _kilobytes(field: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith(field):
+            return int(line.split()[1])
+    raise ConfigError(
+        f"this system does not tell how much memory a process holds ({field} of /proc, pid "
+        f"{os.getpid()}); measure the tensors only"
+    )

@@ -1,0 +1,171 @@
+"""Make many runs, a few at a time, each in a process of its own; stop and continue at any moment.
+
+What is finished stays; what has a checkpoint is resumed; what was interrupted before its first one
+begins anew. A run that diverged is a result. A run that fails does not keep the others from going
+on. Two runners may share an output folder: each run is held by one of them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from delaygrad.reproduce import run_state
+from delaygrad.reproduce.plan import PlannedRun
+from delaygrad.reproduce.progress import RunsProgress
+
+_POLL_S = 0.1
+_LOOK_S = 1.0  # between two looks at the records, and at runs that others hold
+_GRACE_S = 10.0  # for a run that was told to stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A run that has ended without a result.
+
+    Attributes:
+        name: of target and run.
+        message: its last words.
+    """
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Active:
+    run: PlannedRun
+    process: subprocess.Popen[bytes]
+    worker: int
+
+
+class Runner:
+    """Make runs.
+
+    Args:
+        runs: in the order in which they shall begin.
+        workers: at a time, at least 1.
+        progress: is told what happens.
+    """
+
+    def __init__(self, runs: Sequence[PlannedRun], *, workers: int, progress: RunsProgress) -> None:
+        self._pending = list(runs)
+        self._workers = workers
+        self._progress = progress
+        self._active: list[_Active] = []
+        self._held_elsewhere: list[PlannedRun] = []
+        self._failures: list[Failure] = []
+        self._looked_s = 0.0
+
+    def run(self) -> list[Failure]:
+        """Make all runs that have no result yet; return those that failed.
+
+        Raises:
+            ConfigError: a run with other settings is in a place; nothing has been started then.
+        """
+        for run in self._pending:
+            run_state.require_same_settings(run.config)
+        try:
+            while self._pending or self._active or self._held_elsewhere:
+                self._reap()
+                self._start()
+                self._look()
+                time.sleep(_POLL_S)
+        finally:
+            self._stop()
+        return self._failures
+
+    def _start(self) -> None:
+        while self._pending and len(self._active) < self._workers:
+            self._begin(self._pending.pop(0))
+
+    def _begin(self, run: PlannedRun) -> None:
+        """Start a run, unless it has a result or somebody else is at it."""
+        with run_state.held(run.run_dir) as lock:
+            if lock is None:
+                self._held_elsewhere.append(run)
+                return
+            run_state.require_same_settings(run.config)
+            state = run_state.state_of(run.run_dir)
+            if state in ("finished", "diverged"):
+                self._progress.finished(run, state)
+                return
+            before = run_state.position(run.run_dir) if state == "resumable" else {}
+            if state == "resumable":
+                action = ["resume", str(run.run_dir)]
+            else:
+                run_state.clear(run.run_dir)
+                action = ["train", str(run_state.write_planned(run.config))]
+            worker = min(set(range(self._workers)) - {active.worker for active in self._active})
+            process = _launch(run, action, lock, worker)
+            self._active.append(_Active(run=run, process=process, worker=worker))
+            self._progress.started(run, before)
+
+    def _reap(self) -> None:
+        for active in [a for a in self._active if a.process.poll() is not None]:
+            self._active.remove(active)
+            run = active.run
+            state = run_state.state_of(run.run_dir)
+            if state in ("finished", "diverged"):
+                self._progress.finished(run, state)
+                continue
+            message = run_state.message_of(run.run_dir)
+            if active.process.returncode < 0:
+                message = f"ended by {signal.Signals(-active.process.returncode).name}"
+            self._failures.append(Failure(name=run.label, message=message))
+            self._progress.failed(run, message)
+
+    def _look(self) -> None:
+        """Show how far the runs are, and try those again that others held."""
+        if time.monotonic() - self._looked_s < _LOOK_S:
+            return
+        self._looked_s = time.monotonic()
+        for active in self._active:
+            self._progress.at(active.run, run_state.position(active.run.run_dir))
+        for run in self._held_elsewhere:
+            self._progress.at(run, run_state.position(run.run_dir))
+        if not self._pending:
+            self._pending, self._held_elsewhere = self._held_elsewhere, []
+
+    def _stop(self) -> None:
+        """End what still runs, after an interruption, and wait for it."""
+        for active in self._active:
+            active.process.terminate()
+        deadline = time.monotonic() + _GRACE_S
+        try:
+            for active in self._active:
+                active.process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            for active in self._active:
+                active.process.kill()
+                active.process.wait()
+
+
+def _launch(run: PlannedRun, action: list[str], lock: int, worker: int) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(run.config.threads)}
+    gpus = torch.cuda.device_count()
+    if run.config.device == "cuda" and run.config.runtime == "local" and gpus > 1:
+        environment["CUDA_VISIBLE_DEVICES"] = _gpu(worker % gpus)
+    with (run.run_dir / run_state.LOG).open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "delaygrad.reproduce.child", str(os.getpid()), *action],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            pass_fds=(lock,),
+            process_group=0,  # Ctrl-C in a terminal is for this process, which then tells the run
+        )
+
+
+def _gpu(index: int) -> str:
+    """Name a GPU as CUDA does: the user may have hidden some already."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[index] if visible else str(index)

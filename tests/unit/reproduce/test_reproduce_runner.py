@@ -1,0 +1,109 @@
+"""The runner makes what is missing; the runs themselves are played here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from targets import by_name, record, runs_of
+
+from delaygrad.errors import ConfigError
+from delaygrad.reproduce import run_state, runner
+from delaygrad.reproduce.plan import PlannedRun
+from delaygrad.reproduce.progress import RunsProgress
+from delaygrad.reproduce.runner import Runner
+
+Started = list[tuple[str, str]]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Started:
+    """Processes that do nothing, for runs whose folders are filled at once; how they began."""
+    calls: Started = []
+
+    def launch(run: PlannedRun, action: list[str], *_: Any) -> subprocess.Popen[bytes]:
+        calls.append((run.name, action[0]))
+        code = "pass"
+        if run.name == "adam-bp-k1-seed0":
+            code = "raise SystemExit(1)"
+            (run.run_dir / run_state.LOG).write_text("delaygrad: the disk is full\n")
+        elif action[0] == "resume":
+            (run.run_dir / "summary.json").write_text("{}")
+        else:
+            run.run_dir.rename(run.run_dir.with_suffix(".moved"))
+            record(run, [0.5], diverged=run.name == "sgd-ddg-k3-seed0")
+        return subprocess.Popen([sys.executable, "-c", code])
+
+    monkeypatch.setattr(runner, "_launch", launch)
+    return calls
+
+
+def make(runs: list[PlannedRun], workers: int = 2) -> list[runner.Failure]:
+    with RunsProgress(runs, quiet=True) as progress:
+        return Runner(runs, workers=workers, progress=progress).run()
+
+
+def test_each_run_is_kept_resumed_or_begun_anew(tmp_path: Path, started: Started) -> None:
+    runs = runs_of(tmp_path)
+    named = by_name(runs)
+    record(named["sgd-bp-k1-seed0"], [0.5, 0.6])  # finished
+    record(named["sgd-bp-k1-seed1"], [0.5], diverged=True)
+    half = record(named["sgd-ddg-k2-seed0"], [0.5])
+    (half / "summary.json").unlink()
+    (half / "checkpoints" / "iteration-00000010").mkdir(parents=True)
+    begun = record(named["sgd-ddg-k2-seed1"], [0.5])
+    (begun / "summary.json").unlink()
+
+    failures = make(runs, workers=1)
+
+    assert started == [
+        ("adam-bp-k1-seed0", "train"),
+        ("sgd-ddg-k2-seed0", "resume"),
+        ("sgd-ddg-k3-seed0", "train"),
+        ("adam-bp-k1-seed1", "train"),
+        ("sgd-ddg-k2-seed1", "train"),
+        ("sgd-ddg-k3-seed1", "train"),
+        ("sgd-ddg-slack1-k3-seed1", "train"),
+    ]
+    assert failures == [runner.Failure(name="small/adam-bp-k1-seed0", message="the disk is full")]
+
+    started.clear()
+    make(runs)  # the failed one again, and nothing else: one that diverged is a result
+    assert started == [("adam-bp-k1-seed0", "train")]
+
+
+def test_a_run_with_other_settings_stops_everything_before_it_starts(
+    tmp_path: Path, started: Started
+) -> None:
+    runs = runs_of(tmp_path)
+    record(by_name(runs)["sgd-ddg-k3-seed1"], [0.5], lr=0.5)
+    with pytest.raises(ConfigError, match=r"other settings .*lr: 0.5 there, 0.05 here"):
+        make(runs)
+    assert started == []
+
+
+def test_runs_that_somebody_else_holds_are_waited_for(
+    tmp_path: Path, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = runs_of(tmp_path)[2:4]
+    monkeypatch.setattr(runner, "_LOOK_S", 0.05)
+    order: list[str] = []
+    with run_state.held(runs[0].run_dir):
+        progress = RunsProgress(runs, quiet=True)
+        original = Runner._look
+
+        def look(self: Runner) -> None:
+            order.append(",".join(run.name for run in self._held_elsewhere))
+            if len(order) == 20:
+                (runs[0].run_dir / "x").touch()
+                runs[0].run_dir.rename(tmp_path / "moved")  # lets go of it
+                record(runs[0], [0.5])
+            original(self)
+
+        monkeypatch.setattr(Runner, "_look", look)
+        assert Runner(runs, workers=2, progress=progress).run() == []
+    assert started == [(runs[1].name, "train")]  # the other one's result was taken
+    assert runs[0].name in order

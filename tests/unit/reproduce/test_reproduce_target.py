@@ -1,0 +1,98 @@
+"""A target's file says what to run; what it says wrong is named, with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from targets import TRAINING, write_target
+
+from delaygrad.errors import ConfigError
+from delaygrad.reproduce.target import find_targets
+from delaygrad.reproduce.training_target import TrainingTarget
+
+SPEED = """
+title = "Speed"
+kind = "speed"
+reference = "nobody"
+[scales.smoke]
+about = "tiny"
+contests = [{ workload = "resnet8", how = "computing", stages = [2, 3] }]
+"""
+MEMORY = """
+title = "Memory"
+kind = "memory"
+reference = "nobody"
+[scales.smoke]
+about = "tiny"
+lines = [{ model = "resnet8", stages = [1, 2], options = { recompute = true } }]
+"""
+
+
+def test_target_is_read(tmp_path: Path) -> None:
+    target = write_target(tmp_path)
+    assert (target.paper, target.name, target.label) == ("paper", "small", "paper-small")
+    assert isinstance(target.content, TrainingTarget)
+    assert target.content.cuts["mlp"]["3"] == ("linear2", "linear3")
+    assert target.content.published[0].value == 91.5
+    lines = target.content.lines("smoke")
+    assert [line.options for line in lines] == [{}, {}, {"slack": 1}]
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new", "message"),
+    [
+        (TRAINING, "[recipes.sgd]", "[recipe.sgd]", r"unknown key in .*\(key: 'recipe'\); did you"),
+        (TRAINING, 'title = "SGD"', 'title_ = "SGD"', r"recipes.sgd \(key: 'title_'\); did you"),
+        (TRAINING, 'reference = "nobody, nowhere"', "", r"target.toml lacks reference"),
+        (TRAINING, "slack = 1", "slak = 1", r"scales.smoke.lines.3 \(key: 'slak'\); did you mean"),
+        (TRAINING, 'recipes = ["sgd"]', 'recipes = ["sdg"]', r"unknown recipe in .*'sdg'"),
+        (TRAINING, 'method = "bp"', 'method = "pb"', r"unknown method in .*lines.1 .*'pb'"),
+        (TRAINING, "stages = [1]", "stages = [0]", r"stages must be at least 1 in .*stages: \[0\]"),
+        (TRAINING, "stages = [1]", "stages = 1", r"wrong type in .*lines.1 \(stages: 1"),
+        (TRAINING, 'kind = "training"', 'kind = "training_"', r"unknown kind in .*'training'"),
+        (TRAINING, "value = 91.5", 'value = "91.5"', r"wrong type in .*published.1 \(value"),
+        (TRAINING, 'mark = "read"', 'mark = "true"', r"unknown mark in .*known: read, recalled"),
+        (TRAINING, 'source = "their table 1"', "", r"published.1 lacks source"),
+        (TRAINING, "[settings]", "[settings", r"cannot parse the target"),
+        (SPEED, "resnet8", "resnet9", r"unknown workload in .*contests.1 .*did you mean 'resnet8'"),
+        (SPEED, '"computing"', '"computing", contestants = ["ddg"]', r"needs bp and somebody else"),
+        (SPEED, '"computing"', '"computing", contestants = ["bp", "x"]', r"unknown contestant \(x"),
+        (SPEED, '"computing"', '"computing", forward_s = 1', r"forward_s is for sleeping stages"),
+        (SPEED, "[2, 3]", "[2, 2]", r"two contests are the same .*resnet8-computing-k2"),
+        (SPEED, "resnet8", "sleep", r'workload sleep needs how = "sleeping"'),
+        (MEMORY, "resnet8", "resnet9", r"impossible ResNet depth .*scales.smoke"),
+        (MEMORY, "recompute", "recompote", r"unknown option .*did you mean 'recompute'"),
+        (MEMORY, "[1, 2]", "[0]", r"stages must be at least 1"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    text: str, old: str, new: str, message: str, tmp_path: Path
+) -> None:
+    assert old in text
+    with pytest.raises(ConfigError, match=message):
+        write_target(tmp_path, text.replace(old, new, 1))
+
+
+def test_kinds_are_told_apart(tmp_path: Path) -> None:
+    speed = write_target(tmp_path, SPEED, "paper-speed").content.scales["smoke"]
+    assert [case.name for case in speed.cases()] == ["resnet8-computing-k2", "resnet8-computing-k3"]
+    memory = write_target(tmp_path, MEMORY, "paper-memory").content.scales["smoke"]
+    assert [line.name(k) for line, k in memory.cases()] == [
+        "resnet8-b128-ddg-recompute-cpu-k1",
+        "resnet8-b128-ddg-recompute-cpu-k2",
+    ]
+
+
+def test_targets_of_a_paper_are_found(tmp_path: Path) -> None:
+    for name in ("one-b", "one-a", "two-a"):
+        write_target(tmp_path, name=name)
+    (tmp_path / "one-c").mkdir()  # without a file
+    assert [target.name for target in find_targets(tmp_path, "one")] == ["a", "b"]
+    assert [target.name for target in find_targets(tmp_path, "one", ("one-b",))] == ["b"]
+    with pytest.raises(ConfigError, match=r"unknown target of one \(target: 'x'\); known: a, b"):
+        find_targets(tmp_path, "one", ("x",))
+    with pytest.raises(ConfigError, match=r"nothing to reproduce .*found there: one-a, one-b, two"):
+        find_targets(tmp_path, "three")
+    with pytest.raises(ConfigError, match=r"nothing to reproduce .*--experiments FOLDER"):
+        find_targets(tmp_path / "nowhere", "one")
