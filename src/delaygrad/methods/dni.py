@@ -34,7 +34,7 @@ Choices that the paper leaves open or makes otherwise:
     label        a one-hot vector beside the output; for images, constant planes
     scale        a synthesizer predicts each sample's own gradient, B times its part in the gradient
                  of a mean loss, so that its size does not depend on B
-    loss         squared error, summed over a sample, meaned over the batch
+    loss         squared error, the sum over a sample, the mean over the batch
     optimizer    Adam with a constant learning rate
     schedule     the paper learns as soon as the target is there; so do we, one message later
 """

@@ -23,7 +23,8 @@ lines = [{ model = "resnet8", stages = [1], batch_size = 4 }]
 """
 MEMORY_ROW = {
     "model": "resnet8", "batch_size": 4, "method": "bp", "variant": "", "num_stages": 1,
-    "measured_bytes": 3 * 2**20, "predicted_bytes": 2 * 2**20, "over_one_stage": 1.0, "device": "cpu",
+    "measured_bytes": 3 * 2**20, "predicted_bytes": 2 * 2**20, "over_one_stage": 1.0,
+    "device": "cpu",
     "stages": [{"measured_bytes": 3 * 2**20, "predicted_bytes": 2 * 2**20}],
 }  # fmt: skip
 
