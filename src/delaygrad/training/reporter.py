@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from rich.progress import (
 from delaygrad.records import EventLog
 from delaygrad.training import run_folder
 from delaygrad.training.evaluation import Evaluation
+
+
+_CLOSING_S = 5.0  # for what TensorBoard still has to write
 
 
 def announce(text: str, *, quiet: bool) -> None:
@@ -111,8 +115,11 @@ class Reporter:
     def close(self) -> None:
         """Take the bar away and close the files."""
         self._bar.stop()
-        self._board.close()
         self._log.close()
+        # Interrupted in the middle of an event, TensorBoard's queue may never be empty again.
+        closing = threading.Thread(target=self._board.close, daemon=True)
+        closing.start()
+        closing.join(timeout=_CLOSING_S)
 
     def _write(self, name: str, iteration: int, **fields: Any) -> None:
         elapsed_s = round(time.perf_counter() - self._started_s, 3)
