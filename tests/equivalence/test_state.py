@@ -225,8 +225,11 @@ class DictBoundary(nn.Module):
         return {"x": out, "skip": (skip, None), "index": torch.arange(3)}
 
 
+@pytest.mark.parametrize("method", [dg.DDG(), dg.DDG(weights="live")], ids=repr)
 @pytest.mark.parametrize("stop", [1, 2, 6])
-def test_resuming_with_dict_boundaries_tied_and_frozen_parameters(stop: int) -> None:
+def test_resuming_with_dict_boundaries_tied_and_frozen_parameters(
+    stop: int, method: dg.Method
+) -> None:
     def build(seed: int) -> dg.LocalPipeline:
         torch.manual_seed(seed)
         tied = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
@@ -240,7 +243,7 @@ def test_resuming_with_dict_boundaries_tied_and_frozen_parameters(stop: int) -> 
             DictBoundary(middle, "middle"),
             DictBoundary(nn.Linear(6, CLASSES), "last"),
         ]
-        return dg.LocalPipeline(stages, cross_entropy, OPTIMIZERS["nesterov"])
+        return dg.LocalPipeline(stages, cross_entropy, OPTIMIZERS["nesterov"], method=method)
 
     inputs = list(batches(9, (6,)))
     straight = build(0)
@@ -256,8 +259,11 @@ def test_resuming_with_dict_boundaries_tied_and_frozen_parameters(stop: int) -> 
     assert_same(outcome(second)[0], outcome(straight)[0])
 
 
+@pytest.mark.parametrize("method", [dg.DDG(), dg.DDG(weights="live")], ids=repr)
 @pytest.mark.parametrize("stop", [4, 5, 6, 7])
-def test_resuming_with_a_layer_that_is_frozen_for_some_batches_only(stop: int) -> None:
+def test_resuming_with_a_layer_that_is_frozen_for_some_batches_only(
+    stop: int, method: dg.Method
+) -> None:
     trained = (True, True, True, True, False, True, False, True, True)
     inputs = list(batches(9, (6,)))
 
@@ -269,13 +275,13 @@ def test_resuming_with_a_layer_that_is_frozen_for_some_batches_only(stop: int) -
             losses.append(pipe.step(*inputs[index]))
         return losses
 
-    straight = make_pipe(4, make_blocks=mlp)
+    straight = make_pipe(4, make_blocks=mlp, method=method)
     expected = train(straight, 0, 9)
     straight.flush()
-    first = make_pipe(4, make_blocks=mlp)
+    first = make_pipe(4, make_blocks=mlp, method=method)
     losses = train(first, 0, stop)
     saved = through_bytes(first.state_dict())
-    second = make_pipe(4, make_blocks=mlp, init_seed=1)
+    second = make_pipe(4, make_blocks=mlp, method=method, init_seed=1)
     second.load_state_dict(saved)
     losses += train(second, stop, 9)
     second.flush()

@@ -32,7 +32,7 @@ def synthesizer(channels: int, labels: int) -> nn.Sequential:
     nn.init.zeros_(last.bias)
     return nn.Sequential(
         nn.Conv2d(channels + labels, WIDTH, 3, padding=1),
-        nn.BatchNorm2d(WIDTH, track_running_stats=False),
+        nn.BatchNorm2d(WIDTH),
         nn.ReLU(),
         last,
     )
@@ -111,7 +111,10 @@ def test_synthetic_gradients_are_those_of_the_naive_loop(num_stages: int, labels
         loss = pipe.step(inputs, targets)
         if index == 0:  # the synthesizers have drawn their first values, and learnt nothing yet
             for ours, theirs in zip(naive.synthesizers, synthesizers_of(pipe), strict=True):
-                ours.load_state_dict({n.removeprefix("0.layers."): w for n, w in theirs.items()})
+                ours.load_state_dict(
+                    {n.removeprefix("0.layers."): w.clone() for n, w in theirs.items()}
+                )
+                ours[1].reset_running_stats()  # of the one prediction that is theirs
         assert_same(loss, naive.step(inputs, targets))
         assert_same(
             [dict(stage.state_dict()) for stage in pipe.stages],
@@ -183,12 +186,12 @@ def make_pipe(method: dg.Method, num_stages: int = 3) -> dg.LocalPipeline:
 def test_gradients_have_no_delay_and_targets_the_lag_of_the_schedule() -> None:
     pipe = make_pipe(dg.DNI(synthesizer_width=4))
     assert [pipe.method.delay(k, 3) for k in range(3)] == [0, 0, 0]
-    ((inputs, targets),) = batches(1, (6,))
-    pipe.step(inputs, targets)
+    for inputs, targets in batches(4, (6,)):
+        pipe.step(inputs, targets)
     states = pipe.state_dict()["stages"]
-    assert [len(states[k].get("lessons", [])) for k in "012"] == [1, 1, 0]
+    assert [len(states[k].get("pending_targets", [])) for k in "012"] == [2, 1, 0]
     pipe.flush()
-    assert all(not state.get("lessons") for state in pipe.state_dict()["stages"].values())
+    assert all(not state.get("pending_targets") for state in pipe.state_dict()["stages"].values())
 
 
 def test_labels_are_wanted_everywhere_or_only_by_the_loss() -> None:
@@ -201,11 +204,17 @@ def test_labels_are_wanted_everywhere_or_only_by_the_loss() -> None:
 @pytest.mark.parametrize(
     ("outputs", "targets", "message"),
     [
-        (torch.zeros(4, 7), torch.zeros(3, dtype=torch.int64), "expected shape: \\(4,\\)"),
+        (
+            torch.zeros(4, 7),
+            torch.zeros(3, dtype=torch.int64),
+            "shape: \\(4,\\), given: .*\\(3,\\)",
+        ),
         (torch.zeros(4, 7), torch.zeros(4), "torch.float32"),
-        (torch.zeros(4, 7), None, "targets: none"),
+        (torch.zeros(4, 7), None, "NoneType"),
+        (torch.zeros(4, 7), {"y": torch.zeros(4)}, "dict"),
+        (torch.zeros(4, 2, 7), torch.zeros(2, dtype=torch.int64), "\\(4, 2\\) or \\(4,\\)"),
     ],
-    ids=["length", "dtype", "none"],
+    ids=["length", "dtype", "none", "dict", "positions"],
 )
 def test_labels_that_do_not_fit_are_refused(outputs: Tensor, targets: Any, message: str) -> None:
     network = dg.DNI(num_classes=CLASSES).make_synthesizer(outputs.shape)
@@ -243,3 +252,92 @@ def test_a_state_without_synthesizers_is_refused() -> None:
     del state["stages"]["0"]["synthesizer"]
     with pytest.raises(CheckpointError, match="no synthesizer"):
         pipe.load_state_dict(state)
+
+
+def test_a_label_per_sample_serves_all_positions() -> None:
+    torch.manual_seed(0)
+    network = dg.DNI(num_classes=CLASSES, synthesizer_width=8).make_synthesizer(
+        torch.Size((4, 3, 6))
+    )
+    nn.init.normal_(network.layers[-1].weight)
+    output, labels = torch.randn(4, 3, 6), torch.tensor([0, 4, 2, 2])
+    each = labels[:, None].expand(-1, 3)
+    assert_same(network(output, labels), network(output, each))
+
+
+def test_a_batch_of_one_sample_is_a_batch() -> None:
+    pipe = make_pipe(dg.DNI(num_classes=CLASSES, synthesizer_width=4))
+    for inputs, targets in batches(9, (6,), sizes=(1, 4, 1)):
+        assert torch.isfinite(pipe.step(inputs, targets))
+    pipe.flush()
+
+
+def test_double_precision() -> None:
+    stages = into_stages([block.double() for block in NETWORKS["mlp"][0]()], 3)
+    method = dg.DNI(synthesizer_width=4)
+    pipe = dg.LocalPipeline(stages, cross_entropy, OPTIMIZERS["sgd"], method=method)
+    for inputs, targets in batches(4, (6,)):
+        pipe.step(inputs.double(), targets)
+    assert {t.dtype for t in synthesizers_of(pipe)[0].values()} <= {torch.float64, torch.int64}
+
+
+@pytest.mark.parametrize("labels", [None, CLASSES])
+def test_the_caller_may_refill_its_tensors(labels: int | None) -> None:
+    outcomes = []
+    for refill in (False, True):
+        torch.manual_seed(0)
+        pipe = make_pipe(dg.DNI(num_classes=labels, synthesizer_width=4, synthesizer_lr=0.1))
+        x, y = torch.empty(4, 6), torch.empty(4, dtype=torch.int64)
+        for inputs, targets in batches(8, (6,)):
+            if refill:
+                x.copy_(inputs)
+                y.copy_(targets)
+            pipe.step(*((x, y) if refill else (inputs, targets)))
+        outcomes.append([dict(stage.state_dict()) for stage in pipe.stages])
+    assert_same(*outcomes)
+
+
+def test_a_stage_that_is_frozen_at_first() -> None:
+    pipe = make_pipe(dg.DNI(synthesizer_width=4))
+    data = list(batches(8, (6,)))
+    for index, (inputs, targets) in enumerate(data):
+        for parameter in pipe.stages[0].parameters():
+            parameter.requires_grad_(index >= 3)
+        before = copy.deepcopy(dict(pipe.stages[0].state_dict()))
+        pipe.step(inputs, targets)
+        if index < 3:
+            assert_same(dict(pipe.stages[0].state_dict()), before)
+    after = pipe.stages[0].state_dict()
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_parameter_that_is_handed_on_is_that_of_the_forward() -> None:
+    class WithParameter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.pos = nn.Linear(6, 6), nn.Parameter(torch.ones(4, 6))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.linear(x), self.pos
+
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[Tensor] = []
+
+        def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+            self.seen.append(pair[1].detach().clone())
+            return pair[0] + pair[1]
+
+    first, second = WithParameter(), Sum()
+    pipe = dg.LocalPipeline(
+        [first, nn.Sequential(second, nn.Linear(6, CLASSES))],
+        cross_entropy,
+        lambda params: torch.optim.SGD(params, lr=0.5, weight_decay=0.1),
+        method=dg.DNI(synthesizer_width=4),
+    )
+    for inputs, targets in batches(3, (6,)):
+        before = first.pos.detach().clone()
+        pipe.step(inputs, targets)
+        assert_same(second.seen[-1], before)
+    assert not torch.equal(first.pos, torch.ones(4, 6))

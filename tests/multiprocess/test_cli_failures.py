@@ -24,6 +24,8 @@ from commands import (
     workers,
 )
 
+from delaygrad.records import read_events
+
 pytestmark = pytest.mark.slow
 
 ENDLESS = ("--iterations", 1_000_000, "--log-every", 5, "--quiet")
@@ -51,6 +53,9 @@ def test_diverged_stage_ends_all_with_its_own_message(tmp_path: Path) -> None:
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("delaygrad: [stage 1, rank 1] the loss is not finite (loss: ")
     assert len(done.stderr.splitlines()) == 1
+    events = read_events(tmp_path / "run" / "records.jsonl")
+    diverged = [event["loss"] for event in events if event["event"] == "diverged"]
+    assert len(diverged) == 1 and diverged[0] in ("nan", "inf")
 
 
 @pytest.mark.parametrize(

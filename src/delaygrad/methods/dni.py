@@ -1,4 +1,4 @@
-"""Decoupled neural interfaces (DNI): error gradients made up on the spot.
+"""Decoupled neural interfaces (DNI): synthetic error gradients.
 
 Jaderberg et al., "Decoupled Neural Interfaces using Synthetic Gradients", ICML 2017,
 arXiv:1608.05343; the rival that Huo et al. (ICML 2018, arXiv:1804.10574) compare DDG with.
@@ -8,7 +8,7 @@ arXiv:1608.05343; the rival that Huo et al. (ICML 2018, arXiv:1804.10574) compar
     h_i                the output of stage k
     M_i                the synthesizer of stage k, for k < K-1; phi[k] its parameters
     delta_i            the gradient of batch t's loss with respect to that output
-    delta-hat_i        what the synthesizer makes of the output, and of the label if conditioned
+    delta-hat_i        what the synthesizer predicts from the output, and the label if conditioned
 
     iteration t, stage k < K-1:
       forward   batch t with w[k]@t, output h
@@ -17,7 +17,7 @@ arXiv:1608.05343; the rival that Huo et al. (ICML 2018, arXiv:1804.10574) compar
       update    w[k]@(t+1) = optimizer(w[k]@t, that gradient)
       learn     batch s = t - lag(k): the target for S[k](h of batch s) is the error gradient that
                 stage k+1 found for the same output with its own synthetic gradient (the true one
-                if k+1 = K-1); phi[k] takes one step on the mean squared error; the kept error
+                if k+1 = K-1); phi[k] takes one step on the squared error; the kept error
                 gradient of batch s goes down as the target of stage k-1
     the last stage trains by backpropagation with the true loss
 
@@ -36,7 +36,9 @@ Choices that the paper leaves open or makes otherwise:
                  of a mean loss, so that its size does not depend on B
     loss         squared error, the sum over a sample, the mean over the batch
     optimizer    Adam with a constant learning rate
-    schedule     the paper learns as soon as the target is there; so do we, one message later
+    schedule     a target goes down one stage per iteration, with the backward pass, so that the
+                 synthesizer of stage k learns from a batch K-1-k iterations after its forward. The
+                 paper's could learn one iteration after it: for K > 2 ours is behind it in that
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ from delaygrad.schedule import Schedule, locked
 
 @dataclass(frozen=True, repr=False)
 class DNI(Method):
-    """Synthetic gradients: every stage updates at once, with an error gradient it has made up.
+    """Synthetic gradients: every stage updates at once, with a predicted error gradient.
 
     Args:
         num_classes: condition the synthesizers on the label, one of so many classes (cDNI);

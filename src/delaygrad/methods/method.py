@@ -7,7 +7,7 @@
                                                                            ``weights``
     error gradient   what happens to it on its way down?                   ``outgoing_gradient``,
                                                                            ``boundary_dtype``
-                     or is it made up on the spot?                         ``make_synthesizer``
+                     or is it predicted on the spot?                       ``make_synthesizer``
     update           how many micro-batches make one?                      ``schedule``
 
 The optimizer is the user's. Axes on which the methods here do not yet differ have no field.
@@ -71,16 +71,16 @@ class Method(ABC):
 
     @property
     def synthesizes(self) -> bool:
-        """Whether stages make up the error gradient of their output, and update at once."""
+        """Whether stages predict the error gradient of their output, and update at once."""
         return False
 
     @property
     def sees_labels(self) -> bool:
-        """Whether what makes up the error gradient is shown the targets."""
+        """Whether what predicts the error gradient is shown the targets."""
         return False
 
     def make_synthesizer(self, shape: torch.Size) -> nn.Module:
-        """Build what makes up the error gradient of an output tensor.
+        """Build what predicts the error gradient of an output tensor.
 
         Args:
             shape: of the tensor, the batch first.

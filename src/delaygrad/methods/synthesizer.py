@@ -1,6 +1,8 @@
-"""The network that makes up the error gradient of a stage's output."""
+"""The network that predicts the error gradient of a stage's output."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +16,9 @@ _CHANNELS, _UNITS = 128, 1024
 class Synthesizer(nn.Module):
     """Predict, for each sample, the gradient of its loss with respect to a stage's output.
 
-    Hidden layers with BatchNorm (statistics of the batch at hand) and ReLU, then a linear layer
-    that begins at zero: at first the gradient is zero. For (B, C, H, W) the layers are convolutions
+    Hidden layers with BatchNorm (statistics of the batch at hand; of earlier ones for a batch that
+    has a single value per channel) and ReLU, then a linear layer that begins at zero: at first the
+    gradient is zero. For (B, C, H, W) the layers are convolutions
     that keep the resolution; for (B, C) and (B, T, C) they are linear, the same at each position.
 
     Args:
@@ -60,8 +63,17 @@ class Synthesizer(nn.Module):
             nn.init.zeros_(parameter)
         self.layers = nn.Sequential(*layers, last)
 
-    def forward(self, output: Tensor, targets: Tensor | None) -> Tensor:
-        """Return a tensor of the output's shape; ``targets`` are class indices."""
+    def forward(self, output: Tensor, targets: Any) -> Tensor:
+        """Return a tensor of the output's shape.
+
+        Args:
+            output: (B, C), (B, T, C) or (B, C, H, W).
+            targets: class indices (B,), for (B, T, C) also (B, T); None if it sees no labels.
+
+        Raises:
+            StageError: the targets are not these.
+        """
+        self.train(output.numel() > output.shape[self._channel_dim])  # else BatchNorm refuses
         if self._num_classes is not None:
             output = torch.cat([output, self._labels(output, targets)], dim=self._channel_dim)
         if self._is_image or output.dim() == 2:
@@ -74,21 +86,23 @@ class Synthesizer(nn.Module):
     def _channel_dim(self) -> int:
         return 1 if self._is_image else -1
 
-    def _labels(self, output: Tensor, targets: Tensor | None) -> Tensor:
+    def _labels(self, output: Tensor, targets: Any) -> Tensor:
         """One-hot labels, of the output's shape but for the channels."""
         assert self._num_classes is not None
-        expected = output.shape[:1] if self._is_image else output.shape[:-1]
-        if targets is None or targets.shape != expected or targets.is_floating_point():
-            found = "none" if targets is None else f"{targets.dtype} {tuple(targets.shape)}"
+        allowed = {output.shape[:1], *([] if self._is_image else [output.shape[:-1]])}
+        is_tensor = isinstance(targets, Tensor)
+        if not is_tensor or targets.shape not in allowed or targets.is_floating_point():
+            found = f"{targets.dtype} {tuple(targets.shape)}" if is_tensor else str(type(targets))
             raise StageError(
-                "a synthesizer that sees labels needs class indices on every stage "
-                f"(expected shape: {tuple(expected)}, targets: {found})"
+                "a synthesizer that sees labels needs class indices on every stage (shape: "
+                f"{' or '.join(sorted(str(tuple(shape)) for shape in allowed))}, given: {found})"
             )
         labels = one_hot(targets.to(output.device), self._num_classes).to(output.dtype)
-        if self._is_image:
-            height, width = output.shape[2:]
-            return labels[:, :, None, None].expand(-1, -1, height, width)
-        return labels
+        while labels.dim() < output.dim():  # the same label at all positions
+            labels = labels.unsqueeze(2) if self._is_image else labels.unsqueeze(1)
+        shape = list(output.shape)
+        shape[self._channel_dim] = self._num_classes
+        return labels.expand(shape)
 
     def _linear(self, before: int, after: int, kernel_size: int) -> nn.Conv2d | nn.Linear:
         if self._is_image:
@@ -97,4 +111,4 @@ class Synthesizer(nn.Module):
 
     def _norm(self, width: int) -> nn.Module:
         kind = nn.BatchNorm2d if self._is_image else nn.BatchNorm1d
-        return kind(width, track_running_stats=False)
+        return kind(width)

@@ -1,14 +1,16 @@
-"""A stage that does not wait for its error gradient: it makes one up, and learns to.
+"""A stage that does not wait for its error gradient: it predicts one, and learns to predict better.
 
     forward   batch t   activation in -> module at w@t -> activation out
                         synthetic gradient of it -> backward -> the optimizer steps, all at once
-                        what comes out at the input is kept, and so is the activation
-    backward  batch s   the error gradient of that activation, from the stage above, is the lesson
-                        for the synthesizer; the kept one goes down as the lesson of the stage below
-    update              the synthesizer's optimizer steps
+                        the grad_input that comes out is kept, and so is the activation
+    backward  batch s   the error gradient of that activation, from the stage above, is the target
+                        of the synthesizer; the kept grad_input is sent down, as the target of the
+                        synthesizer below
+    update              the synthesizers' optimizer steps
 
 The rule is that of ``delaygrad.methods.dni``; the last stage, which has the true loss, is an
-ordinary ``Stage``.
+ordinary ``Stage``. To a clock, the whole training of the stage is part of its forward; backward and
+update are those of the synthesizers, and so are ``version`` and what a trace calls staleness.
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ from delaygrad.state_check import check_state
 
 
 @dataclass(kw_only=True)
-class Lesson:
+class PendingTarget:
     """What a batch has left behind until its error gradient comes.
 
     Attributes:
         outputs: of the stage, those that a gradient is wanted for; None in place of the others.
-        targets: class indices, if the synthesizers see labels.
+        targets: class indices, if the synthesizers see labels, else None.
         grad_inputs: what came out at the stage's inputs; None where nothing did.
     """
 
@@ -43,6 +45,7 @@ class Lesson:
     grad_inputs: list[Tensor | None]
 
     def describe(self, batch_index: int) -> dict[str, Any]:
+        """Return plain values, for a checkpoint."""
         tensors, structure = flatten(self.targets)
         return {
             "batch": batch_index,
@@ -52,7 +55,8 @@ class Lesson:
         }
 
     @classmethod
-    def from_description(cls, described: dict[str, Any], device: torch.device) -> Lesson:
+    def from_description(cls, described: dict[str, Any], device: torch.device) -> PendingTarget:
+        """Return a described entry on a device."""
         targets: dict[str, Any] = described["targets"]
         structure: Structure = targets["structure"]
         return cls(
@@ -63,7 +67,7 @@ class Lesson:
 
 
 class SyntheticStage(Stage):
-    """A stage below the last one that trains on synthetic error gradients.
+    """A stage below the last one that trains on synthetic gradients.
 
     Takes the arguments of ``Stage``, and a method that ``synthesizes``.
 
@@ -74,10 +78,10 @@ class SyntheticStage(Stage):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._lessons: Stash[Lesson] = Stash("lesson")
-        self._shapes: list[torch.Size | None] = []  # of the outputs of the first batch
-        self._synthesizers = nn.ModuleList()
-        self._teacher: torch.optim.Optimizer | None = None
+        self._pending_targets: Stash[PendingTarget] = Stash("target")
+        self._synthesizers = nn.ModuleDict()  # by the position of the output
+        self._made_for: dict[str, dict[str, Any]] = {}  # shape and dtype, likewise
+        self._synthesizer_optimizer: torch.optim.Optimizer | None = None
 
     @property
     def wants_targets(self) -> bool:
@@ -98,7 +102,8 @@ class SyntheticStage(Stage):
             As ``Stage.forward``.
 
         Raises:
-            StageError: an output has a shape that there is no synthesizer for.
+            StageError: an output has a shape that there is no synthesizer for, or labels are
+                wanted and are not class indices.
         """
         self._clear_gradients()
         leaves, structure = self._enter(inputs)
@@ -110,27 +115,29 @@ class SyntheticStage(Stage):
             weights=None,
             random_state=None,
         )
+        labels = targets.clone() if self.method.sees_labels and targets is not None else None
         with self._random.drawing():
-            handed_on = self._build(batch)
+            handed_on = self._apart_from_parameters(self._build(batch))
             assert batch.roots is not None
             outputs = [None if root is None else root.detach() for root in batch.roots]
-            if not self._shapes:
-                self._make_synthesizers([None if h is None else h.shape for h in outputs])
-        synthetic = self._synthesize(outputs, targets)
+            synthetic = [
+                None if output is None else self._synthesize(position, output, labels)
+                for position, output in enumerate(outputs)
+            ]
         ends = [root for root in batch.roots if root is not None]
         if ends:
             torch.autograd.backward(ends, [grad for grad in synthetic if grad is not None])
         if self.optimizer is not None:
             self.optimizer.step()
         grad_inputs = [self._outgoing(leaf) for leaf in leaves]
-        lesson = Lesson(outputs=outputs, targets=targets, grad_inputs=grad_inputs)
-        self._lessons.put(batch_index, lesson)
+        pending = PendingTarget(outputs=outputs, targets=labels, grad_inputs=grad_inputs)
+        self._pending_targets.put(batch_index, pending)
         return handed_on
 
     def backward(
         self, batch_index: int, grad_outputs: list[Tensor | None] | None = None
     ) -> list[Tensor | None]:
-        """Teach the synthesizers what they should have made of a batch.
+        """Compute the synthesizers' gradients for a batch, from what they should have predicted.
 
         Args:
             batch_index: a batch that went forward and not yet backward.
@@ -143,37 +150,37 @@ class SyntheticStage(Stage):
         Raises:
             StashError: the batch is not waiting.
         """
-        lesson = self._lessons.pop(batch_index)
-        given = grad_outputs or [None] * len(lesson.outputs)
-        if self._teacher is not None:
-            self._teacher.zero_grad(set_to_none=True)
-        for synthesizer, output, grad in zip(
-            self._synthesizers, lesson.outputs, given, strict=True
-        ):
+        pending = self._pending_targets.pop(batch_index)
+        given = grad_outputs or [None] * len(pending.outputs)
+        if self._synthesizer_optimizer is not None:
+            self._synthesizer_optimizer.zero_grad(set_to_none=True)
+        for position, (output, grad) in enumerate(zip(pending.outputs, given, strict=True)):
             if output is None or grad is None:
                 continue
-            per_sample = grad.to(output.device, output.dtype) * len(output)
-            error = synthesizer(output, lesson.targets) - per_sample
+            predicted = self._synthesizers[str(position)](output, pending.targets)
+            error = predicted - grad.to(output.device, output.dtype) * len(output)
             (error.square().sum() / len(output)).backward()
-        return lesson.grad_inputs
+        return pending.grad_inputs
 
     def update(self) -> None:
         """Let the synthesizers' optimizer step; the stage's own has done so in the forward."""
-        if self._teacher is not None:
-            self._teacher.step()
+        if self._synthesizer_optimizer is not None:
+            self._synthesizer_optimizer.step()
         self.version += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything the stage holds, as ``Stage.state_dict``."""
-        teacher = None if self._teacher is None else self._teacher.state_dict()
+        optimizer = self._synthesizer_optimizer
         return {
             **super().state_dict(),
             "synthesizer": {
-                "shapes": [None if shape is None else list(shape) for shape in self._shapes],
+                "made_for": copy.deepcopy(self._made_for),
                 "model": copy.deepcopy(dict(self._synthesizers.state_dict())),
-                "optimizer": copy.deepcopy(teacher),
+                "optimizer": copy.deepcopy(None if optimizer is None else optimizer.state_dict()),
             },
-            "lessons": [lesson.describe(batch) for batch, lesson in self._lessons],
+            "pending_targets": [
+                pending.describe(batch) for batch, pending in self._pending_targets
+            ],
         }
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
@@ -192,35 +199,54 @@ class SyntheticStage(Stage):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what ``state_dict`` returned, bit for bit."""
         super().load_state_dict(state)
-        ours = state["synthesizer"]
-        shapes = [None if shape is None else torch.Size(shape) for shape in ours["shapes"]]
+        saved = state["synthesizer"]
+        self._synthesizers = nn.ModuleDict()
+        self._made_for, self._synthesizer_optimizer = {}, None
         with self._random.replaying(self._random.state()):  # initial values, soon overwritten
-            self._make_synthesizers(shapes)
-        self._synthesizers.load_state_dict(ours["model"])
-        if self._teacher is not None:
-            self._teacher.load_state_dict(copy.deepcopy(ours["optimizer"]))
-        self._lessons.clear()
-        for described in state["lessons"]:
-            lesson = Lesson.from_description(described, self.device)
-            self._lessons.put(described["batch"], lesson)
+            for position, made_for in saved["made_for"].items():
+                dtype = getattr(torch, made_for["dtype"])
+                self._make_synthesizer(position, torch.Size(made_for["shape"]), dtype)
+        self._synthesizers.load_state_dict(saved["model"])
+        if self._synthesizer_optimizer is not None:
+            self._synthesizer_optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
+        self._pending_targets.clear()
+        for described in state["pending_targets"]:
+            pending = PendingTarget.from_description(described, self.device)
+            self._pending_targets.put(described["batch"], pending)
 
-    def _make_synthesizers(self, shapes: list[torch.Size | None]) -> None:
-        self._shapes = shapes
-        self._synthesizers = nn.ModuleList(
-            nn.Identity() if shape is None else self.method.make_synthesizer(shape)
-            for shape in shapes
-        ).to(self.device)
-        parameters = list(self._synthesizers.parameters())
-        make = self.method.make_synthesizer_optimizer
-        self._teacher = make(parameters) if parameters else None
-
-    @torch.no_grad()
-    def _synthesize(self, outputs: list[Tensor | None], targets: Any) -> list[Tensor | None]:
+    def _synthesize(self, position: int, output: Tensor, labels: Tensor | None) -> Tensor:
         """Return the gradient of a mean loss: each sample's own, divided by their number."""
-        return [
-            None if output is None else synthesizer(output, targets) / len(output)
-            for synthesizer, output in zip(self._synthesizers, outputs, strict=True)
+        if str(position) not in self._synthesizers:
+            self._make_synthesizer(str(position), output.shape, output.dtype)
+        with torch.no_grad():
+            synthetic: Tensor = self._synthesizers[str(position)](output, labels) / len(output)
+        return synthetic
+
+    def _make_synthesizer(self, position: str, shape: torch.Size, dtype: torch.dtype) -> None:
+        """Make one for an output that wants a gradient for the first time."""
+        synthesizer = self.method.make_synthesizer(shape).to(self.device, dtype)
+        self._synthesizers[position] = synthesizer
+        self._made_for[position] = {
+            "shape": list(shape),
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+        parameters = list(synthesizer.parameters())
+        if self._synthesizer_optimizer is None:
+            self._synthesizer_optimizer = self.method.make_synthesizer_optimizer(parameters)
+        else:
+            self._synthesizer_optimizer.add_param_group({"params": parameters})
+
+    def _apart_from_parameters(self, outputs: Tree) -> Tree:
+        """Copy what shares memory with parameters: they move before the stage above reads it."""
+        tensors, structure = flatten(outputs)
+        moving = {parameter.untyped_storage().data_ptr() for parameter in self._parameter_list}
+        apart = [
+            tensor.clone().detach().requires_grad_(tensor.requires_grad)
+            if tensor.untyped_storage().data_ptr() in moving
+            else tensor
+            for tensor in tensors
         ]
+        return unflatten(structure, apart)
 
 
 def stage_class(method: Method, stage_index: int, num_stages: int) -> type[Stage]:

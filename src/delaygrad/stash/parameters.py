@@ -13,7 +13,8 @@ a stage whose delay is 0.
 With *live* parameters (the rule that the authors' code computes) the aliases go on sharing memory:
 the backward meets the activations of the forward and the parameters of today. Autograd does not
 notice, since an alias counts its own changes only; that is why nothing but this rule may do it. A
-copy is kept all the same, for a checkpoint, from which the activations are to be computed again.
+copy of all parameters, frozen ones too, is kept all the same, for a checkpoint, from which the
+activations are to be computed again.
 """
 
 from __future__ import annotations
@@ -138,12 +139,15 @@ class ParameterStash:
             return self._alias(version, values)
         restored = self._alias(version, values=None)
         restored.past.update({name: tensor.detach().clone() for name, tensor in values.items()})
+        for slot in restored.slots:
+            slot.alias.requires_grad_(values[slot.name].requires_grad)
         return restored
 
     def before_update(self) -> None:
         """Move the live parameters to a copy if a version shares their memory.
 
-        Frozen ones stay, and cost nothing: no optimizer writes into them.
+        Frozen ones stay, and cost nothing: no optimizer writes into them. With live parameters
+        nothing moves; versions are given a copy of what they were.
         """
         if self._present:
             values = {slot.name: slot.live.detach().clone() for slot in self._present[0].slots}

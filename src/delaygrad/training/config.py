@@ -203,11 +203,13 @@ class TrainConfig:
             f"micro_batches must not exceed the batch size (batch_size: {self.batch_size})",
             "micro_batches", self,
         )  # fmt: skip
-        if self.probe_every and (self.runtime != "local" or self.micro_batches > 1):
+        if self.probe_every and (
+            self.runtime != "local" or self.micro_batches > 1 or self.dropout > 0
+        ):
             raise ConfigError(
-                "probe_every needs all stages in one process and whole batches (runtime: "
-                f"{self.runtime}, micro_batches: {self.micro_batches}); use --runtime local "
-                "without --micro-batches"
+                "probe_every needs all stages in one process, whole batches and no dropout, whose "
+                f"noise it would measure (runtime: {self.runtime}, micro_batches: "
+                f"{self.micro_batches}, dropout: {self.dropout:g})"
             )
         if self.data != "digits" and self.data_dir is None:
             raise ConfigError(f"{self.data} needs its files; say where with --data-dir FOLDER")

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from delaygrad.data import DataSource, augmentation_rng, batch_indices, iterations_per_epoch
 from delaygrad.errors import NonFiniteLossError
-from delaygrad.records import EventLog
 from delaygrad.runtime import Pipeline
 from delaygrad.runtime.team import Team
 from delaygrad.training import checkpoint, run_folder
@@ -166,11 +165,15 @@ class TrainingLoop:
             self._reports.append(done)
 
     def _note_divergence(self, iteration: int, loss: float) -> None:
-        """Leave it on record: that a run diverged is a result too. Here is the last rank."""
-        log = EventLog(self._run_dir / run_folder.RECORDS)
-        epoch = round(iteration / self._per_epoch, 4)
-        log.write("diverged", iteration=iteration, epoch=epoch, loss=str(loss))
-        log.close()
+        """Leave it on record: that a run diverged is a result too."""
+        event: dict[str, Any] = {
+            "epoch": round(iteration / self._per_epoch, 4),
+            "loss": str(loss),
+        }
+        if self._reporter:
+            self._reporter.event("diverged", iteration, **event)
+        else:  # rank 0 would hear of it too late
+            run_folder.append_event(self._run_dir, "diverged", iteration=iteration, **event)
 
     def _receive_losses(self, until: int) -> None:
         """On rank 0: write down the reports made up to an iteration."""

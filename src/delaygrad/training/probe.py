@@ -1,19 +1,20 @@
 """Measure, while a run goes on, how well the delayed gradients point.
 
-Of a batch s that stage k applies the gradient g of in iteration t = s + delay(k), with G the
-gradient that whole-network backpropagation of the same batch has at the parameters of iteration t:
+In iteration t = s + delay(k) stage k applies a gradient g, of batch s. Let G be the gradient that
+whole-network backpropagation of the same batch has at the parameters of iteration t:
 
     sufficient direction   <G, g> / |G|^2      one without delay; descent needs it above zero
     cosine                 <G, g> / (|G| |g|)
     staleness ratio        |g - G|^2 / |G|^2   below one, the two agree on a direction of descent
 
-each over the parameters of one stage. Taking the same batch leaves out the noise of sampling. One
-measurement costs a forward and a backward of the whole network for each different delay.
+each over the parameters of one stage. Taking the same batch leaves out the noise of sampling; that
+of dropout it would measure, so the network must have none. One measurement costs a forward and a
+backward of the whole network for each different delay.
 
 References:
     Huo, Gu, Huang, "Training Neural Networks Using Features Replay", NeurIPS 2018,
-    arXiv:1807.04511: the sufficient direction constant. Differs: there it is one number for all
-    stages above and below it as well.
+    arXiv:1807.04511: the sufficient direction constant. Differs: there it is assumed to be one
+    number that serves for all stages.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ from delaygrad.records import EventLog
 from delaygrad.training import run_folder
 from delaygrad.training.evaluation import Evaluation
 
-
 _CLOSING_S = 5.0  # for what TensorBoard still has to write
 
 

@@ -20,7 +20,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -123,6 +123,16 @@ def rewind_records(run_dir: Path, iteration: int) -> None:
     kept = [event for event in read_events(path) if event.get("iteration", 0) <= iteration]
     with _draft_of(path) as draft:
         draft.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
+
+
+def append_event(run_dir: Path, event: str, **fields: Any) -> None:
+    """Append one event to the records beside the process that writes them, if they are here."""
+    path = run_dir / RECORDS
+    line = json.dumps({"event": event, **fields}) + "\n"
+    with suppress(OSError):
+        if path.exists():
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line)
 
 
 def last_loss(run_dir: Path) -> float | None:

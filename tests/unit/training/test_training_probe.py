@@ -103,8 +103,11 @@ def test_random_numbers_go_on_as_without_the_probe() -> None:
     pipe = dg.LocalPipeline(stages, cross_entropy, OPTIMIZERS["sgd"])
     ((inputs, targets),) = batches(1, (6,))
     state = torch.get_rng_state()
-    DirectionProbe(pipe, 1).before(0, inputs, targets)
-    DirectionProbe(pipe, 1).before(1, inputs, targets)
+    probe = DirectionProbe(pipe, 1)
+    probe.before(0, inputs, targets)
+    probe.after(0)
+    probe.before(1, inputs, targets)
+    assert probe.after(1) is not None
     assert torch.equal(torch.get_rng_state(), state)
 
 
