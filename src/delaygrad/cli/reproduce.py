@@ -34,7 +34,7 @@ class Reproduce:
     experiments: Path = Path("experiments")
     """The folder with the targets."""
     output: Path | None = None
-    """Folder for runs, tables and figures; by default runs/PAPER."""
+    """Folder for runs, tables and figures; by default reproduced/PAPER."""
     workers: int | None = None
     """Runs at a time; by default as many as CPU cores, or GPUs."""
     publish: bool = False

@@ -15,14 +15,14 @@ _TOLD_FIRST = (
 )  # fmt: skip
 
 
-def method_name(method: str, num_stages: int) -> str:
+def method_name(method: str, num_stages: int, *, live: bool = False) -> str:
     """Name a method as the literature does, with its number of stages.
 
     Example:
-        >>> method_name("ddg", 4), method_name("bp", 1)
-        ('DDG K=4', 'BP')
+        >>> method_name("ddg", 4), method_name("ddg", 4, live=True), method_name("bp", 1)
+        ('DDG K=4', 'DDG live K=4', 'BP')
     """
-    name = method.upper()
+    name = f"{method.upper()} live" if live else method.upper()
     return name if (method, num_stages) == ("bp", 1) else f"{name} K={num_stages}"
 
 

@@ -151,7 +151,10 @@ def _first_colour(groups: Sequence[Sequence[RunRecord]]) -> int:
 
 
 def _tell_methods_apart(methods: Sequence[Settings]) -> dict[str, str]:
-    names = [method_name(method["method"], method["stages"]) for method in methods]
+    names = [
+        method_name(method["method"], method["stages"], live=method.get("weights") == "live")
+        for method in methods
+    ]
     return tell_apart(methods, names)
 
 

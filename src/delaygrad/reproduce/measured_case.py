@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from delaygrad.errors import ConfigError
+from delaygrad.errors import ConfigError, DataError
 from delaygrad.training import run_folder
 
 FOLDER = "measured"
@@ -35,8 +35,7 @@ def kept_or_measured(
     """
     path = folder / FOLDER / f"{name}.json"
     if path.exists():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        before = found["settings"]
+        found, before = _read(path)
         differing = [
             f"{key}: {before.get(key)} there, {settings.get(key)} here"
             for key in {**before, **settings}
@@ -56,3 +55,15 @@ def kept_or_measured(
         path.parent.mkdir(parents=True, exist_ok=True)
     run_folder.write_json(path, result)
     return result
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a measurement, and its settings."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found, dict(found["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"a measurement is damaged ({path}: {type(error).__name__}: {error}); move it away, "
+            "and the same command makes it anew"
+        ) from error

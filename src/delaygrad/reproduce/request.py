@@ -21,7 +21,7 @@ class Reproduction:
         scale: by name.
         data_dir: the data, or a folder with a folder for each data set.
         experiments: the folder with the targets.
-        output: folder for the runs, tables and figures; None: runs/<paper>.
+        output: folder for the runs, tables and figures; None: reproduced/<paper>.
         workers: runs at a time; None: as many as cores, or GPUs.
         run: False: put together what is there, and start nothing.
         publish: copy what came out beside the targets.
@@ -42,10 +42,12 @@ class Reproduction:
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"workers must be at least 1 (workers: {self.workers})")
+        if self.page is not None and self.page.is_dir():
+            raise ConfigError(f"the page is to be a file, and this is a folder ({self.page})")
 
     def folder(self, target: Target, scale: str | None = None) -> Path:
         """Return the folder of a target's results."""
-        output = self.output or Path("runs", self.paper)
+        output = self.output or Path("reproduced", self.paper)
         return output / target.name / (scale or self.scale)
 
     def found_targets(self) -> list[Target]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from delaygrad.errors import ConfigError
+from delaygrad.errors import ConfigError, DataError
 from delaygrad.methods import foreign_options
 from delaygrad.records import read_events
 from delaygrad.training import TrainConfig, checkpoint, load_config, run_folder
@@ -60,8 +60,14 @@ def state_of(run_dir: Path) -> State:
 def divergence(run_dir: Path) -> dict[str, Any] | None:
     """Return the event that tells of a loss that was not finite, None if there is none."""
     path = run_dir / run_folder.RECORDS
-    events = read_events(path) if path.exists() else []
-    return events[-1] if events and events[-1]["event"] == "diverged" else None
+    try:
+        events = read_events(path) if path.exists() else []
+        return events[-1] if events and events[-1]["event"] == "diverged" else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"the records of a run are damaged ({path}: {type(error).__name__}: {error}); move the "
+            "run away, and the same command makes it anew"
+        ) from error
 
 
 def require_same_settings(config: TrainConfig) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from delaygrad.errors import DataError
 from delaygrad.records import read_events
 from delaygrad.reproduce import run_state
 from delaygrad.reproduce.plan import PlannedRun, Series
@@ -65,6 +66,16 @@ def results_of(runs: Sequence[PlannedRun]) -> list[RunResult]:
 
 
 def _result(run: PlannedRun) -> RunResult:
+    try:
+        return _read_result(run)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"the records of a run are damaged ({run.run_dir}: {type(error).__name__}: {error}); "
+            "move the run away, and the same command makes it anew"
+        ) from error
+
+
+def _read_result(run: PlannedRun) -> RunResult:
     run_dir: Path = run.run_dir
     diverged = run_state.divergence(run_dir)
     events = read_events(run_dir / run_folder.RECORDS)
@@ -74,6 +85,9 @@ def _result(run: PlannedRun) -> RunResult:
     summary: dict[str, Any] = {}
     if diverged is None:
         summary = json.loads((run_dir / run_folder.SUMMARY).read_text(encoding="utf-8"))
+        for name in ("test_accuracy", "epochs"):
+            if not math.isfinite(summary[name]):
+                raise ValueError(f"{name} is {summary[name]}")
     done = [event["epoch"] for event in events if "epoch" in event]
     epochs = float(summary.get("epochs", max(done, default=0.0)))
     return RunResult(

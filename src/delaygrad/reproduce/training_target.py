@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -142,6 +143,11 @@ def _line(values: dict[str, Any], place: str) -> Line:
     line = dataclasses.replace(read(Line, known, place), options=options)
     if line.method not in METHODS:
         raise unknown(f"method in {place}", line.method, METHODS, label="method")
+    if not re.fullmatch(r"[A-Za-z0-9.-]*", line.variant) or ".." in line.variant:
+        raise ConfigError(
+            f"a variant is part of a folder's name in {place} (variant: {line.variant!r}); use "
+            "letters, digits, dots and dashes"
+        )
     if not line.stages or min(line.stages) < 1:
         raise ConfigError(f"stages must be at least 1 in {place} (stages: {list(line.stages)})")
     return line

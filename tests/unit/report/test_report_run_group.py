@@ -92,11 +92,11 @@ def test_order_labels_and_colours(tmp_path: Path) -> None:
     )
     assert [group.label for group in groups] == [
         "BP K=2, adam",
-        "DDG K=4, weights stash, adam",
+        "DDG K=4, adam",
         "BP, sgd",
         "DDG K=2, sgd",
-        "DDG K=4, weights stash, sgd",
-        "DDG K=4, weights live, sgd",
+        "DDG K=4, sgd",
+        "DDG live K=4, sgd",
         "DNI K=2, sgd",
     ]
     assert [group.series for group in groups] == [1, 3, 0, 2, 3, 4, 5]  # as in all recipes

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from targets import by_name, record, runs_of
 
+from delaygrad.errors import DataError
 from delaygrad.reproduce.tally import results_of, tally
 
 
@@ -66,3 +67,26 @@ def test_seeds_are_put_together(tmp_path: Path) -> None:
     nothing = rows["sgd-ddg-slack1-k3"]
     assert (nothing["planned"], nothing["done"], nothing["final_accuracy"]) == (1, 0, None)
     assert rows["adam-bp-k1"]["done"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("summary.json", b""),
+        ("summary.json", b"{}"),
+        ("summary.json", b"[]"),
+        ("summary.json", b"\xff\xfe"),
+        ("summary.json", b'{"test_accuracy": NaN, "epochs": 1.0}'),
+        ("summary.json", b'{"test_accuracy": null, "epochs": 1.0}'),
+        ("records.jsonl", b"\xff\xfe"),
+        ("records.jsonl", b"[]\n"),
+        ("records.jsonl", b"{}\n"),
+    ],
+    ids=repr,
+)
+def test_a_damaged_run_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    runs = runs_of(tmp_path)
+    folder = record(by_name(runs)["sgd-bp-k1-seed0"], [0.7, 0.8])
+    (folder / name).write_bytes(content)
+    with pytest.raises(DataError, match="damaged.*sgd-bp-k1-seed0.*move"):
+        results_of(runs)
