@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from delaygrad.errors import ConfigError
-from delaygrad.methods import METHODS
+from delaygrad.methods import METHODS, foreign_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,9 +191,9 @@ class TrainConfig:
         )  # fmt: skip
         if self.method not in METHODS:
             raise ConfigError(_unknown("method", self.method, METHODS))
-        known = {field.name for field in dataclasses.fields(METHODS[self.method])}
         for name in METHOD_OPTIONS:
-            if name not in known and getattr(self, name) != _DEFAULTS[name]:
+            foreign = name in foreign_options(self.method)
+            if foreign and getattr(self, name) != _DEFAULTS[name]:
                 raise ConfigError(
                     f"option without effect ({name}: {getattr(self, name)}); method "
                     f"{self.method} does not have it: leave it out"

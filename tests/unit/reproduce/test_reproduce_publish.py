@@ -20,14 +20,14 @@ def test_published_records_are_scrubbed(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     runs = planned_runs(target, "smoke", folder)
     named = by_name(runs)
-    finished = record(named["sgd-bp-k1-seed0"], [0.7], data="cifar10", data_dir="/home/me/cifar")
+    finished = record(named["sgd-bp-k1-seed0"], [0.7], data="cifar10", data_dir="/elsewhere/cifar")
     record(named["sgd-ddg-k2-seed0"], [0.7], diverged=True)
     (record(named["sgd-ddg-k3-seed0"], [0.7]) / "summary.json").unlink()  # goes on
     for name in ("model.safetensors", "runner.log", "planned.json"):
         (finished / name).write_text(str(tmp_path))
     (folder / "measured").mkdir()
     (folder / "measured" / "case.json").write_text(
-        '{"contest": {"variables": {"LD_PRELOAD": "/home/me/lib.so"}, "rounds": 5}}'
+        '{"contest": {"variables": {"LD_PRELOAD": "/elsewhere/lib.so"}, "rounds": 5}}'
     )
     training_outcome(target, "smoke", runs, folder, [])
 
@@ -46,7 +46,7 @@ def test_published_records_are_scrubbed(tmp_path: Path) -> None:
     for path in goal.rglob("*"):
         if path.suffix in (".json", ".jsonl", ".md"):
             text = path.read_text()
-            for secret in (str(tmp_path), "/home/me", "somebodys-laptop"):
+            for secret in (str(tmp_path), "/elsewhere", "somebodys-laptop"):
                 assert secret not in text, path
     config = load_config(goal / "sgd-bp-k1-seed0" / "config.json")
     assert config.data_dir == Path("data/cifar10")
