@@ -12,6 +12,8 @@ import torch
 
 import delaygrad as dg
 from delaygrad.cli import main as command_line
+from delaygrad.reproduce.plan import planned_runs
+from delaygrad.reproduce.target import load_target
 from delaygrad.training import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +60,18 @@ def test_clipping_in_the_docs_clips_each_stage():
     for stage in stages:
         norm = torch.nn.utils.get_total_norm([p.grad for p in stage.parameters()])
         assert norm.item() == pytest.approx(1.0, rel=1e-3)
+
+
+def test_target_in_the_docs_plans_the_runs_that_it_names(tmp_path):
+    docs = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```toml\n(.*?)```", docs, re.DOTALL)
+    folder = tmp_path / "mypaper-depth"
+    folder.mkdir()
+    (folder / "target.toml").write_text(example, encoding="utf-8")
+    runs = planned_runs(load_target(folder, "mypaper"), "smoke", tmp_path)
+    assert len(runs) == 2 * 3 + 1
+    for run in runs:
+        run.config.check()
 
 
 CONFIGURATIONS = [p for p in sorted(ROOT.glob("experiments/*/*.toml")) if p.name != "target.toml"]

@@ -21,11 +21,11 @@ _MEASURES = (
 )
 
 _MEANING = Prose("""
-Of a batch, let g be the gradient that a stage applied, late, and G the gradient of the same batch
-at the parameters that it was applied to. σ = ⟨G, g⟩ / |G|² is the sufficient direction constant of
-Huo, Gu and Huang (Features Replay, NeurIPS 2018, arXiv:1807.04511), here of each stage by itself;
-convergence needs it above 0. The cosine is ⟨G, g⟩ / (|G| |g|), and ρ = |g − G|² / |G|². Without
-delay they are 1, 1 and 0.
+Of a batch, let g be the gradient that a stage applied (of DDG a late one, of DNI a synthetic one),
+and G the gradient of the same batch at the parameters that it was applied to. σ = ⟨G, g⟩ / |G|² is
+the sufficient direction constant of Huo, Gu and Huang (Features Replay, NeurIPS 2018,
+arXiv:1807.04511), here of each stage by itself; convergence needs it above 0. The cosine is
+⟨G, g⟩ / (|G| |g|), and ρ = |g − G|² / |G|². Of backpropagation they are 1, 1 and 0.
 """)
 
 

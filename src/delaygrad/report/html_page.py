@@ -46,8 +46,8 @@ def write_page(page: Page, path: Path) -> Path:
         path.write_text(render_page(page), encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"cannot write the report ({error.filename or path}): {error.strerror or error}; "
-            "choose another --output"
+            f"cannot write the page ({error.filename or path}): {error.strerror or error}; "
+            "choose another place"
         ) from error
     return path
 

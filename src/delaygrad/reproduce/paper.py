@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from delaygrad.errors import ConfigError, ReproductionError
+from delaygrad.errors import ConfigError, PartitionError, ReproductionError
+from delaygrad.partition import split
 from delaygrad.report import write_page
 from delaygrad.reproduce import run_state
 from delaygrad.reproduce.measured_case import FOLDER as MEASURED
@@ -27,7 +28,7 @@ from delaygrad.reproduce.speed_target import SpeedTarget
 from delaygrad.reproduce.speed_up import rows_on_record
 from delaygrad.reproduce.target import Target, find_targets
 from delaygrad.reproduce.training_target import TrainingTarget
-from delaygrad.training.assembly import load_data
+from delaygrad.training.assembly import build_model, load_data
 
 _MOST_TOLD = 5  # failed runs in one message
 
@@ -117,9 +118,15 @@ def _require_possible(runs: Sequence[PlannedRun]) -> None:
         raise ConfigError("too few GPUs (found: 0, needed: 1); use --scale cpu")
     for run in runs:
         run.config.check()
-    sources = {(run.config.data, run.config.data_dir): run.config for run in runs}
-    for config in sources.values():
-        load_data(config)
+    configs = {(run.config.data, run.config.data_dir): run.config for run in runs}
+    sources = {key: load_data(config) for key, config in configs.items()}
+    networks = {(run.config.data, run.config.model, run.config.cuts): run for run in runs}
+    for run in networks.values():
+        source = sources[run.config.data, run.config.data_dir]
+        try:
+            split(build_model(run.config, source), run.config.stages, cuts=run.config.cuts)
+        except PartitionError as error:
+            raise PartitionError(f"[{run.label}] {error}") from error
 
 
 def _workers(request: Reproduction, runs: Sequence[PlannedRun]) -> int:

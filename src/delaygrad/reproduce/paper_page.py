@@ -49,6 +49,7 @@ def target_section(
         runs: all that are planned; [] unless it trains.
     """
     content = target.content
+    heading = target.heading(results["scale"])
     blocks: list[Block] = [Prose(content.reading)] if content.reading.strip() else []
     blocks.append(
         Prose(f"{content.reference}\n\n{results['scale']}: {results['about']}", note=True)
@@ -57,12 +58,12 @@ def target_section(
     blocks += [_table(table) for table in sheet.tables]
     blocks.append(Prose("\n\n".join(sheet.notes), note=True))
     if isinstance(content, TrainingTarget):
-        return Section(content.title, tuple(blocks), _about_runs(runs))
+        return Section(heading, tuple(blocks), _about_runs(runs))
     pictures = [
-        Figure(pictures=(Png(path.read_bytes(), content.title),), caption=content.title, wide=True)
+        Figure(pictures=(Png(path.read_bytes(), heading),), caption=heading, wide=True)
         for path in sorted(folder.glob("*.png"))
     ]
-    return Section(content.title, (*blocks, *pictures))
+    return Section(heading, (*blocks, *pictures))
 
 
 def _sheet(target: Target, results: dict[str, Any]) -> TableSheet:

@@ -52,6 +52,10 @@ class Target:
         """The folder's name."""
         return f"{self.paper}-{self.name}"
 
+    def heading(self, scale: str) -> str:
+        """The title; a smoke run is called one, since it may not even use the same data."""
+        return f"{self.content.title} (smoke)" if scale == "smoke" else self.content.title
+
 
 def find_targets(experiments: Path, paper: str, names: tuple[str, ...] = ()) -> list[Target]:
     """Find the targets of a paper.

@@ -96,13 +96,20 @@ class TrainingTarget(Header):
     figure: Literal["curves", "direction"] = "curves"
 
     def check(self, place: str) -> None:
-        """Check that names refer to something; the settings are checked with each run.
+        """Check that names refer to something, and that something runs.
+
+        The settings are checked with each run.
 
         Raises:
-            ConfigError: one does not.
+            ConfigError: they do not, or nothing does.
         """
+        if not self.recipes:
+            raise ConfigError(f"{place} has no recipe, so that nothing would run")
         for name, scale in self.scales.items():
             where = f"{place}: scales.{name}"
+            if not scale.lines or not scale.seeds:
+                lacking = "seeds" if scale.lines else "lines"
+                raise ConfigError(f"{where} has no {lacking}, so that nothing would run")
             _require_known("recipe", scale.recipes, self.recipes, where)
             _require_known("problem", scale.problems, self.problems, where)
             for line in self.lines(name, place):

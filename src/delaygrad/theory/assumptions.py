@@ -57,9 +57,9 @@ def check_positive(name: str, value: float) -> None:
 
 
 def check_delay(delay: int) -> None:
-    """Raise unless the delay is not negative."""
-    if delay < 0:
-        raise ValueError(f"a delay must not be negative (delay: {delay})")
+    """Raise unless the delay is a whole number, not negative."""
+    if delay < 0 or delay != int(delay):
+        raise ValueError(f"a delay is a whole number of updates, at least 0 (delay: {delay})")
 
 
 def check_delays(delays: Sequence[int]) -> None:

@@ -90,8 +90,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"cannot write ({error.filename or path}): {error.strerror or error}; choose another "
-            "--run-dir or make room; what was written before is kept"
+            f"cannot write ({error.filename or path}): {error.strerror or error}; make room, or "
+            "choose another place; what was written before is kept"
         ) from error
 
 

@@ -42,7 +42,7 @@ def test_page_of_a_training_target(tmp_path: Path) -> None:
     text = render_page(paper_page("paper", [section]))
     page = parse(text)
     headings = [element.text for element in page.all("h1", "h2", "h3")]
-    assert headings[:2] == ["paper, reproduced", "A small comparison"]
+    assert headings[:2] == ["paper, reproduced", "A small comparison (smoke)"]
     assert "Learning curves" in headings and "Accuracy" not in headings
     rows = [[cell.text for cell in row.all("td", "th")] for row in page.all("tr")]
     assert ["DDG", "2", "2 (1 diverged)", "79.00", "79.00", "-1.00"] in [row[:6] for row in rows]
@@ -58,7 +58,7 @@ def test_page_of_what_does_not_train_has_its_figures(tmp_path: Path) -> None:
     page = parse(render_page(paper_page("paper", [section])))
     (image,) = page.all("img")
     assert str(image.attributes["src"]).startswith("data:image/png;base64,")
-    assert image.attributes["alt"] == "Memory"
+    assert image.attributes["alt"] == "Memory (smoke)"
     assert "1.50" in page.text and "It grows." in page.text
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from targets import TRAINING, record, write_target
 
-from delaygrad.errors import ConfigError, DataError
+from delaygrad.errors import ConfigError, DataError, PartitionError
 from delaygrad.reproduce import Reproduction, reproduce, status
 
 
@@ -36,6 +36,16 @@ def test_missing_data_are_told_once_and_nothing_starts(tmp_path: Path) -> None:
         reproduce(asked(tmp_path), quiet=True)
     with pytest.raises(DataError):
         reproduce(asked(tmp_path, data_dir=tmp_path), quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_cuts_are_told_before_anything_starts(tmp_path: Path) -> None:
+    text = TRAINING.replace('["linear2", "linear3"]', '["linear2", "linear33"]')
+    write_target(tmp_path / "experiments", text)
+    with pytest.raises(
+        PartitionError, match=r"\[small/sgd-ddg-.*k3-.*\] unknown layer .*'linear33'"
+    ):
+        reproduce(asked(tmp_path), quiet=True)
     assert not (tmp_path / "out").exists()
 
 

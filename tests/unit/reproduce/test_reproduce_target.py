@@ -54,6 +54,7 @@ def test_target_is_read(tmp_path: Path) -> None:
         (TRAINING, "value = 91.5", 'value = "91.5"', r"wrong type in .*published.1 \(value"),
         (TRAINING, 'mark = "read"', 'mark = "true"', r"unknown mark in .*known: read, recalled"),
         (TRAINING, 'source = "their table 1"', "", r"published.1 lacks source"),
+        (TRAINING, "seeds = [0, 1]", "seeds = []", r"scales.smoke has no seeds, so that nothing"),
         (TRAINING, "[settings]", "[settings", r"cannot parse the target"),
         (SPEED, "resnet8", "resnet9", r"unknown workload in .*contests.1 .*did you mean 'resnet8'"),
         (SPEED, '"computing"', '"computing", contestants = ["ddg"]', r"needs bp and somebody else"),

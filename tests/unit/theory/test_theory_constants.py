@@ -90,14 +90,15 @@ def test_each_argument_improves_on_the_one_before(num_stages: int, ratio: float)
     ("given_delays", "options", "message"),
     [
         ([], {}, "delays must hold one number per stage"),
-        ([1, -1], {}, "a delay must not be negative .delay: -1"),
+        ([1, -1], {}, "a delay is a whole number .*delay: -1"),
+        ([1, 0.5], {}, "a delay is a whole number .*delay: 0.5"),
         ([0], {"sigma": 0.5}, "sigma must be at least 1"),
         ([0], {"proof": "mine"}, "unknown proof .'mine'"),
         ([2, 0], {"proof": "published"}, "delays of at most K-1-k .delays: .2, 0., at most: .1, 0"),
     ],
 )
 def test_what_no_proof_covers_is_refused(
-    given_delays: list[int], options: dict[str, float | Proof], message: str
+    given_delays: list[float], options: dict[str, float | Proof], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         effective_moment(PLAIN, given_delays, **options)  # type: ignore[arg-type]

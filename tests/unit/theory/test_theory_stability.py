@@ -100,7 +100,7 @@ def test_the_polynomial_is_that_of_the_recursion(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"delay": -1}, "a delay must not be negative"),
+        ({"delay": -1}, "a delay is a whole number"),
         ({"delay": 1, "curvature": 0.0}, "curvature must be positive"),
         ({"delay": 1, "momentum": 1.0}, "momentum must be at least 0 and below 1"),
         ({"delay": 1, "momentum": -0.1}, "momentum must be at least 0 and below 1"),

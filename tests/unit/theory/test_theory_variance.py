@@ -49,7 +49,7 @@ def test_a_quadratic_diverges_less_than_half_pi_above_the_certified_step(
         ({"gap": -1.0}, "gap must be positive"),
         ({"iterations": 0}, "iterations must be positive"),
         ({"variance": -1.0}, "variance must be finite, not negative"),
-        ({"delay": -1}, "a delay must not be negative"),
+        ({"delay": -1}, "a delay is a whole number"),
         ({"smoothness": 0.0}, "smoothness must be positive"),
     ],
 )
