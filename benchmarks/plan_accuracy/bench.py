@@ -29,7 +29,7 @@ from delaygrad.partition.forecast import with_seconds
 from delaygrad.partition.measure import probing
 from delaygrad.partition.pace import iteration_s
 from delaygrad.partition.refine import measured_cuts
-from delaygrad.runtime import Launch, run_workers
+from delaygrad.runtime import Launch, keep_freed_memory, run_workers
 from delaygrad.runtime.launch import joined
 from delaygrad.runtime.machine import measure_machine
 from delaygrad.training.run_folder import environment
@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     given = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as `delaygrad plan` does, and every rank that trains
     results = [compare(workload, given.rounds) for workload in given.workloads]
     report = {"environment": environment(), "results": results}
     given.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -33,13 +33,15 @@ DRAWN = {
 }
 
 
-def contest(num_stages: int, rounds: int, turn_s: float) -> dict[str, Any]:
+def contest(
+    num_stages: int, contestants: tuple[str, ...], rounds: int, turn_s: float
+) -> dict[str, Any]:
     print(f"K = {num_stages}", flush=True)
     results = run_contest(
         ContestConfig(
             workload="sleep",
             stages=num_stages,
-            contestants=CONTESTANTS,
+            contestants=contestants,
             rounds=rounds,
             turn_s=turn_s,
             forward_s=FORWARD_S,
@@ -97,10 +99,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--stages", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--contestants", nargs="+", default=CONTESTANTS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--turn-s", type=float, default=10.0)
     options = parser.parse_args()
-    contests = [contest(stages, options.rounds, options.turn_s) for stages in options.stages]
+    contests = [
+        contest(stages, tuple(options.contestants), options.rounds, options.turn_s)
+        for stages in options.stages
+    ]
     report = {"environment": environment(), "contests": contests}
     options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     draw(contests, options.output.with_suffix(".png"))

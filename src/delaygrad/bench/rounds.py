@@ -150,7 +150,9 @@ class Rounds:
 
         def iterate() -> None:
             if competitor.contestant is not None:
-                self._steps(competitor, 1 + competitor.contestant.fill)
+                # Lower stages hurry through the fill and then wait for the first error gradient to
+                # come down; as many iterations again, and all keep the pace of the slowest.
+                self._steps(competitor, 1 + 2 * competitor.contestant.fill)
                 seconds.update(self._timed(competitor, iterations))
 
         gc.collect()
