@@ -3,6 +3,8 @@
 torchrun --nproc-per-node 2 examples/two_processes.py
 """
 
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
 from sklearn.datasets import load_digits
@@ -21,19 +23,31 @@ model = nn.Sequential(
     nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
 )
 stages = dg.split(model, world_size, cuts=["2"])  # the same cuts on every rank
-pipe = dg.DistributedPipeline(
+with dg.DistributedPipeline(
     stages[rank],
     nn.functional.cross_entropy,
     lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
     method=dg.DDG(),
-)
-for _ in range(20):
-    for batch in torch.randperm(1500).split(50):  # the same order on every rank
-        pipe.step(inputs[batch], targets[batch])  # inputs are read on rank 0, targets on the last
-pipe.flush()
-
-outputs = pipe.predict(inputs[1500:])  # on the last rank; None elsewhere
+) as pipe:
+    for _ in range(20):
+        for batch in torch.randperm(1500).split(50):  # the same order on every rank
+            pipe.step(inputs[batch], targets[batch])  # inputs: rank 0, targets: the last rank
+    pipe.flush()
+    outputs = pipe.predict(inputs[1500:])  # on the last rank; None elsewhere
 if outputs is not None:
     accuracy = (outputs.argmax(1) == targets[1500:]).float().mean().item()
     print(f"accuracy on {len(outputs)} digits held out: {accuracy:.1%}")
+
+# Every rank saves its stage, under the names of the whole model: together they are its state_dict.
+folder = Path("runs/two_processes")  # where all ranks see it
+folder.mkdir(parents=True, exist_ok=True)
+torch.save(pipe.stage.state_dict(), folder / f"stage{rank}.pt")
+dist.barrier()
+if rank == 0:
+    state = {}
+    for stage_index in range(world_size):
+        state |= torch.load(folder / f"stage{stage_index}.pt")
+    model.load_state_dict(state)  # complains if a name is missing, or one too many
+    accuracy = (model(inputs[1500:]).argmax(1) == targets[1500:]).float().mean().item()
+    print(f"accuracy of the whole model, loaded: {accuracy:.1%}")
 dist.destroy_process_group()

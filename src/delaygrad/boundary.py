@@ -117,21 +117,20 @@ def dense(tensor: Tensor) -> Tensor:
     Every boundary tensor is dense in both runtimes, so that a kernel meets the same strides
     (``channels_last`` included) whether the tensor came through a queue or over a network. Without
     gaps no copy is made; the strides of dimensions of size 1, which say nothing, become the usual.
+    A conjugate or negation that torch has put off is carried out; bytes do not tell of it.
 
     Example:
         >>> dense(torch.zeros(4, 6)[:, ::2]).stride(), dense(torch.zeros(6, 4).T).stride()
         ((3, 1), (1, 4))
     """
+    tensor = tensor.resolve_conj().resolve_neg()
+    if _is_usual(tensor):
+        return tensor
     view, order = to_row_major(tensor)
     if not view.is_contiguous():
         # Once more: the memory order of size-1 dimensions depends on whether there are gaps.
         view, order = to_row_major(from_row_major(view.contiguous(), order))
-    strides = [1]
-    for size in reversed(view.shape[1:]):
-        strides.append(strides[-1] * max(size, 1))
-    if view.dim() > 0:
-        view = view.as_strided(view.shape, strides[::-1])
-    return from_row_major(view, order)
+    return from_row_major(view.as_strided(view.shape, _usual_strides(view.shape)), order)
 
 
 def narrowed(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -168,6 +167,8 @@ def to_row_major(tensor: Tensor) -> tuple[Tensor, list[int]]:
         >>> view.is_contiguous(), order, tuple(from_row_major(view, order).shape)
         (True, [0, 2, 3, 1], (2, 3, 4, 5))
     """
+    if _is_usual(tensor):  # torch's answer takes longer than the rest of a small message
+        return tensor, list(range(tensor.dim()))
     order = list(tensor.dim_order())
     return tensor.permute(order), order
 
@@ -176,3 +177,15 @@ def from_row_major(view: Tensor, order: list[int]) -> Tensor:
     """Undo ``to_row_major``: the same tensor with the same strides."""
     inverse = [order.index(dim) for dim in range(len(order))]
     return view.permute(inverse)
+
+
+def _is_usual(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() and tensor.stride() == _usual_strides(tensor.shape)
+
+
+def _usual_strides(shape: torch.Size) -> tuple[int, ...]:
+    """Return the strides of a new tensor."""
+    strides = [1] * len(shape)
+    for dim in range(len(shape) - 1, 0, -1):
+        strides[dim - 1] = strides[dim] * max(shape[dim], 1)
+    return tuple(strides)

@@ -11,7 +11,7 @@ from pathlib import Path
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def test_two_processes_learn_to_read_digits() -> None:
+def test_two_processes_learn_to_read_digits(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run"),
@@ -19,6 +19,7 @@ def test_two_processes_learn_to_read_digits() -> None:
             EXAMPLES / "two_processes.py",
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,  # where it saves the stages
         capture_output=True,
         text=True,
         timeout=90,
@@ -26,3 +27,6 @@ def test_two_processes_learn_to_read_digits() -> None:
     assert done.returncode == 0, done.stderr
     told = re.findall(r"accuracy on 297 digits held out: ([\d.]+)%", done.stdout)
     assert len(told) == 1 and float(told[0]) > 88
+    assert f"accuracy of the whole model, loaded: {told[0]}%" in done.stdout
+    saved = {path.name for path in tmp_path.rglob("*.pt")}
+    assert saved == {"stage0.pt", "stage1.pt"}

@@ -130,3 +130,31 @@ def test_a_batch_is_split_as_evenly_as_it_goes_and_shares_add_up() -> None:
 def test_what_cannot_be_split_is_refused(tree: object) -> None:
     with pytest.raises(StageError, match="cannot split the batch into micro-batches"):
         parts_of(tree, 3)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 3), max_size=5), st.data())
+def test_the_usual_strides_are_known_without_asking_torch(shape: list[int], data: Any) -> None:
+    tensor = torch.empty(shape)
+    sizes_1 = [dim for dim, size in enumerate(shape) if size == 1]
+    strides = list(tensor.stride())
+    for dim in data.draw(st.lists(st.sampled_from(sizes_1))) if sizes_1 else []:
+        strides[dim] = data.draw(st.integers(1, 40))  # says nothing, so it may be anything
+    tensor = tensor.as_strided(shape, strides)
+    order = list(tensor.dim_order())
+    view, found = to_row_major(tensor)
+    assert (found, view.stride()) == (order, tensor.permute(order).stride())
+    # dense() as it is in general, written out.
+    view = torch.empty(tensor.permute(order).shape)
+    assert dense(tensor).stride() == from_row_major(view, order).stride()
+    assert dense(tensor).data_ptr() == tensor.data_ptr()
+
+
+def test_a_conjugate_or_negative_view_is_carried_out() -> None:
+    numbers = torch.randn(3, 2, dtype=torch.complex64).T.conj()
+    for lazy in (numbers, numbers.imag):
+        assert lazy.is_conj() or lazy.is_neg()
+        filled = dense(lazy)
+        assert torch.equal(filled, lazy)
+        assert not filled.is_conj() and not filled.is_neg()
+        assert_same(from_row_major(*to_row_major(filled)), filled)

@@ -50,7 +50,7 @@ def test_commands_name_flags_that_exist(capsys):
 
 def test_clipping_in_the_docs_clips_each_stage():
     docs = (ROOT / "docs" / "semantics.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", docs, re.DOTALL)
+    example = re.findall(r"```python\n(.*?)```", docs, re.DOTALL)[0]
     names = {"torch": torch}
     exec(example, names)
     stages = [torch.nn.Linear(3, 3), torch.nn.Linear(3, 1)]

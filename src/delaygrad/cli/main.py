@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -86,9 +89,14 @@ Command = (
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line.
 
-    Exits with 1 on an error, 2 on wrong usage, 130 on Ctrl-C, 143 on SIGTERM.
+    Exits with 1 on an error, 2 on wrong usage, 130 on Ctrl-C, 141 when nobody reads what it prints
+    any more, 143 on SIGTERM.
     """
-    given = sys.argv[1:] if arguments is None else arguments
+    with _output_may_end_early():
+        _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(given: list[str]) -> None:
     try:
         command = _parse(given)
         if not launched_by_torchrun():  # a rank that waits for another would not hear it
@@ -105,6 +113,31 @@ def main(arguments: list[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(128 + number)
+
+
+@contextmanager
+def _output_may_end_early() -> Iterator[None]:
+    """Within the block, a closed pipe (``delaygrad ... | head``) ends this process quietly.
+
+    Not by SIGPIPE's own action, which a neighbour's closed socket would set off, too.
+    """
+    try:
+        try:
+            yield
+        finally:
+            print(end="", flush=True)
+    except BrokenPipeError:
+        if not _is_deserted(sys.stdout.fileno()):
+            raise
+        # What could not be printed would be tried again at the very end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _is_deserted(pipe: int) -> bool:
+    watched = select.poll()
+    watched.register(pipe, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in watched.poll(0))
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

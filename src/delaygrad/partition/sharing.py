@@ -14,10 +14,19 @@ from delaygrad.partition.layers import Layer
 
 __all__ = ["Tie", "check_cuts", "find_ties", "unbreakable_groups"]
 
+_CONSTANT = "non-persistent buffer"
+_FOR_CONSTANTS = (
+    "; if it is a constant, register it with persistent=False wherever it is held, and it may be "
+    "shared"
+)
+
 
 @dataclass(frozen=True)
 class Tie:
-    """One parameter or buffer held by two layers, under the first and the last of its names."""
+    """One parameter or buffer held by two layers, under the first and the last of its names.
+
+    ``kind`` is that of the first: "parameter", "buffer" or "non-persistent buffer".
+    """
 
     kind: str
     first_layer: int
@@ -29,7 +38,9 @@ class Tie:
 def find_ties(layers: Sequence[Layer]) -> list[Tie]:
     """List the parameters and buffers that more than one layer holds.
 
-    The same tensor object counts, and so does another one over the same memory.
+    The same tensor object counts, and so does another one over the same memory. What is a buffer
+    with ``persistent=False`` wherever it is held does not: it is no part of the state, a constant
+    by custom (a table of positions, a mask), which any number of stages may read.
 
     Args:
         layers: all layers of the model, in order.
@@ -43,12 +54,12 @@ def find_ties(layers: Sequence[Layer]) -> list[Tie]:
     holders: dict[Hashable, list[tuple[str, int, str]]] = {}
     for index, layer in enumerate(layers):
         for kind, name, tensor in _tensors_in(layer.module):
-            full_name = f"{layer.name}.{name}"
+            full_name = f"{layer.name}.{name}" if layer.name else name
             holders.setdefault(_identity(tensor), []).append((kind, index, full_name))
     ties = []
     for held in holders.values():
         (kind, first, first_name), (_, last, last_name) = held[0], held[-1]
-        if first != last:
+        if first != last and any(kind != _CONSTANT for kind, _, _ in held):
             ties.append(Tie(kind, first, last, first_name, last_name))
     return ties
 
@@ -84,20 +95,24 @@ def check_cuts(cuts: Sequence[int], ties: Sequence[Tie]) -> None:
         first_stage = sum(cut <= tie.first_layer for cut in cuts)
         last_stage = sum(cut <= tie.last_layer for cut in cuts)
         if first_stage != last_stage:
+            remedy = "" if tie.kind == "parameter" else _FOR_CONSTANTS
             raise PartitionError(
                 f"{tie.kind} shared between stages ({tie.first_name!r} in stage {first_stage}, "
-                f"{tie.last_name!r} in stage {last_stage}); untie them (give each layer its own "
-                "tensor), or choose cuts that keep them in one stage"
+                f"{tie.last_name!r} in stage {last_stage}), which would change it with two delays; "
+                "untie them (give each layer its own tensor), or choose cuts that keep them in one "
+                f"stage{remedy}"
             )
 
 
 def _tensors_in(module: nn.Module) -> list[tuple[str, str, Tensor]]:
-    parameters = module.named_parameters(remove_duplicate=False)
-    buffers = module.named_buffers(remove_duplicate=False)
-    return [
-        *(("parameter", name, tensor) for name, tensor in parameters),
-        *(("buffer", name, tensor) for name, tensor in buffers),
+    found: list[tuple[str, str, Tensor]] = [
+        ("parameter", *entry) for entry in module.named_parameters(remove_duplicate=False)
     ]
+    for prefix, owner in module.named_modules(remove_duplicate=False):
+        for name, buffer in owner.named_buffers(recurse=False, remove_duplicate=False):
+            kind = _CONSTANT if name in owner._non_persistent_buffers_set else "buffer"
+            found.append((kind, f"{prefix}.{name}" if prefix else name, buffer))
+    return found
 
 
 def _identity(tensor: Tensor) -> Hashable:

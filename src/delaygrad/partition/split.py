@@ -41,7 +41,7 @@ def split(
         sample_inputs: one batch, as given to the model; the layers, then whole stages are timed on
             it, and the slowest stage is made as fast as possible. That takes a few seconds, for a
             large network about a dozen of its forward and backward passes. Layers that share a
-            parameter or buffer are kept in one stage.
+            parameter or buffer (but for constants, ``persistent=False``) are kept in one stage.
         cuts: instead of sample_inputs: the first layer of stages 1 … num_stages-1, by dotted path
             (see `layer_names`) or flat index.
         make_optimizer: ``make_optimizer(params)``; with sample_inputs: its update counts too.

@@ -17,6 +17,7 @@ _DIRECTION = (
     "run", "stage", "delay", "probes", "mean", "first", "least", "share above 0", "mean cosine",
     "mean staleness ratio",
 )  # fmt: skip
+_LEAST_SEEDS = 3  # a standard deviation of fewer says nothing
 
 
 def training_tables(results: dict[str, Any], target: TrainingTarget) -> TableSheet:
@@ -81,7 +82,7 @@ def _cells(row: dict[str, Any], published: Sequence[Published], sources: Sources
 
 
 def _within(row: dict[str, Any]) -> str:
-    if row["minus_bp"] is None or row["bp_sd"] is None:
+    if row["minus_bp"] is None or row["minus_bp"]["n"] < _LEAST_SEEDS:
         return "-"
     return "yes" if abs(row["minus_bp"]["mean"]) <= row["bp_sd"] else "no"
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -12,14 +11,13 @@ import torch.distributed as dist
 from torch import nn
 
 from delaygrad.boundary import Tree
-from delaygrad.errors import DelaygradError, ScheduleError, TransportError
+from delaygrad.errors import DelaygradError, TransportError
 from delaygrad.methods import DDG, Method
+from delaygrad.runtime.links import Links
 from delaygrad.runtime.pipeline import Pipeline
 from delaygrad.runtime.worker import Worker
-from delaygrad.schedule import Schedule
 from delaygrad.stage import LossFunction, MakeOptimizer, device_of, stage_class
 from delaygrad.transport import Message
-from delaygrad.transport.wire import Wire, WireReceiver, WireSender, reason_of
 
 
 class DistributedPipeline(Pipeline):
@@ -32,7 +30,9 @@ class DistributedPipeline(Pipeline):
     Each stage's random stream follows from ``torch.initial_seed()`` of rank 0; to build the same
     network on every rank, call ``torch.manual_seed`` with one seed on all of them.
 
-    End a run with ``flush`` (or ``state_dict``): a rank that leaves without takes with it what its
+    End a run with ``flush``, and the pipeline with ``close`` or a ``with`` block: it holds sockets
+    and threads in process groups of its own, which nothing else gives back before the process ends.
+    A rank that leaves without ``flush``, ``state_dict`` or ``close`` takes with it what its
     neighbours have not yet received.
 
     Args:
@@ -73,7 +73,7 @@ class DistributedPipeline(Pipeline):
         if index < 0:
             raise TransportError(f"this rank is not in the group (rank: {dist.get_rank()})")
         device = device_of(stage) if device is None else device
-        links = _Links(device, group, timeout_s, method.schedule)
+        links = Links(device, group, timeout_s, method.schedule)
         arithmetic = stage_class(method, index, num_stages)(
             stage,
             make_optimizer,
@@ -84,6 +84,8 @@ class DistributedPipeline(Pipeline):
             device=device,
             seed=links.agree(method),
         )
+        self._groups = links.groups
+        self._lost = False
         self._activation_sender, self._gradient_sender = links.to_above, links.to_below
         worker = Worker(
             arithmetic,
@@ -113,6 +115,7 @@ class DistributedPipeline(Pipeline):
 
     def predict(self, inputs: Tree) -> Any:
         """See ``Pipeline.predict``; every rank calls it."""
+        self._check_open()
         self._interrupt()
         with self._naming("prediction"):
             if self._prediction_receiver is not None:
@@ -137,12 +140,36 @@ class DistributedPipeline(Pipeline):
             self._finish_sending()
         return state
 
+    def close(self) -> None:
+        """See ``Pipeline.close``; destroys the process groups that this pipeline has made.
+
+        First receives what is under way to this rank, and drops it, and waits until the neighbours
+        have taken what is under way to them: they may close later, or earlier. After a failure, or
+        when an exception ends the ``with`` block, it waits for nobody.
+        """
+        if self._closed:
+            return
+        senders = [s for s in (self._activation_sender, self._gradient_sender) if s is not None]
+        try:
+            if self._failure is None and not self._lost:
+                waits = [inbox.collect for inbox in self._worker.inboxes]
+                for wait in (*waits, *(sender.finish for sender in senders)):
+                    with suppress(TransportError):  # who has left misses nothing
+                        wait()
+        finally:
+            super().close()
+            self._worker.disconnect()
+            self._activation_sender = self._gradient_sender = None
+            self._prediction_receiver = self._prediction_sender = None
+            self._groups.give_back(failed=self._lost or self._failure is not None)
+
     @contextmanager
     def _naming(self, call: str) -> Iterator[None]:
         """Begin an error's message with the place, the iteration and the call."""
         try:
             yield
         except DelaygradError as error:
+            self._lost = self._lost or isinstance(error, TransportError)
             where = f"[{self._worker.place}, iteration {self.iteration}, {call}]"
             raise type(error)(f"{where} {error}") from error
 
@@ -150,80 +177,3 @@ class DistributedPipeline(Pipeline):
         for sender in (self._activation_sender, self._gradient_sender):
             if sender is not None:
                 sender.finish()
-
-
-class _Links:
-    """The links of one stage with its neighbours, each direction in groups of its own."""
-
-    def __init__(
-        self,
-        device: torch.device,
-        group: dist.ProcessGroup | None,
-        timeout_s: float,
-        schedule: Schedule,
-    ) -> None:
-        self._stage_index = dist.get_rank(group)
-        ranks = dist.get_process_group_ranks(group) if group else list(range(dist.get_world_size()))
-        timeout = timedelta(seconds=timeout_s)
-        self._timeout_s = timeout_s
-        below = None if self._stage_index == 0 else self._stage_index - 1
-        above = None if self._stage_index == len(ranks) - 1 else self._stage_index + 1
-
-        def groups() -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
-            headers = _new_group(ranks, "gloo", timeout)
-            return headers, headers if device.type == "cpu" else _new_group(ranks, None, timeout)
-
-        def wire(peer: int, content: str, towards: str, pair: tuple[Any, Any]) -> Wire:
-            name = f"{towards} stage {peer} (rank {ranks[peer]})"
-            return Wire(ranks[peer], name, content, *pair, device, timeout_s)
-
-        with self._meeting():
-            down, up, predictions = groups(), groups(), groups()
-        self._headers = down[0]
-        self.from_below = self.to_above = self.from_above = self.to_below = None
-        self.predictions_from_below = self.predictions_to_above = None
-        if above is not None:
-            in_flight = schedule.messages_under_way(self._stage_index, len(ranks))
-            self.to_above = WireSender(wire(above, "an activation", "to", down), in_flight)
-            self.from_above = WireReceiver(wire(above, "an error gradient", "from", up))
-            self.predictions_to_above = WireSender(wire(above, "an activation", "to", predictions))
-        if below is not None:
-            self.from_below = WireReceiver(wire(below, "an activation", "from", down))
-            in_flight = schedule.messages_under_way(below, len(ranks))
-            self.to_below = WireSender(wire(below, "an error gradient", "to", up), in_flight)
-            self.predictions_from_below = WireReceiver(
-                wire(below, "an activation", "from", predictions)
-            )
-
-    def agree(self, method: Method) -> int:
-        """Check that all ranks train by one method; return the seed of stage 0's process.
-
-        Raises:
-            ScheduleError: they do not.
-            TransportError: a rank is missing.
-        """
-        said: list[Any] = [None] * dist.get_world_size(self._headers)
-        with self._meeting():
-            dist.all_gather_object(said, (repr(method), torch.initial_seed()), group=self._headers)
-        if len({name for name, _ in said}) > 1:
-            given = ", ".join(f"stage {k}: {name}" for k, (name, _) in enumerate(said))
-            raise ScheduleError(f"the ranks were given different methods ({given})")
-        seed: int = said[0][1]
-        return seed
-
-    @contextmanager
-    def _meeting(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            raise TransportError(
-                f"[stage {self._stage_index}, rank {dist.get_rank()}] another rank did not make "
-                f"its pipeline: it is gone, or took longer than {self._timeout_s:g} s; see its own "
-                f"error ({reason_of(error)})"
-            ) from error
-
-
-def _new_group(ranks: list[int], backend: str | None, timeout: timedelta) -> dist.ProcessGroup:
-    group = dist.new_group(ranks, timeout, backend, use_local_synchronization=True)
-    assert isinstance(group, dist.ProcessGroup)
-    return group

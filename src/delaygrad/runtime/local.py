@@ -8,8 +8,10 @@ from typing import Any
 from torch import nn
 
 from delaygrad.boundary import Tree
-from delaygrad.errors import PartitionError, StageError
+from delaygrad.errors import StageError
 from delaygrad.methods import DDG, Method
+from delaygrad.partition.layers import Layer
+from delaygrad.partition.sharing import check_cuts, find_ties
 from delaygrad.runtime.pipeline import Pipeline
 from delaygrad.runtime.worker import Worker
 from delaygrad.stage import LossFunction, MakeOptimizer, stage_class
@@ -30,7 +32,8 @@ class LocalPipeline(Pipeline):
         method: the rule to train by.
 
     Raises:
-        PartitionError: two stages share parameters or buffers.
+        PartitionError: two stages share parameters or buffers, other than constant ones
+            (``register_buffer(..., persistent=False)``).
 
     Example:
         >>> import torch, delaygrad as dg
@@ -63,7 +66,8 @@ class LocalPipeline(Pipeline):
         if not stages:
             raise StageError("a pipeline needs at least one stage (stages: 0)")
         method = DDG() if method is None else method
-        _check_nothing_shared(stages)
+        ties = find_ties([Layer("", stage) for stage in stages])
+        check_cuts(range(1, len(stages)), ties)
         downward: list[Queue | None] = [None, *(Queue() for _ in stages[1:]), None]
         upward: list[Queue | None] = [None, *(Queue() for _ in stages[1:]), None]
         workers = [
@@ -89,21 +93,8 @@ class LocalPipeline(Pipeline):
         return self.modules
 
     def predict(self, inputs: Tree) -> Any:
-        """See ``Pipeline.predict``."""
+        """See ``Pipeline.predict``; also works when the pipeline is closed."""
         self._interrupt()
         for worker in self._workers.values():
             inputs = worker.stage.predict(inputs)
         return inputs
-
-
-def _check_nothing_shared(stages: Sequence[nn.Module]) -> None:
-    owners: dict[int, tuple[int, str]] = {}
-    for k, module in enumerate(stages):
-        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            memory = tensor.data_ptr()
-            owner, other_name = owners.setdefault(memory, (k, name)) if memory else (k, name)
-            if owner != k:
-                raise PartitionError(
-                    f"stages share memory ({other_name} in stage {owner}, {name} in stage {k}); "
-                    "it would be updated with two delays: untie it, or keep its layers in one stage"
-                )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,13 @@ from delaygrad.records import StageTrace
 from delaygrad.runtime.worker import Worker
 from delaygrad.schedule import Action, Schedule, validate
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 class Pipeline(ABC):
     """K stages that train as one network.
+
+    A context manager: a ``with`` block ends with ``close``.
 
     Args:
         workers: those of the stages that this process holds.
@@ -38,6 +41,31 @@ class Pipeline(ABC):
         """How many batches have entered the network."""
         self._first_batch = 0
         self._failure: str | None = None
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None and self._failure is None:
+            self._failure = f"{type(error).__name__}: {error}"
+        self.close()
+
+    def close(self) -> None:
+        """Give back what the pipeline holds beside its stages, and train no more.
+
+        The stages and their optimizers stay as they are; batches that are outstanding are dropped,
+        so call ``flush`` before. Closing again does nothing. Raises nothing.
+
+        In one process there is nothing to give back; the call is there for both runtimes to be
+        used alike.
+        """
+        self._closed = True
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -94,9 +122,11 @@ class Pipeline(ABC):
 
         Raises:
             StageError: the batch cannot be split into the method's micro-batches.
-            WorkerError: the network, the loss or the optimizer failed; names stage and action.
+            WorkerError: the network, the loss or the optimizer failed; names stage and action. Or
+                the pipeline failed before, or is closed.
             TransportError: a neighbour is late, gone, or out of step.
         """
+        self._check_usable()
         schedule = self._schedule
         for worker in self._workers.values():
             worker.clock.begin_iteration(self.iteration)
@@ -213,7 +243,12 @@ class Pipeline(ABC):
             raise
         return loss
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise WorkerError("the pipeline is closed; make a new one of the same stages")
+
     def _check_usable(self) -> None:
+        self._check_open()
         if self._failure is not None:
             raise WorkerError(
                 f"the pipeline stopped in the middle of its work ({self._failure}); "

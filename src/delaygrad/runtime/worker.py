@@ -94,6 +94,15 @@ class Worker:
         self._activations = None if below is None else Inbox(below)
         self._gradients = None if above is None else Inbox(above)
 
+    @property
+    def inboxes(self) -> list[Inbox]:
+        """Those of the links that lead here."""
+        return [inbox for inbox in (self._activations, self._gradients) if inbox is not None]
+
+    def disconnect(self) -> None:
+        """Forget the links; no action can be run any more."""
+        self._activations = self._gradients = self._above = self._below = None
+
     def offer(self, iteration: int, inputs: Tree, targets: Any) -> None:
         """Take what the user gives for a batch, in micro-batches where the method wants them.
 

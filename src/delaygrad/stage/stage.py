@@ -31,13 +31,22 @@ from delaygrad.boundary import Structure, Tree, dense, flatten, narrowed, unflat
 from delaygrad.errors import StageError
 from delaygrad.methods import Method
 from delaygrad.random_stream import RandomStream
-from delaygrad.stage.network import LossFunction, MakeOptimizer, device_of, evaluating
+from delaygrad.stage.network import (
+    LossFunction,
+    MakeOptimizer,
+    apart_from,
+    device_of,
+    evaluating,
+    require_no_replicas,
+)
 from delaygrad.stash import (
     ParameterStash,
     ParameterVersion,
     Pending,
     Stash,
-    copied_buffers,
+    as_it_was,
+    autocast_dtype,
+    noting_changes,
     saving_rounded,
 )
 from delaygrad.state_check import check_state, optimizer_name
@@ -58,7 +67,8 @@ class Stage:
         seed: of the process that holds stage 0; None is this process's ``torch.initial_seed()``.
 
     Raises:
-        StageError: the last stage has no ``loss_fn``, or one with parameters of its own.
+        StageError: the last stage has no ``loss_fn``, or one with parameters of its own; a stage
+            with a delay is wrapped in ``DistributedDataParallel``.
 
     References:
         Huo et al., ICML 2018, arXiv:1804.10574, Algorithms 1 and 2. Differs: none.
@@ -82,6 +92,8 @@ class Stage:
         self.method = method
         self.delay = method.schedule.delay(stage_index, num_stages)
         self._waits = method.schedule.lag(stage_index, num_stages) > 0
+        if self._waits:
+            require_no_replicas(module)
         self._recomputes = method.recompute and self._waits
         self.device = device_of(module) if device is None else device
         self.version = 0
@@ -153,9 +165,11 @@ class Stage:
             share=share,
             weights=self._parameters.current(self.version) if self._waits else None,
             random_state=self._random.state() if self._waits else None,
+            autocast=autocast_dtype(self.device) if self._waits else None,
         )
-        with self._random.drawing():
+        with self._random.drawing(), self._noting_changes() as changed:
             outputs = self._build(batch)
+        batch.buffers = changed
         if self._recomputes:
             batch.roots = None
         self._pending.put(batch_index, batch)
@@ -178,9 +192,10 @@ class Stage:
             One for each input tensor, of its shape; None where none was wanted or none arose.
 
         Raises:
-            StashError: the batch is not waiting.
+            StashError: the batch is not waiting, or somebody has changed in place what it needs.
         """
         batch = self._pending.pop(batch_index)
+        self._parameters.require_unspoilt()
         if batch.roots is None:
             self._rebuild(batch)
         assert batch.roots is not None
@@ -198,6 +213,8 @@ class Stage:
                 torch.autograd.backward([root for root, _ in ends], [grad for _, grad in ends])
         if batch.weights is not None:
             batch.weights.move_gradients()
+        if not len(self._pending):
+            self._parameters.forget()
         self._accumulated += 1
         return [self._outgoing(leaf) for leaf in batch.inputs]
 
@@ -344,16 +361,18 @@ class Stage:
             dense(narrowed(tensor.detach(), narrow)).requires_grad_(tensor.requires_grad)
             for tensor in tensors
         ]
+        if not all(tensor.requires_grad for tensor in handed_on):
+            handed_on = apart_from(self.module.buffers(), handed_on)  # a forward may change them
         return unflatten(structure, handed_on)
+
+    def _noting_changes(self) -> AbstractContextManager[dict[str, Tensor]]:
+        return noting_changes(self.module) if self._waits else nullcontext({})
 
     def _rebuild(self, batch: Pending) -> None:
         """Run the forward of a waiting batch again, as it was; leaves no other trace."""
         assert batch.random_state is not None
-        with (
-            self._random.replaying(batch.random_state),
-            copied_buffers(self.module),
-            _replayed(batch.weights),
-        ):
+        here = self._random.replaying(batch.random_state)
+        with here, as_it_was(self.module, batch, self.device):
             self._build(batch)
 
     def _loss(self, outputs: Any, targets: Any) -> Tensor:
@@ -374,7 +393,3 @@ class Stage:
 
 def _installed(weights: ParameterVersion | None) -> AbstractContextManager[None]:
     return nullcontext() if weights is None else weights.installed()
-
-
-def _replayed(weights: ParameterVersion | None) -> AbstractContextManager[None]:
-    return nullcontext() if weights is None else weights.replayed()

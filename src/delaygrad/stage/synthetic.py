@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from delaygrad.boundary import Structure, Tree, flatten, unflatten
 from delaygrad.errors import CheckpointError
 from delaygrad.methods import Method
+from delaygrad.stage.network import apart_from
 from delaygrad.stage.stage import Stage
 from delaygrad.stash import Pending, Stash
 from delaygrad.state_check import check_state
@@ -239,14 +240,7 @@ class SyntheticStage(Stage):
     def _apart_from_parameters(self, outputs: Tree) -> Tree:
         """Copy what shares memory with parameters: they move before the stage above reads it."""
         tensors, structure = flatten(outputs)
-        moving = {parameter.untyped_storage().data_ptr() for parameter in self._parameter_list}
-        apart = [
-            tensor.clone().detach().requires_grad_(tensor.requires_grad)
-            if tensor.untyped_storage().data_ptr() in moving
-            else tensor
-            for tensor in tensors
-        ]
-        return unflatten(structure, apart)
+        return unflatten(structure, apart_from(self._parameter_list, tensors))
 
 
 def stage_class(method: Method, stage_index: int, num_stages: int) -> type[Stage]:

@@ -5,8 +5,8 @@ from delaygrad.stash.parameters import (
     ParameterSlot,
     ParameterStash,
     ParameterVersion,
-    copied_buffers,
 )
+from delaygrad.stash.replay import as_it_was, autocast_dtype, noting_changes
 from delaygrad.stash.rounding import saving_rounded
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "ParameterVersion",
     "Pending",
     "Stash",
-    "copied_buffers",
+    "as_it_was",
+    "autocast_dtype",
+    "noting_changes",
     "saving_rounded",
 ]

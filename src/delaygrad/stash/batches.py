@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -82,6 +82,8 @@ class Pending:
         weights: what the forward used; None is the live parameters, where no update comes in
             between.
         random_state: before the forward; None where no replay is ever needed.
+        autocast: what the forward computed in under ``torch.autocast``; None: it was off.
+        buffers: what those that the forward has changed were before it, by name.
         roots: ends of the graph, one per output tensor; None where no gradient runs. None in all
             where the graph is yet to be built (again).
     """
@@ -92,6 +94,8 @@ class Pending:
     share: float
     weights: ParameterVersion | None
     random_state: RandomState | None
+    autocast: torch.dtype | None = None
+    buffers: dict[str, Tensor] = field(default_factory=dict)
     roots: list[Tensor | None] | None = None
 
     def describe(self, batch_index: int) -> dict[str, Any]:
@@ -115,6 +119,8 @@ class Pending:
             "share": self.share,
             "version": self.weights.version,
             "random": self.random_state,
+            "autocast": None if self.autocast is None else str(self.autocast).split(".")[1],
+            "buffers": dict(self.buffers),
         }
 
     @classmethod
@@ -132,4 +138,6 @@ class Pending:
             share=described["share"],
             weights=weights,
             random_state=described["random"],
+            autocast=described["autocast"] and getattr(torch, described["autocast"]),
+            buffers={name: value.to(device) for name, value in described["buffers"].items()},
         )

@@ -22,9 +22,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 from torch import Tensor, nn
+
+from delaygrad.errors import StageError, StashError
+
+_GONE: Final = nn.Parameter(torch.empty(0), requires_grad=False)
 
 
 @dataclass(frozen=True)
@@ -59,14 +64,17 @@ class ParameterVersion:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Within the block, the module computes with this version."""
-        outside = [slot.owner._parameters[slot.attribute] for slot in self.slots]
+        outside = [slot.owner._parameters.get(slot.attribute, _GONE) for slot in self.slots]
         for slot in self.slots:
             slot.install(slot.alias)
         try:
             yield
         finally:
             for slot, parameter in zip(self.slots, outside, strict=True):
-                slot.install(parameter)
+                if parameter is _GONE:  # taken out since the forward, by pruning for instance
+                    del slot.owner._parameters[slot.attribute]
+                else:
+                    slot.install(parameter)
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
@@ -121,16 +129,20 @@ class ParameterStash:
     def __init__(self, module: nn.Module, *, live: bool = False) -> None:
         self._module = module
         self._live = live
-        self._shared: set[nn.Parameter] = set()  # live ones whose memory versions use too
+        # Live ones whose memory versions use too: name, address, writes as PyTorch counts them.
+        self._shared: dict[nn.Parameter, tuple[str, int, int]] = {}
         self._present: list[ParameterVersion] = []  # with live parameters, made since an update
 
     def current(self, version: int) -> ParameterVersion:
         """Return the live parameters as a version; it shares their memory until an update."""
+        self.require_unspoilt()
         current = self._alias(version, values=None)
         if self._live:
             self._present.append(current)
         else:
-            self._shared.update(slot.live for slot in current.slots)
+            for slot in current.slots:
+                live = slot.live
+                self._shared[live] = (slot.name, live.data_ptr(), live._version)
         return current
 
     def restore(self, version: int, values: dict[str, Tensor]) -> ParameterVersion:
@@ -143,6 +155,20 @@ class ParameterStash:
             slot.alias.requires_grad_(values[slot.name].requires_grad)
         return restored
 
+    def require_unspoilt(self) -> None:
+        """Raise unless the memory that versions share is as their forwards left it.
+
+        Raises:
+            StashError: a parameter has been changed in place, by hand.
+        """
+        for live, (name, memory, writes) in self._shared.items():
+            if live._version != writes and live.data_ptr() == memory and live.numel():
+                raise StashError(
+                    "changed in place while a batch that was forwarded with it waits for its "
+                    f"backward (parameter: {name}); give it new memory instead: "
+                    "parameter.data = new_values"
+                )
+
     def before_update(self) -> None:
         """Move the live parameters to a copy if a version shares their memory.
 
@@ -154,12 +180,14 @@ class ParameterStash:
             for version in self._present:
                 version.past.update(values)
             self._present.clear()
-        moving = {live for live in self._shared if live.requires_grad}
+        self.require_unspoilt()
+        moving = [live for live in self._shared if live.requires_grad]
         _move(moving)
-        self._shared -= moving
+        for live in moving:
+            del self._shared[live]
 
     def forget(self) -> None:
-        """Forget that versions share memory: their graphs are gone."""
+        """Forget that versions share memory: no graph waits any more."""
         self._shared.clear()
         self._present.clear()
 
@@ -173,9 +201,23 @@ class ParameterStash:
                     continue
                 if live not in aliases:
                     source = live if values is None else values[name].to(live.device)
-                    aliases[live] = nn.Parameter(source.data, source.requires_grad)
+                    aliases[live] = _alias_of(live, source, name)
                 slots.append(ParameterSlot(name, owner, attribute, live, aliases[live]))
         return ParameterVersion(version, slots)
+
+
+def _alias_of(live: nn.Parameter, source: Tensor, name: str) -> nn.Parameter:
+    """Make a parameter over the memory of ``source`` that is to a forward what the live one is."""
+    alias = nn.Parameter(source.data, source.requires_grad)
+    vars(alias).update(vars(live))  # attributes that somebody has set
+    if live._post_accumulate_grad_hooks:
+        raise StageError(
+            "a hook that runs when a gradient has been accumulated cannot run on a stage with a "
+            f"delay (parameter: {name}); do it in a step pre-hook of the stage's optimizer"
+        )
+    for hook in (live._backward_hooks or {}).values() if alias.requires_grad else ():
+        alias.register_hook(hook)  # type: ignore[no-untyped-call]
+    return alias
 
 
 def _move(parameters: Iterable[nn.Parameter]) -> None:
@@ -186,23 +228,3 @@ def _move(parameters: Iterable[nn.Parameter]) -> None:
         if memory not in copies:
             copies[memory] = parameter.data.clone()
         parameter.data = copies[memory]
-
-
-@contextmanager
-def copied_buffers(module: nn.Module) -> Iterator[None]:
-    """Within the block, the module works on copies of its buffers (BatchNorm statistics)."""
-    places = [
-        (owner, name, buffer)
-        for owner in module.modules()
-        for name, buffer in owner._buffers.items()
-        if buffer is not None
-    ]
-    copies: dict[int, Tensor] = {}
-    with torch.no_grad():
-        for owner, name, buffer in places:
-            owner._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
-    try:
-        yield
-    finally:
-        for owner, name, buffer in places:
-            owner._buffers[name] = buffer

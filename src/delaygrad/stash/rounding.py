@@ -25,6 +25,8 @@ _Saved: TypeAlias = tuple[Tensor, torch.dtype | None, int]
 def saving_rounded(dtype: torch.dtype | None, exact: Iterable[Tensor]) -> Iterator[None]:
     """Within the block, graphs save matrices and larger tensors in a smaller type.
 
+    Sparse tensors are saved as they are.
+
     Args:
         dtype: floating; None saves everything as it is.
         exact: tensors that are kept anyway, parameters and buffers, so that a rounded copy would
@@ -36,12 +38,14 @@ def saving_rounded(dtype: torch.dtype | None, exact: Iterable[Tensor]) -> Iterat
     if dtype is None:
         yield
         return
-    kept = {tensor.untyped_storage().data_ptr() for tensor in exact}
+    kept = {t.untyped_storage().data_ptr() for t in exact if t.layout == torch.strided}
     seen: dict[tuple[object, ...], tuple[StorageWeakRef, _Saved]] = {}
     largest = 0
 
     def pack(tensor: Tensor) -> _Saved:
         nonlocal largest
+        if tensor.layout != torch.strided:  # sparse: no one block of memory
+            return tensor.detach(), None, tensor._version
         storage = tensor.untyped_storage()
         if tensor.dtype in WIDE and storage.data_ptr() not in kept:
             largest = max(largest, tensor.numel())
@@ -55,7 +59,10 @@ def saving_rounded(dtype: torch.dtype | None, exact: Iterable[Tensor]) -> Iterat
             seen[key] = known = here, (tensor.detach().to(dtype), tensor.dtype, 0)
         return known[1]
 
-    with saved_tensors_hooks(pack, _unpack):
+    # A compiler that traced the hooks would make new graphs for each forward's. As decorators, they
+    # would load the compiler together with this file.
+    hooks = [torch.compiler.disable(hook) for hook in (pack, _unpack)]  # type: ignore[no-untyped-call]
+    with saved_tensors_hooks(*hooks):
         yield
     seen.clear()
 

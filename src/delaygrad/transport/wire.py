@@ -1,17 +1,17 @@
 """A link over torch.distributed: one direction, from one rank to another.
 
-A message is a header and a payload. The header is JSON in a buffer of fixed size: batch, structure,
-and for each tensor its dtype, shape, memory order and whether it wants a gradient. The payload is
-the tensors' bytes.
+A message is a header and a payload. The header is the length of a JSON text and that text: batch,
+structure, and for each tensor its dtype, shape, memory order and whether it wants a gradient. The
+payload is the tensors' bytes.
 
     sender    isend(header)  isend(payload)          never waits for this message, only for old ones
     receiver  irecv(header)  irecv(payload)          posted before the message is asked for
 
-The receiver must name a size before it knows the message, so both ends agree on a *capacity*: the
-size of the largest message so far. A smaller message (a short last batch) travels in a buffer of
-that size and is cut out of it; of a larger one the first ``capacity`` bytes travel as usual, the
-rest in a second piece, and the capacity grows. In steady state a tensor that crosses a boundary
-alone travels without a copy.
+The receiver must name a size before it knows the message, so both ends agree on a *capacity* of the
+header and one of the payload: the size of the largest so far. What is smaller (a short last batch)
+travels in a buffer of that size and is cut out of it; of what is larger the first ``capacity``
+bytes travel as usual, the rest in a piece of its own after both, and the capacity grows. In steady
+state a message has two pieces, and a tensor that crosses a boundary alone travels without a copy.
 
 Messages of one link arrive in the order they were sent; nothing relies on tags, which NCCL ignores.
 Each direction has a process group of its own. Headers need a group whose tensors live on the CPU.
@@ -25,6 +25,7 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import timedelta
 from math import prod
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,7 +35,8 @@ from delaygrad.boundary import from_row_major, to_row_major
 from delaygrad.errors import TransportError
 from delaygrad.transport.link import Message
 
-_HEADER_BYTES = 4096
+_HEADER_BYTES = 4096  # the first capacity: room for some 60 tensors
+_LENGTH_BYTES = 8
 _ALIGNMENT_BYTES = 64
 
 
@@ -109,7 +111,7 @@ class WireSender:
 
     def __init__(self, wire: Wire, in_flight: int = 2) -> None:
         self._wire, self._max_in_flight = wire, in_flight
-        self._capacity = 0
+        self._capacity, self._header_capacity = 0, _HEADER_BYTES
         self._in_flight: deque[list[tuple[dist.Work, Tensor]]] = deque()
 
     def send(self, message: Message) -> None:
@@ -150,19 +152,24 @@ class WireSender:
         return buffer
 
     def _start(self, header: Tensor, payload: Tensor) -> None:
-        wire, num_bytes = self._wire, payload.numel()
-        if num_bytes < self._capacity:
-            short, payload = payload, payload.new_empty(self._capacity)
-            payload[:num_bytes].copy_(short)
-        pieces = [(header, wire.header_group)]
-        if self._capacity:
-            pieces.append((payload[: self._capacity], wire.payload_group))
-        if num_bytes > self._capacity:
-            pieces.append((payload[self._capacity :], wire.payload_group))
+        wire = self._wire
+        header, more_header = _cut(header, self._header_capacity)
+        self._header_capacity += more_header.numel()
+        num_bytes = payload.numel()
+        payload, more_payload = _cut(payload, self._capacity)
+        if more_payload.numel():
             self._capacity = wire.next_capacity(num_bytes)
+        pieces = [
+            (header, wire.header_group),
+            (payload, wire.payload_group),
+            (more_header, wire.header_group),
+            (more_payload, wire.payload_group),
+        ]
         works: list[tuple[dist.Work, Tensor]] = []
         self._in_flight.append(works)
         for piece, group in pieces:
+            if not piece.numel():
+                continue
             try:
                 work = dist.isend(piece, wire.peer, group=group)
             except RuntimeError as error:
@@ -180,7 +187,7 @@ class WireReceiver:
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        self._capacity = 0
+        self._capacity, self._header_capacity = 0, _HEADER_BYTES
         self._header_work: dist.Work | None = None
         self._payload_work: dist.Work | None = None
         self._post()
@@ -196,9 +203,9 @@ class WireReceiver:
             self._post()
         assert self._header_work is not None
         wire.wait(self._header_work, "receiving")
-        header = json.loads(bytes(self._header.numpy()).rstrip(b"\0"))
         if self._payload_work is not None:
             wire.wait(self._payload_work, "receiving")
+        header = self._read_header()
         payload, num_bytes = self._payload, header["bytes"]
         if num_bytes > self._capacity:
             rest = self._empty(num_bytes - self._capacity)
@@ -208,6 +215,17 @@ class WireReceiver:
         self._post_ahead()
         return Message(header["batch"], _unpack(payload, header["tensors"]), header["structure"])
 
+    def _read_header(self) -> dict[str, Any]:
+        text = bytes(self._header.numpy())
+        end = _LENGTH_BYTES + int.from_bytes(text[:_LENGTH_BYTES], "little")
+        if end > self._header_capacity:
+            rest = torch.empty(end - self._header_capacity, dtype=torch.uint8)
+            self._wire.wait(self._irecv(rest, self._wire.header_group), "receiving")
+            text += bytes(rest.numpy())
+            self._header_capacity = end
+        header: dict[str, Any] = json.loads(text[_LENGTH_BYTES:end])
+        return header
+
     def _post_ahead(self) -> None:
         """Post the next receive, unless the sender has left; whoever asks for more will be told."""
         try:
@@ -216,7 +234,7 @@ class WireReceiver:
             self._header_work = None
 
     def _post(self) -> None:
-        self._header = torch.empty(_HEADER_BYTES, dtype=torch.uint8)
+        self._header = torch.empty(self._header_capacity, dtype=torch.uint8)
         self._header_work = self._irecv(self._header, self._wire.header_group)
         self._payload = self._empty(self._capacity)
         self._payload_work = (
@@ -245,12 +263,17 @@ def _describe(view: Tensor, order: list[int], *, wanted: bool) -> list[object]:
 
 def _encode(header: dict[str, object]) -> Tensor:
     text = json.dumps(header, separators=(",", ":")).encode()
-    if len(text) > _HEADER_BYTES:
-        raise TransportError(
-            f"too many tensors at a boundary to describe in a header "
-            f"(bytes: {len(text)}, room: {_HEADER_BYTES}); cut where fewer tensors cross"
-        )
-    return torch.frombuffer(bytearray(text.ljust(_HEADER_BYTES, b"\0")), dtype=torch.uint8)
+    length = len(text).to_bytes(_LENGTH_BYTES, "little")
+    return torch.frombuffer(bytearray(length + text), dtype=torch.uint8)
+
+
+def _cut(buffer: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+    """Return ``capacity`` bytes, the last of them idle where there are fewer, and the rest."""
+    num_bytes = buffer.numel()
+    if num_bytes < capacity:
+        short, buffer = buffer, buffer.new_empty(capacity)
+        buffer[:num_bytes].copy_(short)
+    return buffer[:capacity], buffer[capacity:]
 
 
 def _unpack(payload: Tensor, described: list[list[object] | None]) -> tuple[Tensor | None, ...]:

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+import delaygrad as dg
 from delaygrad.errors import PartitionError
 from delaygrad.partition.layers import list_layers
 from delaygrad.partition.sharing import check_cuts, find_ties, unbreakable_groups
@@ -59,3 +60,38 @@ def test_three_holders_span_from_first_to_last():
         PartitionError, match=r"'1\.weight' in stage 0, '4\.weight' in stage 2.*untie"
     ):
         check_cuts([2, 4], ties)
+
+
+class Holder(nn.Linear):
+    """A layer with a table in a buffer."""
+
+    def __init__(self, table, *, persistent):
+        super().__init__(2, 2)
+        self.register_buffer("table", table, persistent=persistent)
+
+    def forward(self, inputs):
+        return super().forward(inputs) * self.table
+
+
+def test_constants_may_be_shared():
+    table = torch.ones(2)
+    model = nn.Sequential(*(Holder(table, persistent=False) for _ in range(3)))
+    assert tied_names(model) == []
+    stages = dg.split(model, 3, cuts=[1, 2])
+    assert all(stage[0].table is table for stage in stages)
+    rope = Holder(table, persistent=False)
+    rope.deep = nn.Sequential(Holder(rope.table, persistent=False))
+    assert tied_names(nn.Sequential(rope, model[0])) == []
+
+
+def test_what_only_some_holders_call_a_constant_may_not():
+    table = torch.ones(2)
+    for first, last in ((True, True), (True, False), (False, True)):
+        model = nn.Sequential(Holder(table, persistent=first), Holder(table, persistent=last))
+        ((_, *names),) = tied_names(model)
+        assert names == ["0.table", "1.table"]
+        with pytest.raises(PartitionError, match=r"constant, register it with persistent=False"):
+            dg.split(model, 2, cuts=[1])
+    weighing = Holder(torch.ones(2), persistent=False)
+    weighing.table = model[0].bias.data
+    assert tied_names(nn.Sequential(model[0], weighing)) == [("parameter", "0.bias", "1.table")]

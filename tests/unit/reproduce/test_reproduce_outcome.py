@@ -45,11 +45,24 @@ def test_training_leaves_table_figure_and_results(tmp_path: Path) -> None:
     table = (tmp_path / "out" / "table.md").read_text()
     assert "delaygrad reproduce paper --target small --scale smoke" in table
     assert "| BP | 1 | 2 | 82.00 ± 2.83 | 82.00 ± 2.83 | - | - |" in table
-    assert "| DDG | 2 | 2 (1 diverged) | 79.00 | 79.00 | -1.00 | yes |" in table
+    assert "| DDG | 2 | 2 (1 diverged) | 79.00 | 79.00 | -1.00 | - |" in table
     assert "| 91.5 [1] |" in table
     assert "[1] Somebody: their table 1 (read)" in table
     assert "| DDG slack1 | 3 | 0 of 1 | - |" in table
     assert str(tmp_path) not in json.dumps(results)
+
+
+@pytest.mark.parametrize(("ddg", "verdict"), [(0.81, "yes"), (0.7, "no")])
+def test_whether_a_gap_is_within_the_seeds_is_said_of_three(
+    tmp_path: Path, ddg: float, verdict: str
+) -> None:
+    target, runs = prepared(tmp_path, TRAINING.replace("seeds = [0, 1]", "seeds = [0, 1, 2]"))
+    named = by_name(runs)
+    for seed, accuracy in enumerate((0.8, 0.82, 0.84)):
+        record(named[f"sgd-bp-k1-seed{seed}"], [accuracy])
+        record(named[f"sgd-ddg-k2-seed{seed}"], [ddg])
+    training_outcome(target, "smoke", runs, tmp_path / "out", [])
+    assert f" | {verdict} |" in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_a_recalled_number_is_marked(tmp_path: Path) -> None:

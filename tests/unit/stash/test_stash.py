@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from exact import assert_same
 from torch import nn
 
 from delaygrad.errors import StashError
-from delaygrad.stash import ParameterStash, Stash, copied_buffers
+from delaygrad.stash import ParameterStash, Pending, Stash, as_it_was, noting_changes
 
 
 def test_an_entry_is_taken_out_once() -> None:
@@ -145,13 +147,55 @@ def test_a_restored_version_has_the_saved_values_and_what_was_frozen() -> None:
     assert_same(restored.tensors(), saved)
 
 
+def waiting(**more: Any) -> Pending:
+    nothing: dict[str, Any] = {"inputs": [], "structure": None, "targets": None, "share": 1.0}
+    return Pending(**nothing, weights=None, random_state=None, **more)
+
+
 def test_copied_buffers_leave_no_trace() -> None:
     module = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
     module[1].running_mean = module[0].running_mean  # shared stays shared
     buffers = dict(module.named_buffers(remove_duplicate=False))
     values = {name: value.clone() for name, value in buffers.items()}
-    with copied_buffers(module):
+    with as_it_was(module, waiting(), torch.device("cpu")):
         module(torch.randn(4, 3))
         assert module[1].running_mean is module[0].running_mean is not buffers["0.running_mean"]
     for name, buffer in module.named_buffers(remove_duplicate=False):
         assert buffer is buffers[name] and torch.equal(buffer, values[name])
+
+
+def test_what_changes_in_a_forward_is_noted_and_comes_back() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(1))
+            self.register_buffer("rebound", torch.zeros(1))
+            self.register_buffer("constant", torch.ones(2))
+
+        def forward(self) -> None:
+            self.count += 1
+            self.rebound = self.rebound + 1
+
+    module = nn.Sequential(nn.BatchNorm1d(3), Counts())
+    with noting_changes(module) as changed:
+        module[0](torch.randn(4, 3))  # changes its statistics, and does not read them
+        module[1]()
+    assert {name: value.tolist() for name, value in changed.items()} == {
+        "1.count": [0.0],
+        "1.rebound": [0.0],
+    }
+    module[1]()
+    with as_it_was(module, waiting(buffers=changed), torch.device("cpu")):
+        assert module[1].count.item() == module[1].rebound.item() == 0
+        module[1]()
+    assert changed["1.count"].item() == 0  # what is kept is not what a replay works on
+    assert module[1].count.item() == module[1].rebound.item() == 2
+
+
+def test_a_replay_computes_in_what_the_forward_computed_in() -> None:
+    module, device = nn.Linear(2, 2), torch.device("cpu")
+    for dtype in (None, torch.bfloat16):
+        with as_it_was(module, waiting(autocast=dtype), device):
+            assert module(torch.ones(1, 2)).dtype == (dtype or torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16), as_it_was(module, waiting(), device):
+        assert module(torch.ones(1, 2)).dtype == torch.float32

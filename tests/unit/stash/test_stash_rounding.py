@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.backends.debugging import aot_eager
 from torch.autograd.graph import saved_tensors_hooks
 
 from delaygrad.stash import rounding, saving_rounded
@@ -159,3 +162,56 @@ def test_memory_that_is_used_again_is_not_taken_for_what_was_there() -> None:
             del x
     total.backward()
     torch.testing.assert_close(w.grad, torch.full((32, 32), 512.0 * sum(scales)))
+
+
+def test_sparse_tensors_are_saved_as_they_are() -> None:
+    matrix, x = torch.eye(3).to_sparse(), torch.randn(3, 4, requires_grad=True)
+    with saving_rounded(torch.bfloat16, [matrix]):
+        y = torch.sparse.mm(matrix, x)
+        z = torch.sparse.mm(torch.eye(3).to_sparse() * 1.001, x)
+    (y + z).sum().backward()
+    assert torch.equal(x.grad, 1 + torch.full((3, 4), 1.001))
+
+
+def graphs_of_training(module: nn.Module, dtype: torch.dtype | None) -> int:
+    """How many graphs a compiler makes of a module while it trains."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def counting(graph: torch.fx.GraphModule, example_inputs: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return aot_eager(graph, example_inputs)
+
+    torch._dynamo.reset()
+    module.compile(backend=counting)
+    for _ in range(4):
+        with saving_rounded(dtype, list(module.parameters())):
+            y = module(torch.ones(8, 4))
+        y.square().sum().backward()
+    return len(graphs)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).tanh())
+
+
+@pytest.mark.parametrize(
+    "make", [Block, lambda: nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 4))]
+)
+def test_a_compiler_does_not_trace_the_hooks(make: Callable[[], nn.Module]) -> None:
+    # It made graphs of the hooks, new ones for each forward's, up to the limit of recompilations.
+    exact, compiled = make(), make()
+    compiled.load_state_dict(exact.state_dict())
+    plain = copy.deepcopy(compiled)
+    graphs = graphs_of_training(compiled, torch.bfloat16)
+    assert graphs == graphs_of_training(exact, None)
+    for _ in range(4):
+        with saving_rounded(torch.bfloat16, list(plain.parameters())):
+            y = plain(torch.ones(8, 4))
+        y.square().sum().backward()
+    for expected, found in zip(plain.parameters(), compiled.parameters(), strict=True):
+        assert torch.equal(expected.grad, found.grad)

@@ -1,0 +1,156 @@
+"""The links of one stage with its neighbours, and the process groups that they run in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+from delaygrad.errors import ScheduleError, TransportError
+from delaygrad.methods import Method
+from delaygrad.schedule import Schedule
+from delaygrad.transport.wire import Wire, WireReceiver, WireSender, reason_of
+
+
+class Links:
+    """The links of one stage with its neighbours, each direction in groups of its own.
+
+    Args:
+        device: where the stage computes.
+        group: one rank for each stage, in order; None is the default group.
+        timeout_s: seconds to wait for another rank.
+        schedule: says how many messages may be under way.
+
+    Raises:
+        TransportError: another rank does not make its links within ``timeout_s``.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        group: dist.ProcessGroup | None,
+        timeout_s: float,
+        schedule: Schedule,
+    ) -> None:
+        self._stage_index = dist.get_rank(group)
+        ranks = dist.get_process_group_ranks(group) if group else list(range(dist.get_world_size()))
+        self._timeout_s = timeout_s
+        below = None if self._stage_index == 0 else self._stage_index - 1
+        above = None if self._stage_index == len(ranks) - 1 else self._stage_index + 1
+
+        def wire(peer: int, content: str, towards: str, pair: tuple[Any, Any]) -> Wire:
+            name = f"{towards} stage {peer} (rank {ranks[peer]})"
+            return Wire(ranks[peer], name, content, *pair, device, timeout_s)
+
+        self.from_below = self.to_above = self.from_above = self.to_below = None
+        self.predictions_from_below = self.predictions_to_above = None
+        with self._meeting():
+            self.groups = Groups(ranks, device, timedelta(seconds=timeout_s))
+            down, up, predictions = (self.groups.pair() for _ in range(3))
+        if above is not None:
+            in_flight = schedule.messages_under_way(self._stage_index, len(ranks))
+            self.to_above = WireSender(wire(above, "an activation", "to", down), in_flight)
+            self.from_above = WireReceiver(wire(above, "an error gradient", "from", up))
+            self.predictions_to_above = WireSender(wire(above, "an activation", "to", predictions))
+        if below is not None:
+            self.from_below = WireReceiver(wire(below, "an activation", "from", down))
+            in_flight = schedule.messages_under_way(below, len(ranks))
+            self.to_below = WireSender(wire(below, "an error gradient", "to", up), in_flight)
+            self.predictions_from_below = WireReceiver(
+                wire(below, "an activation", "from", predictions)
+            )
+
+    def agree(self, method: Method) -> int:
+        """Check that all ranks train by one method; return the seed of stage 0's process.
+
+        Raises:
+            ScheduleError: they do not.
+            TransportError: a rank is missing.
+        """
+        headers = self.groups.first
+        said: list[Any] = [None] * dist.get_world_size(headers)
+        with self._meeting():
+            dist.all_gather_object(said, (repr(method), torch.initial_seed()), group=headers)
+        if len({name for name, _ in said}) > 1:
+            given = ", ".join(f"stage {k}: {name}" for k, (name, _) in enumerate(said))
+            raise ScheduleError(f"the ranks were given different methods ({given})")
+        seed: int = said[0][1]
+        return seed
+
+    @contextmanager
+    def _meeting(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise TransportError(
+                f"[stage {self._stage_index}, rank {dist.get_rank()}] another rank did not make "
+                f"its pipeline: it is gone, or took longer than {self._timeout_s:g} s; see its own "
+                f"error ({reason_of(error)})"
+            ) from error
+
+
+class Groups:
+    """Process groups that can be given back.
+
+    ``torch.distributed.new_group`` names the groups of some ranks only by how many groups there
+    are. One that was given back would leave its name, with the addresses in the store under it, to
+    the next, whose ranks would look for each other where nobody is any more. And ranks that give
+    back at different times would call one group by different names. So the groups here are made by
+    what ``new_group`` calls, with names that never come again: the n-th time that these ranks meet.
+    """
+
+    def __init__(self, ranks: list[int], device: torch.device, timeout: timedelta) -> None:
+        self._ranks, self._device, self._timeout = ranks, device, timeout
+        self._made: list[dist.ProcessGroup] = []
+        self._store = distributed_c10d._get_default_store()
+        place = f"delaygrad/{'_'.join(map(str, ranks))}"
+        # Each rank counts for itself: all make the same pipelines in the same order.
+        self._name = f"{place}/{self._store.add(f'{place}/{dist.get_rank()}', 1)}"
+
+    @property
+    def first(self) -> dist.ProcessGroup:
+        """One on the CPU."""
+        return self._made[0]
+
+    def pair(self) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
+        """Make a group on the CPU and one on the device, which may be the same."""
+        on_cpu = self._make("gloo")
+        backend: str = distributed_c10d._world.pg_map[distributed_c10d._get_default_group()][0]
+        return on_cpu, on_cpu if self._device.type == "cpu" else self._make(backend)
+
+    def give_back(self, *, failed: bool) -> None:
+        """Destroy the groups, and with them every transfer that is still posted.
+
+        Their sockets and threads end when the last transfer is forgotten, too.
+
+        Args:
+            failed: transfers on a device may hang for ever; end them instead of waiting.
+        """
+        for group in self._made:
+            with suppress(ValueError):  # the user has destroyed all groups at once already
+                if failed and group is not self.first and self._device.type != "cpu":
+                    group.abort()
+                dist.destroy_process_group(group)
+        self._made.clear()
+
+    def _make(self, backend: str) -> dist.ProcessGroup:
+        ranks = self._ranks
+        group, _ = distributed_c10d._new_process_group_helper(
+            len(ranks),
+            ranks.index(dist.get_rank()),
+            ranks,
+            dist.Backend(backend),
+            self._store,
+            distributed_c10d.GroupName(f"{self._name}/{len(self._made)}"),
+            timeout=self._timeout,
+            device_id=distributed_c10d._get_default_group().bound_device_id,
+        )
+        assert isinstance(group, dist.ProcessGroup)
+        distributed_c10d._world.pg_group_ranks[group] = {rank: k for k, rank in enumerate(ranks)}
+        self._made.append(group)
+        return group

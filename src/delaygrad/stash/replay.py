@@ -1,0 +1,88 @@
+"""What a forward depends on beside its inputs, parameters and random numbers; to run it again.
+
+A forward may read buffers and change them (the vectors of ``spectral_norm``), and it may run under
+autocast. Both are noted when it runs, so that it can run again as it was: in a recomputation, or
+from a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from delaygrad.stash.batches import Pending
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Return what autocast computes in here and now; None: it is off.
+
+    Example:
+        >>> with torch.autocast("cpu", dtype=torch.bfloat16):
+        ...     autocast_dtype(torch.device("cpu"))
+        torch.bfloat16
+    """
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if enabled else None
+
+
+@contextmanager
+def noting_changes(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Collect what the buffers that change within the block were before it, by name.
+
+    Not the statistics of a BatchNorm in training mode, which it changes and never reads. A change
+    that PyTorch does not count (through ``.data``) goes unnoticed.
+    """
+    before: list[tuple[str, Tensor, int, Tensor]] = [
+        (f"{prefix}.{name}" if prefix else name, buffer, buffer._version, buffer.detach().clone())
+        for prefix, owner in module.named_modules()
+        if not (isinstance(owner, _NormBase) and owner.training)
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
+    changed: dict[str, Tensor] = {}
+    yield changed
+    if before:
+        after = dict(module.named_buffers(remove_duplicate=False))
+        for name, buffer, version, value in before:
+            if after.get(name) is not buffer or buffer._version != version:
+                changed[name] = value
+
+
+@contextmanager
+def as_it_was(module: nn.Module, batch: Pending, device: torch.device) -> Iterator[None]:
+    """Within the block, the module is what a batch's forward met; afterwards what it is now.
+
+    Its buffers are copies, its live parameters have the values they had, autocast is as it was.
+    Random numbers and parameter versions are not seen to here.
+    """
+    dtype = batch.autocast
+    with ExitStack() as stack:
+        stack.enter_context(_copied_buffers(module, batch.buffers))
+        if batch.weights is not None:
+            stack.enter_context(batch.weights.replayed())
+        stack.enter_context(torch.autocast(device.type, dtype=dtype, enabled=dtype is not None))
+        yield
+
+
+@contextmanager
+def _copied_buffers(module: nn.Module, past: dict[str, Tensor]) -> Iterator[None]:
+    places = [
+        (owner, name, buffer, past.get(f"{prefix}.{name}" if prefix else name))
+        for prefix, owner in module.named_modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
+    copies: dict[int, Tensor] = {}  # one for each, also where one is held twice
+    with torch.no_grad():
+        for owner, name, buffer, value in places:
+            source = buffer if value is None else value
+            owner._buffers[name] = copies.setdefault(id(buffer), source.clone())
+    try:
+        yield
+    finally:
+        for owner, name, buffer, _ in places:
+            owner._buffers[name] = buffer

@@ -1,0 +1,315 @@
+"""What users do to networks beside training them: hooks, autocast, odd buffers, changes by hand.
+
+Each either gives what whole-network autograd gives, or is refused aloud.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from equivalence.naive import NaiveDelayedGradients
+from exact import assert_same
+from networks import CLASSES, batches, mlp
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import parametrizations, prune
+
+import delaygrad as dg
+from delaygrad.errors import StageError, StashError
+
+NUM_BATCHES = 7
+
+
+def sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
+
+
+def pipeline(stages: list[nn.Module], **options: Any) -> dg.LocalPipeline:
+    torch.manual_seed(3)
+    return dg.LocalPipeline(stages, cross_entropy, sgd, method=dg.DDG(**options))
+
+
+def data() -> list[tuple[Tensor, Tensor]]:
+    return list(batches(NUM_BATCHES, (6,)))
+
+
+def parameters_of(stages: list[nn.Module]) -> list[Tensor]:
+    return [parameter.detach().clone() for stage in stages for parameter in stage.parameters()]
+
+
+def spectral_stages() -> list[nn.Module]:
+    """In training mode these read buffers, and change them."""
+    torch.manual_seed(0)
+    hidden = [
+        nn.Sequential(parametrizations.spectral_norm(nn.Linear(6, 6)), nn.Tanh()) for _ in range(3)
+    ]
+    return [*hidden, nn.Linear(6, CLASSES)]
+
+
+class Rebinding(nn.Module):
+    """A running scale that each forward puts in place of the old one, and multiplies with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.scale = 0.9 * self.scale + 0.1 * x.detach().std()
+        return x * self.scale
+
+
+def rebinding_stages() -> list[nn.Module]:
+    torch.manual_seed(0)
+    hidden = [nn.Sequential(nn.Linear(6, 6), Rebinding(), nn.Tanh()) for _ in range(3)]
+    return [*hidden, nn.Linear(6, CLASSES)]
+
+
+@pytest.mark.parametrize("make", [spectral_stages, rebinding_stages])
+def test_recomputation_meets_the_buffers_of_its_forward(
+    make: Callable[[], list[nn.Module]],
+) -> None:
+    results = []
+    for recompute in (False, True):
+        stages = make()
+        pipe = pipeline(stages, recompute=recompute)
+        losses = [pipe.step(*batch) for batch in data()]
+        pipe.flush()
+        results.append([losses, parameters_of(stages), [dict(s.named_buffers()) for s in stages]])
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("make", [spectral_stages, rebinding_stages])
+def test_a_resumed_run_meets_the_buffers_of_its_forwards(
+    make: Callable[[], list[nn.Module]], recompute: bool
+) -> None:
+    whole, half, resumed = (pipeline(make(), recompute=recompute) for _ in range(3))
+    for batch in data():
+        whole.step(*batch)
+    for batch in data()[:4]:
+        half.step(*batch)
+    resumed.load_state_dict(half.state_dict())
+    for batch in data()[4:]:
+        resumed.step(*batch)
+    for pipe in (whole, resumed):
+        pipe.flush()
+    assert_same(parameters_of(resumed.stages), parameters_of(whole.stages))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_autocast_is_that_of_the_forward_wherever_a_graph_is_built_again(recompute: bool) -> None:
+    def half_precision() -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+    torch.manual_seed(0)
+    stages = [nn.Sequential(*mlp()[2 * k : 2 * k + 2]) for k in range(4)]
+    whole, half, resumed = (pipeline(copy.deepcopy(stages), recompute=recompute) for _ in range(3))
+    for pipe, part in ((whole, data()), (half, data()[:4])):
+        for batch in part:
+            with half_precision():
+                pipe.step(*batch)
+    resumed.load_state_dict(half.state_dict())
+    for batch in data()[4:]:
+        with half_precision():
+            resumed.step(*batch)
+    for pipe in (whole, resumed):
+        pipe.flush()
+    assert_same(parameters_of(resumed.stages), parameters_of(whole.stages))
+    if not recompute:
+        return
+    stashed = pipeline(copy.deepcopy(stages))
+    for batch in data():
+        with half_precision():
+            stashed.step(*batch)
+    stashed.flush()
+    assert_same(parameters_of(whole.stages), parameters_of(stashed.stages))
+
+
+def test_a_hook_on_a_parameter_changes_its_gradient_on_every_stage() -> None:
+    torch.manual_seed(0)
+    stages = [nn.Sequential(*mlp()[2 * k : 2 * k + 2]) for k in range(4)]
+    masks = [torch.rand(stage[0][0].weight.shape).round() for stage in stages[:3]]
+    for stage, mask in zip(stages, masks, strict=False):
+        stage[0][0].weight.register_hook(functools.partial(torch.mul, mask))
+    before = [stage[0][0].weight.detach().clone() for stage in stages[:3]]
+    pipe = pipeline(stages)
+    for batch in data():
+        pipe.step(*batch)
+    pipe.flush()
+    for stage, mask, old in zip(stages, masks, before, strict=False):
+        moved = stage[0][0].weight.detach() != old
+        assert_same(moved, mask.bool())
+
+
+def test_a_hook_that_would_not_run_is_refused() -> None:
+    stages = [nn.Linear(6, 6), nn.Linear(6, CLASSES)]
+    for stage in stages:
+        stage.weight.register_post_accumulate_grad_hook(lambda parameter: None)
+    pipe = pipeline(stages)
+    with pytest.raises(StageError, match=r"stage 0.*hook .*\(parameter: weight\).*pre-hook"):
+        pipe.step(*data()[0])
+
+
+def test_a_wrapper_that_would_not_average_is_refused() -> None:
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        wrapped = [nn.parallel.DistributedDataParallel(nn.Linear(6, 6)), nn.Linear(6, CLASSES)]
+        with pytest.raises(StageError, match="DistributedDataParallel averages .* pre-hook"):
+            pipeline(wrapped)
+        wrapped.reverse()
+        pipeline(wrapped)  # the last stage has no delay, and averages as usual
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_attributes_of_parameters_are_there_in_the_forward() -> None:
+    class Gained(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 6))
+            self.weight.gain = 2.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight * self.weight.gain
+
+    pipe = pipeline([Gained(), Gained(), nn.Linear(6, CLASSES)])
+    for batch in data():
+        pipe.step(*batch)
+    pipe.flush()
+
+
+def test_a_parameter_may_be_pruned_while_batches_wait() -> None:
+    stages: list[nn.Module] = [nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, CLASSES)]
+    pipe = pipeline(stages)
+    for index, batch in enumerate(data()):
+        if index == 3:
+            prune.l1_unstructured(stages[0], "weight", amount=0.5)
+        pipe.step(*batch)
+    pipe.flush()
+    assert "weight" not in stages[0]._parameters
+    assert int((stages[0].weight == 0).sum()) == 18
+
+
+# --- changes by hand -----------------------------------------------------------------------------
+
+
+def test_a_change_by_hand_that_waiting_batches_would_see_is_refused() -> None:
+    for options, changed_after in (({}, 0), ({"micro_batches": 2}, 5)):
+        stages: list[nn.Module] = [nn.Linear(6, 6) for _ in range(3)]
+        pipe = pipeline([*stages, nn.Linear(6, CLASSES)], **options)
+        with pytest.raises(StashError, match=r"changed in place .*weight\); .*\.data = new_values"):
+            for index, batch in enumerate(data()):
+                pipe.step(*batch)
+                if index >= changed_after:
+                    with torch.no_grad():
+                        for parameter in stages[0].parameters():
+                            parameter.clamp_(-0.2, 0.2)
+
+
+class WithTeacher(nn.Module):
+    """A frozen part that follows the trained one by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.teacher = nn.Linear(6, 6), nn.Linear(6, 6).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.student(x)) + self.teacher(x)
+
+    def follow(self, *, in_place: bool) -> None:
+        for old, new in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            value = torch.lerp(old.detach(), new.detach(), 0.5)
+            if in_place:
+                old.copy_(value)
+            else:
+                old.data = value
+
+
+@pytest.mark.parametrize("clamped", [False, True])
+def test_new_memory_by_hand_is_exact_at_any_time(clamped: bool) -> None:
+    torch.manual_seed(0)
+    stages: list[nn.Module] = [WithTeacher(), WithTeacher(), nn.Linear(6, CLASSES)]
+    naive = NaiveDelayedGradients(stages, cross_entropy, sgd, seed=3)
+    pipe = pipeline(stages)
+    for batch in data():
+        naive.step(*batch)
+        pipe.step(*batch)
+        for owner in (naive.stages, stages):
+            for stage in owner[:2]:
+                stage.follow(in_place=False)
+                for parameter in stage.student.parameters() if clamped else ():
+                    parameter.data = parameter.data.clamp(-0.3, 0.3)
+    naive.flush()
+    pipe.flush()
+    assert_same(parameters_of(stages), parameters_of(naive.stages))
+
+
+def test_a_frozen_part_changed_in_place_is_refused() -> None:
+    stages: list[nn.Module] = [WithTeacher(), WithTeacher(), nn.Linear(6, CLASSES)]
+    pipe = pipeline(stages)
+    pipe.step(*data()[0])
+    pipe.flush()
+    stages[0].follow(in_place=True)  # nothing waits
+    pipe.step(*data()[1])
+    stages[0].follow(in_place=True)
+    with pytest.raises(StashError, match=r"stage 0.*changed in place .*teacher"):
+        pipe.step(*data()[2])
+
+
+# --- modes, and buffers that are handed on -------------------------------------------------------
+
+
+class Merging(nn.Linear):
+    """Does something in ``train`` and ``eval``, as adapters do that are merged for evaluation."""
+
+    merged = False
+
+    def train(self, mode: bool = True) -> Merging:
+        self.merged = not mode
+        return super().train(mode)
+
+
+def test_predictions_leave_modules_as_their_own_train_would() -> None:
+    stages: list[nn.Module] = [nn.Sequential(Merging(6, 6), Merging(6, 6)), nn.Linear(6, CLASSES)]
+    stages[0][1].eval()
+    pipe = pipeline(stages)
+    pipe.step(*data()[0])
+    pipe.predict(data()[0][0])
+    assert [part.training for part in stages[0]] == [True, False]
+    assert [part.merged for part in stages[0]] == [False, True]
+
+
+def test_a_buffer_that_is_handed_on_is_what_it_was() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 6)
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            self.count += 1
+            return self.linear(x), self.count
+
+    class Scaling(nn.Module):
+        def forward(self, both: tuple[Tensor, Tensor]) -> Tensor:
+            return both[0] * both[1].clone()
+
+    torch.manual_seed(0)
+    stages = [Counting(), nn.Sequential(Scaling(), nn.Linear(6, 6)), nn.Linear(6, CLASSES)]
+    results = []
+    for recompute in (False, True):
+        own = copy.deepcopy(stages)
+        pipe = pipeline(own, recompute=recompute)
+        for batch in data():
+            pipe.step(*batch)
+        pipe.flush()
+        results.append(parameters_of(own))
+    assert_same(*results)
