@@ -102,6 +102,7 @@ class Groups:
     the next, whose ranks would look for each other where nobody is any more. And ranks that give
     back at different times would call one group by different names. So the groups here are made by
     what ``new_group`` calls, with names that never come again: the n-th time that these ranks meet.
+    That is torch's own affair, and alike from torch 2.11 to 2.15.
     """
 
     def __init__(self, ranks: list[int], device: torch.device, timeout: timedelta) -> None:
