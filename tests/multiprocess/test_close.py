@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 import delaygrad as dg
 
-ENDS = ("with", "unflushed", "rank 0 first", "rank 1 first", "raised", "unused", "overlapping")
+ENDS = ("with", "unflushed", "rank 0 first", "rank 1 first", "raised", "unused", "overlapping", "refused")
 TIMEOUT_S = 20.0
 
 
@@ -37,6 +37,10 @@ def train(pipe: dg.DistributedPipeline, num_batches: int = 4) -> None:
 
 
 def use_and_close(rank: int, world_size: int, end: str) -> None:
+    if end == "refused":
+        with pytest.raises(dg.ScheduleError, match="different methods"):
+            make(rank, world_size, slack=rank)
+        return
     pipe = make(rank, world_size, slack=2 if end == "unflushed" else 0)
     if end == "with":
         with pipe as same:

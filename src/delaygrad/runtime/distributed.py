@@ -74,16 +74,20 @@ class DistributedPipeline(Pipeline):
             raise TransportError(f"this rank is not in the group (rank: {dist.get_rank()})")
         device = device_of(stage) if device is None else device
         links = Links(device, group, timeout_s, method.schedule)
-        arithmetic = stage_class(method, index, num_stages)(
-            stage,
-            make_optimizer,
-            stage_index=index,
-            num_stages=num_stages,
-            method=method,
-            loss_fn=loss_fn,
-            device=device,
-            seed=links.agree(method),
-        )
+        try:
+            arithmetic = stage_class(method, index, num_stages)(
+                stage,
+                make_optimizer,
+                stage_index=index,
+                num_stages=num_stages,
+                method=method,
+                loss_fn=loss_fn,
+                device=device,
+                seed=links.agree(method),
+            )
+        except BaseException:
+            links.groups.give_back(failed=True)
+            raise
         self._groups = links.groups
         self._lost = False
         self._activation_sender, self._gradient_sender = links.to_above, links.to_below
