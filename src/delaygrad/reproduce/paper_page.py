@@ -28,9 +28,9 @@ def paper_page(paper: str, parts: Sequence[Section]) -> Page:
     return Page(
         title=f"{paper}, reproduced",
         lead=(
-            "Every table and figure below was made by one command from the records of runs on the "
-            "machine that its last section names. Published numbers stand beside ours with the "
-            "place they were read; recalled ones are marked.",
+            "Every table and figure below was made by one command from records, whose machine is "
+            "named with the runs. Published numbers stand beside ours with the place they were "
+            "read; recalled ones are marked.",
         ),
         sections=tuple(parts),
         source=f"Made by delaygrad reproduce {paper} from its records.",
