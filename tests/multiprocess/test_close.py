@@ -13,7 +13,16 @@ from torch.nn.functional import cross_entropy
 
 import delaygrad as dg
 
-ENDS = ("with", "unflushed", "rank 0 first", "rank 1 first", "raised", "unused", "overlapping", "refused")
+ENDS = (
+    "with",
+    "unflushed",
+    "rank 0 first",
+    "rank 1 first",
+    "raised",
+    "unused",
+    "overlapping",
+    "refused",
+)
 TIMEOUT_S = 20.0
 
 
