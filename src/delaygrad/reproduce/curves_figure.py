@@ -75,7 +75,8 @@ def draw_curves(
             if (epoch_s := epoch_seconds(series, own, speed_ups)) is not None:
                 _draw(timed, losses, epoch_s, look)
             _draw(accuracy, accuracy_curve(members), 1.0, look)
-        loss.set(title=recipe_title, xlabel="epoch", ylabel="training loss (nats)")
+        loss.set(xlabel="epoch", ylabel="training loss (nats)")
+        loss.set_title(recipe_title, loc="left")  # it may be wider than its panel
         timed.set(xlabel=time_label(speed_ups), ylabel="training loss (nats)")
         accuracy.set(xlabel="epoch", ylabel="test accuracy (%)")
         for axes in (loss, timed):
