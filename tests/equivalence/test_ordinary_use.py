@@ -313,3 +313,113 @@ def test_a_buffer_that_is_handed_on_is_what_it_was() -> None:
         pipe.flush()
         results.append(parameters_of(own))
     assert_same(*results)
+
+
+def ends_with(
+    make: Callable[[], list[nn.Module]],
+    between: Callable[[dg.LocalPipeline, int], None],
+    *,
+    stop: int | None = None,
+    **options: Any,
+) -> list[Tensor]:
+    """Train, with something done before every step; another pipeline goes on at ``stop``."""
+    pipe = pipeline(make(), **options)
+    for index, batch in enumerate(data()):
+        if index == stop:
+            state = pipe.state_dict()
+            pipe = pipeline(make(), **options)
+            pipe.load_state_dict(state)
+        between(pipe, index)
+        pipe.step(*batch)
+    pipe.flush()
+    return parameters_of(pipe.stages)
+
+
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def scaled_stages() -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [nn.Sequential(nn.Linear(6, 6), Scale(), nn.Tanh()) for _ in range(3)] + [
+        nn.Linear(6, CLASSES)
+    ]
+
+
+def anneal(pipe: dg.LocalPipeline, _: int) -> None:
+    for stage in pipe.stages[:3]:
+        stage[1].scale = 0.8 * stage[1].scale
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_buffer_may_be_replaced_between_iterations(recompute: bool) -> None:
+    plain = ends_with(scaled_stages, anneal)
+    for stop in (None, 1, 3, 5):
+        assert_same(ends_with(scaled_stages, anneal, stop=stop, recompute=recompute), plain)
+
+
+@pytest.mark.parametrize("options", [{}, {"micro_batches": 2}, {"slack": 1}])
+@pytest.mark.parametrize("when", [1, 2, 4])
+def test_a_run_with_changes_by_hand_resumes(when: int, options: dict[str, Any]) -> None:
+    def halve(pipe: dg.LocalPipeline, index: int) -> None:
+        if index == when:
+            for parameter in pipe.stages[0].parameters():
+                parameter.data = 0.5 * parameter.data
+
+    whole = ends_with(scaled_stages, halve, **options)
+    for stop in (when, when + 1):  # before the change; a step after it
+        assert_same(ends_with(scaled_stages, halve, stop=stop, **options), whole)
+
+
+@pytest.mark.parametrize("when", [1, 2, 4])
+def test_a_change_by_hand_just_before_a_checkpoint_is_in_it(when: int) -> None:
+    pipe = pipeline(scaled_stages())
+    for batch in data()[:when]:
+        pipe.step(*batch)
+    for parameter in pipe.stages[0].parameters():
+        parameter.data = 0.5 * parameter.data
+    resumed = pipeline(scaled_stages())
+    resumed.load_state_dict(pipe.state_dict())
+    for each in (pipe, resumed):
+        for batch in data()[when:]:
+            each.step(*batch)
+        each.flush()
+    assert_same(parameters_of(resumed.stages), parameters_of(pipe.stages))
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 4])
+@pytest.mark.parametrize("method", [dg.DDG(), dg.DNI(), dg.BP()], ids=repr)
+def test_autocast_around_the_loop_is_autocast_around_each_step(
+    method: dg.Method, num_stages: int
+) -> None:
+    def half_precision(wanted: bool) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast("cpu", dtype=torch.bfloat16) if wanted else contextlib.nullcontext()
+
+    ends = []
+    for around_loop in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(*[nn.Linear(6, 6) for _ in range(3)], nn.Linear(6, CLASSES))
+        stages = dg.split(model, num_stages, cuts=[str(k) for k in range(1, num_stages)])
+        pipe = dg.LocalPipeline(stages, cross_entropy, sgd, method=method)
+        with half_precision(around_loop):
+            for batch in data():
+                with half_precision(not around_loop):
+                    pipe.step(*batch)
+        with half_precision(True):
+            pipe.flush()
+        ends.append(parameters_of(pipe.stages))
+    assert_same(*ends)
+
+
+def test_an_optimizer_of_other_parameters_is_refused() -> None:
+    stages = scaled_stages()
+    everything = [parameter for stage in stages for parameter in stage.parameters()]
+    shared = sgd(everything)
+    for make_optimizer in (lambda params: sgd(everything), lambda params: shared):
+        with pytest.raises(StageError, match=r"not the stage's \(stage: 0\)"):
+            dg.LocalPipeline(stages, cross_entropy, make_optimizer)

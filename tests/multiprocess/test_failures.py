@@ -193,7 +193,6 @@ def test_a_different_number_of_steps_is_noticed_within_the_timeout() -> None:
     assert outcomes[0].elapsed_s < TIMEOUT_S + 5
 
 
-@torch.no_grad()
 def error_of(call: Any) -> str:
     try:
         call()
@@ -225,6 +224,17 @@ def mistakes(rank: int, world_size: int) -> dict[str, str]:
         told["alone"] = error_of(lambda: train(pipe, 1))
         told["afterwards"] = error_of(lambda: train(pipe, 1))
     dist.barrier()
+
+    # Rank 1 evaluates, then trains, one batch less than rank 0, and nothing of it shows at once.
+    ((inputs, _),) = batches(1, (6,))
+    pipe = pipe_with()
+    for _ in range(3 - rank):
+        pipe.predict(inputs)
+    train(pipe, 1)
+    told["predictions"] = error_of(lambda: pipe.predict(inputs))
+    pipe = pipe_with()
+    told["flush"] = error_of(lambda: (train(pipe, 3 - rank), pipe.flush(), train(pipe, 1)))
+    dist.barrier()
     return told
 
 
@@ -244,6 +254,19 @@ def test_mistakes_are_told_in_clear_words() -> None:
         "make a new one and load its last state",
         above["afterwards"],
     )
+    assert below["predictions"] == "nothing was raised"
+    assert re.fullmatch(
+        r"TransportError: \[stage 1, rank 1, iteration 1, prediction\] the neighbour has not "
+        r"called predict as often as this rank \(received: a prediction of iteration 0\); .*",
+        above["predictions"],
+    )
+    assert re.fullmatch(
+        r"TransportError: \[stage 1, rank 1, iteration 2, action 1F2\] the neighbour has not "
+        r"called flush at the same step \(batch: 2, last flush here: before batch 2, there: "
+        r"before batch 0\); .*",
+        above["flush"],
+    )
+    assert "TransportError" in below["flush"]
 
 
 def test_a_pipeline_outside_a_process_group_is_refused() -> None:

@@ -46,10 +46,10 @@ def filled_inbox(batches: list[int]) -> Inbox:
 
 def test_an_inbox_collects_what_is_under_way_and_still_hands_it_out_in_order() -> None:
     inbox = filled_inbox([1, 2, 3])
-    assert inbox.take(1).batch_index == 1
+    assert inbox.take(1, 0).batch_index == 1
     assert [m.batch_index for m in inbox.collect()] == [2, 3]
     assert [m.batch_index for m in inbox.collect()] == [2, 3]
-    assert [inbox.take(b).batch_index for b in (2, 3)] == [2, 3]
+    assert [inbox.take(b, 0).batch_index for b in (2, 3)] == [2, 3]
     assert inbox.collect() == []
 
 
@@ -57,10 +57,10 @@ def test_a_refilled_inbox_has_forgotten_what_was_under_way() -> None:
     inbox = filled_inbox([1, 2])
     inbox.refill([Message(9, ())])
     assert [m.batch_index for m in inbox.collect()] == [9]
-    assert inbox.take(9).batch_index == 9
+    assert inbox.take(9, 0).batch_index == 9
 
 
 def test_a_message_of_another_batch_means_out_of_step() -> None:
     inbox = filled_inbox([1])
     with pytest.raises(TransportError, match=r"out of step \(expected batch: 2, received: 1\)"):
-        inbox.take(2)
+        inbox.take(2, 0)

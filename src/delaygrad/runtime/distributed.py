@@ -17,7 +17,7 @@ from delaygrad.runtime.links import Links
 from delaygrad.runtime.pipeline import Pipeline
 from delaygrad.runtime.worker import Worker
 from delaygrad.stage import LossFunction, MakeOptimizer, device_of, stage_class
-from delaygrad.transport import Message
+from delaygrad.transport import Message, Receiver
 
 
 class DistributedPipeline(Pipeline):
@@ -123,7 +123,7 @@ class DistributedPipeline(Pipeline):
         self._interrupt()
         with self._naming("prediction"):
             if self._prediction_receiver is not None:
-                inputs = self._prediction_receiver.receive().activation()
+                inputs = self._received_prediction(self._prediction_receiver)
             outputs = self._worker.stage.predict(inputs)
             if self._prediction_sender is None:
                 return outputs
@@ -176,6 +176,16 @@ class DistributedPipeline(Pipeline):
             self._lost = self._lost or isinstance(error, TransportError)
             where = f"[{self._worker.place}, iteration {self.iteration}, {call}]"
             raise type(error)(f"{where} {error}") from error
+
+    def _received_prediction(self, receiver: Receiver) -> Tree:
+        message = receiver.receive()
+        if message.batch_index != self.iteration:
+            raise TransportError(
+                "the neighbour has not called predict as often as this rank (received: a "
+                f"prediction of iteration {message.batch_index}); all ranks must make the same "
+                "calls"
+            )
+        return message.activation()
 
     def _finish_sending(self) -> None:
         for sender in (self._activation_sender, self._gradient_sender):

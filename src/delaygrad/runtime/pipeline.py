@@ -17,7 +17,7 @@ from delaygrad.records import StageTrace
 from delaygrad.runtime.worker import Worker
 from delaygrad.schedule import Action, Schedule, validate
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 class Pipeline(ABC):
@@ -132,7 +132,7 @@ class Pipeline(ABC):
             worker.clock.begin_iteration(self.iteration)
             worker.offer(self.iteration, inputs, targets)
         first, end = self._ticks(self.iteration), self._ticks(self.iteration + 1)
-        phase = self._ticks(self._first_batch)
+        phase = self._enter_phase()
         loss = self._run(
             action
             for tick in range(first, end)
@@ -151,7 +151,7 @@ class Pipeline(ABC):
             WorkerError, TransportError: as ``step``.
         """
         self._interrupt()
-        end, phase = self._ticks(self.iteration), self._ticks(self._first_batch)
+        end, phase = self._ticks(self.iteration), self._enter_phase()
         self._run(self._schedule.drain(end, self.num_stages, first_batch=phase))
         self._first_batch = self.iteration
 
@@ -159,6 +159,13 @@ class Pipeline(ABC):
         """Tell the clocks that something else than training comes."""
         for worker in self._workers.values():
             worker.clock.interrupt()
+
+    def _enter_phase(self) -> int:
+        """Tell the workers, and return, which micro-batch came first since the last flush."""
+        phase = self._ticks(self._first_batch)
+        for worker in self._workers.values():
+            worker.phase = phase
+        return phase
 
     def _ticks(self, iterations: int) -> int:
         return iterations * self._schedule.micro_batches

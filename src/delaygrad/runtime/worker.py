@@ -31,11 +31,11 @@ class Inbox:
         """Note that the neighbour's part of the timetable sends one more message."""
         self._under_way += 1
 
-    def take(self, batch_index: int) -> Message:
-        """Return the next message, which must be of this batch.
+    def take(self, batch_index: int, phase: int) -> Message:
+        """Return the next message, which must be of this batch, sent in this phase.
 
         Raises:
-            TransportError: it did not come, or is of another batch.
+            TransportError: it did not come, or is of another batch or phase.
         """
         if self._early:
             message = self._early.popleft()
@@ -46,6 +46,12 @@ class Inbox:
             raise TransportError(
                 f"the neighbour is out of step (expected batch: {batch_index}, "
                 f"received: {message.batch_index}); all ranks must take the same steps"
+            )
+        if message.phase != phase:
+            raise TransportError(
+                f"the neighbour has not called flush at the same step (batch: {batch_index}, last "
+                f"flush here: before batch {phase}, there: before batch {message.phase}); all "
+                "ranks must take the same steps"
             )
         return message
 
@@ -84,6 +90,8 @@ class Worker:
         self.clock = StageClock()
         self.place = f"stage {stage.stage_index}" + ("" if rank is None else f", rank {rank}")
         """How error messages call this worker."""
+        self.phase = 0
+        """The first (micro-)batch since the last flush."""
         self._schedule = stage.method.schedule
         self._offset = self._schedule.offset(stage.stage_index, stage.num_stages)
         self._inputs: dict[int, Tree] = {}
@@ -193,7 +201,7 @@ class Worker:
             inputs = self._inputs.pop(batch_index)
         else:
             with self._measure("wait", Kind.FORWARD, batch_index):
-                inputs = self._activations.take(batch_index).activation()
+                inputs = self._activations.take(batch_index, self.phase).activation()
         with self._measure("forward", Kind.FORWARD, batch_index):
             targets, share = None, 1.0
             if stage.wants_targets:
@@ -202,7 +210,7 @@ class Worker:
         if self._above is None:
             return outputs if isinstance(outputs, Tensor) else None
         with self._measure("send", Kind.FORWARD, batch_index) as span:
-            message = Message.of_activation(batch_index, outputs)
+            message = Message.of_activation(batch_index, outputs, self.phase)
             span.num_bytes = message.num_bytes
             self._above.send(message)
         return None
@@ -211,12 +219,12 @@ class Worker:
         grad_outputs: list[Tensor | None] | None = None
         if self._gradients is not None:
             with self._measure("wait", Kind.BACKWARD, batch_index):
-                grad_outputs = list(self._gradients.take(batch_index).tensors)
+                grad_outputs = list(self._gradients.take(batch_index, self.phase).tensors)
         with self._measure("backward", Kind.BACKWARD, batch_index):
             grad_inputs = self.stage.backward(batch_index, grad_outputs)
         if self._below is not None:
             with self._measure("send", Kind.BACKWARD, batch_index) as span:
-                message = Message(batch_index, tuple(grad_inputs))
+                message = Message(batch_index, tuple(grad_inputs), phase=self.phase)
                 span.num_bytes = message.num_bytes
                 self._below.send(message)
 

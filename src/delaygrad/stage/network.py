@@ -33,6 +33,63 @@ def require_no_replicas(module: nn.Module) -> None:
         )
 
 
+def make_own_optimizer(
+    make_optimizer: MakeOptimizer, parameters: list[nn.Parameter], stage_index: int
+) -> torch.optim.Optimizer | None:
+    """Return a stage's optimizer; None if it has no parameters.
+
+    Raises:
+        StageError: the optimizer has others than these, which another stage would move too.
+    """
+    if not parameters:
+        return None
+    optimizer = make_optimizer(list(parameters))
+    own = set(map(id, parameters))
+    if any(id(p) not in own for group in optimizer.param_groups for p in group["params"]):
+        raise StageError(
+            f"the optimizer has parameters that are not the stage's (stage: {stage_index}); "
+            "let make_optimizer(params) make a new one over those that it is given"
+        )
+    return optimizer
+
+
+def forget_casts(device: torch.device) -> None:
+    """Let autocast cast parameters anew, now that an optimizer has written into them.
+
+    It keeps casts until its block ends, and the block may go around a whole training loop.
+    """
+    if torch.is_autocast_enabled(device.type):
+        torch.clear_autocast_cache()
+
+
+def require_loss(loss_fn: LossFunction | None, stage_index: int) -> LossFunction:
+    """Return the loss of the last stage.
+
+    Raises:
+        StageError: there is none, or it has parameters.
+    """
+    if loss_fn is None:
+        raise StageError(f"the last stage needs a loss_fn (stage: {stage_index})")
+    if isinstance(loss_fn, nn.Module) and any(p.requires_grad for p in loss_fn.parameters()):
+        raise StageError(
+            "loss_fn has parameters, which no optimizer would train; make them part of the "
+            "last stage"
+        )
+    return loss_fn
+
+
+def require_scalar(loss: Any) -> Tensor:
+    """Return what ``loss_fn`` returned.
+
+    Raises:
+        StageError: it is not a 0-d tensor.
+    """
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise StageError(f"loss_fn must return a 0-d tensor (returned: {found}); take its mean")
+    return loss
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Within the block, the module and all its parts are in evaluation mode.

@@ -28,7 +28,6 @@ import torch
 from torch import Tensor, nn
 
 from delaygrad.boundary import Structure, Tree, dense, flatten, narrowed, unflatten, widened
-from delaygrad.errors import StageError
 from delaygrad.methods import Method
 from delaygrad.random_stream import RandomStream
 from delaygrad.stage.network import (
@@ -37,16 +36,20 @@ from delaygrad.stage.network import (
     apart_from,
     device_of,
     evaluating,
+    forget_casts,
+    make_own_optimizer,
+    require_loss,
     require_no_replicas,
+    require_scalar,
 )
 from delaygrad.stash import (
+    BufferStash,
     ParameterStash,
     ParameterVersion,
     Pending,
     Stash,
     as_it_was,
     autocast_dtype,
-    noting_changes,
     saving_rounded,
 )
 from delaygrad.state_check import check_state, optimizer_name
@@ -67,8 +70,9 @@ class Stage:
         seed: of the process that holds stage 0; None is this process's ``torch.initial_seed()``.
 
     Raises:
-        StageError: the last stage has no ``loss_fn``, or one with parameters of its own; a stage
-            with a delay is wrapped in ``DistributedDataParallel``.
+        StageError: the last stage has no ``loss_fn``, or one with parameters of its own; the
+            optimizer has parameters that are not the stage's; a stage with a delay is wrapped in
+            ``DistributedDataParallel``.
 
     References:
         Huo et al., ICML 2018, arXiv:1804.10574, Algorithms 1 and 2. Differs: none.
@@ -101,24 +105,12 @@ class Stage:
         self._accumulated = 0  # backward passes since the last update
         self._clear = False  # no gradients are there
         self._parameter_list = list(module.parameters())
-        self.optimizer = (
-            make_optimizer(list(self._parameter_list)) if self._parameter_list else None
-        )
-        if self.is_last and loss_fn is None:
-            raise StageError(f"the last stage needs a loss_fn (stage: {stage_index})")
-        if (
-            self.is_last
-            and isinstance(loss_fn, nn.Module)
-            and any(parameter.requires_grad for parameter in loss_fn.parameters())
-        ):
-            raise StageError(
-                "loss_fn has parameters, which no optimizer would train; make them part of the "
-                "last stage"
-            )
-        self._loss_fn = loss_fn if self.is_last else None
+        self.optimizer = make_own_optimizer(make_optimizer, self._parameter_list, stage_index)
+        self._loss_fn = require_loss(loss_fn, stage_index) if self.is_last else None
         seed = torch.initial_seed() if seed is None else seed
         self._random = RandomStream(stage_index, self.device, seed)
         self._parameters = ParameterStash(module, live=method.weights == "live")
+        self._buffers = BufferStash(module)
         self._pending: Stash[Pending] = Stash("forward pass")
 
     @property
@@ -163,13 +155,13 @@ class Stage:
             structure=structure,
             targets=targets,
             share=share,
-            weights=self._parameters.current(self.version) if self._waits else None,
+            weights=self._parameters.current() if self._waits else None,
             random_state=self._random.state() if self._waits else None,
             autocast=autocast_dtype(self.device) if self._waits else None,
+            buffers=self._buffers.current() if self._waits else {},
         )
-        with self._random.drawing(), self._noting_changes() as changed:
+        with self._random.drawing():
             outputs = self._build(batch)
-        batch.buffers = changed
         if self._recomputes:
             batch.roots = None
         self._pending.put(batch_index, batch)
@@ -223,6 +215,7 @@ class Stage:
         self._parameters.before_update()
         if self.optimizer is not None:
             self.optimizer.step()
+            forget_casts(self.device)
         self.version += 1
         self._accumulated = 0
         self._clear = False
@@ -252,10 +245,11 @@ class Stage:
         A snapshot: training on does not change it. Graphs are not saved: ``load_state_dict`` builds
         them anew from their inputs, parameters and random state.
         """
+        edition, buffers = self._parameters.edition(), self._buffers.current()
         stale = {
-            entry.weights.version: entry.weights
+            entry.weights.edition: entry.weights
             for _, entry in self._pending
-            if entry.weights and entry.weights.version != self.version
+            if entry.weights and entry.weights.edition != edition
         }
         optimizer = None if self.optimizer is None else self.optimizer.state_dict()
         return {
@@ -263,10 +257,13 @@ class Stage:
             "optimizer": copy.deepcopy(optimizer),
             "optimizer_name": optimizer_name(self.optimizer),
             "version": self.version,
+            "edition": edition,
             "accumulated": {"count": self._accumulated, "gradients": self._partial_gradients()},
             "random": self._random.state(),
-            "pending": [entry.describe(batch_index) for batch_index, entry in self._pending],
-            "weights": {str(version): kept.tensors() for version, kept in stale.items()},
+            "pending": [
+                entry.describe(batch_index, buffers) for batch_index, entry in self._pending
+            ],
+            "weights": {str(number): kept.tensors() for number, kept in stale.items()},
         }
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
@@ -285,7 +282,7 @@ class Stage:
         """
         self.check_state_dict(state)
         self._pending.clear()
-        self._parameters.forget()
+        self._parameters.reset(state["edition"])
         self.module.load_state_dict(state["model"])
         if self.optimizer is not None:
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
@@ -297,14 +294,14 @@ class Stage:
             parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
         self._random.set_state(state["random"])
         stale = {
-            int(version): self._parameters.restore(int(version), values)
-            for version, values in state["weights"].items()
+            int(number): self._parameters.restore(int(number), values)
+            for number, values in state["weights"].items()
         }
+        buffers = self._buffers.current()
         for entry in state["pending"]:
-            version = entry["version"]
-            current = version == self.version
-            weights = self._parameters.current(version) if current else stale[version]
-            batch = Pending.from_description(entry, weights, self.device)
+            current = entry["edition"] == state["edition"]
+            weights = self._parameters.current() if current else stale[entry["edition"]]
+            batch = Pending.from_description(entry, weights, buffers, self.device)
             if not self._recomputes:
                 self._rebuild(batch)
             self._pending.put(entry["batch"], batch)
@@ -349,7 +346,7 @@ class Stage:
         with _installed(batch.weights), saving_rounded(dtype, kept):
             outputs = self.module(unflatten(batch.structure, inputs))
             if self._loss_fn is not None:
-                outputs = self._loss(outputs, batch.targets)
+                outputs = require_scalar(self._loss_fn(outputs, batch.targets))
                 outputs = outputs if batch.share == 1 else outputs * batch.share
         tensors, structure = flatten(outputs)
         if self.is_last:
@@ -365,23 +362,12 @@ class Stage:
             handed_on = apart_from(self.module.buffers(), handed_on)  # a forward may change them
         return unflatten(structure, handed_on)
 
-    def _noting_changes(self) -> AbstractContextManager[dict[str, Tensor]]:
-        return noting_changes(self.module) if self._waits else nullcontext({})
-
     def _rebuild(self, batch: Pending) -> None:
         """Run the forward of a waiting batch again, as it was; leaves no other trace."""
         assert batch.random_state is not None
         here = self._random.replaying(batch.random_state)
         with here, as_it_was(self.module, batch, self.device):
             self._build(batch)
-
-    def _loss(self, outputs: Any, targets: Any) -> Tensor:
-        assert self._loss_fn is not None
-        loss = self._loss_fn(outputs, targets)
-        if not isinstance(loss, Tensor) or loss.dim() != 0:
-            found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise StageError(f"loss_fn must return a 0-d tensor (returned: {found}); take its mean")
-        return loss
 
     def _outgoing(self, leaf: Tensor) -> Tensor | None:
         grad, leaf.grad = leaf.grad, None

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from delaygrad.boundary import Structure, Tree, flatten, unflatten
 from delaygrad.errors import CheckpointError
 from delaygrad.methods import Method
-from delaygrad.stage.network import apart_from
+from delaygrad.stage.network import apart_from, forget_casts
 from delaygrad.stage.stage import Stage
 from delaygrad.stash import Pending, Stash
 from delaygrad.state_check import check_state
@@ -116,7 +116,9 @@ class SyntheticStage(Stage):
             weights=None,
             random_state=None,
         )
-        labels = targets.clone() if self.method.sees_labels and targets is not None else None
+        labels = None
+        if self.method.sees_labels:  # a caller may refill them; the synthesizer refuses the rest
+            labels = targets.clone() if isinstance(targets, Tensor) else targets
         with self._random.drawing():
             handed_on = self._apart_from_parameters(self._build(batch))
             assert batch.roots is not None
@@ -130,6 +132,7 @@ class SyntheticStage(Stage):
             torch.autograd.backward(ends, [grad for grad in synthetic if grad is not None])
         if self.optimizer is not None:
             self.optimizer.step()
+            forget_casts(self.device)
         grad_inputs = [self._outgoing(leaf) for leaf in leaves]
         pending = PendingTarget(outputs=outputs, targets=labels, grad_inputs=grad_inputs)
         self._pending_targets.put(batch_index, pending)
@@ -167,6 +170,7 @@ class SyntheticStage(Stage):
         """Let the synthesizers' optimizer step; the stage's own has done so in the forward."""
         if self._synthesizer_optimizer is not None:
             self._synthesizer_optimizer.step()
+            forget_casts(self.device)
         self.version += 1
 
     def state_dict(self) -> dict[str, Any]:

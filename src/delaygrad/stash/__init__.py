@@ -6,10 +6,11 @@ from delaygrad.stash.parameters import (
     ParameterStash,
     ParameterVersion,
 )
-from delaygrad.stash.replay import as_it_was, autocast_dtype, noting_changes
+from delaygrad.stash.replay import BufferStash, as_it_was, autocast_dtype
 from delaygrad.stash.rounding import saving_rounded
 
 __all__ = [
+    "BufferStash",
     "ParameterSlot",
     "ParameterStash",
     "ParameterVersion",
@@ -17,6 +18,5 @@ __all__ = [
     "Stash",
     "as_it_was",
     "autocast_dtype",
-    "noting_changes",
     "saving_rounded",
 ]

@@ -83,7 +83,7 @@ class Pending:
             between.
         random_state: before the forward; None where no replay is ever needed.
         autocast: what the forward computed in under ``torch.autocast``; None: it was off.
-        buffers: what those that the forward has changed were before it, by name.
+        buffers: what the forward met, by name.
         roots: ends of the graph, one per output tensor; None where no gradient runs. None in all
             where the graph is yet to be built (again).
     """
@@ -98,8 +98,12 @@ class Pending:
     buffers: dict[str, Tensor] = field(default_factory=dict)
     roots: list[Tensor | None] | None = None
 
-    def describe(self, batch_index: int) -> dict[str, Any]:
+    def describe(self, batch_index: int, buffers: dict[str, Tensor]) -> dict[str, Any]:
         """Return what a replay of the forward needs, for a checkpoint.
+
+        Args:
+            batch_index: its own.
+            buffers: of today, by name; what is still the same is left out.
 
         Raises:
             CheckpointError: the batch is in the middle of an iteration.
@@ -117,17 +121,32 @@ class Pending:
             "structure": self.structure,
             "targets": {"tensors": tensors, "structure": structure},
             "share": self.share,
-            "version": self.weights.version,
+            "edition": self.weights.edition,
             "random": self.random_state,
             "autocast": None if self.autocast is None else str(self.autocast).split(".")[1],
-            "buffers": dict(self.buffers),
+            "buffers": {
+                name: value
+                for name, value in self.buffers.items()
+                if not _same(value, buffers.get(name))
+            },
         }
 
     @classmethod
     def from_description(
-        cls, described: dict[str, Any], weights: ParameterVersion, device: torch.device
+        cls,
+        described: dict[str, Any],
+        weights: ParameterVersion,
+        buffers: dict[str, Tensor],
+        device: torch.device,
     ) -> Pending:
-        """Return a described batch on a device, its graph yet to be built."""
+        """Return a described batch on a device, its graph yet to be built.
+
+        Args:
+            described: by ``describe``.
+            weights: of its edition.
+            buffers: those that ``describe`` was given.
+            device: where to.
+        """
         wanted = zip(described["inputs"], described["requires_grad"], strict=True)
         targets = described["targets"]
         on_device = [tensor.to(device) for tensor in targets["tensors"]]
@@ -139,5 +158,16 @@ class Pending:
             weights=weights,
             random_state=described["random"],
             autocast=described["autocast"] and getattr(torch, described["autocast"]),
-            buffers={name: value.to(device) for name, value in described["buffers"].items()},
+            buffers={
+                **buffers,
+                **{name: value.to(device) for name, value in described["buffers"].items()},
+            },
         )
+
+
+def _same(one: Tensor, other: Tensor | None) -> bool:
+    if one is other:
+        return True
+    if other is None or not other.layout == one.layout == torch.strided:
+        return False
+    return other.dtype == one.dtype and torch.equal(one, other)

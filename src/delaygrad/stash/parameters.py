@@ -8,7 +8,8 @@ optimizer writes into parameters in place, so those of a waiting batch must be k
     update               the optimizer writes into the copy; the waiting graph never notices
 
 So there is one copy per parameter version, none when no update came in between, and none at all on
-a stage whose delay is 0.
+a stage whose delay is 0. Versions are told apart by their *edition*, a number that grows with every
+update, and with every change by hand that gives a parameter new memory or freezes it.
 
 With *live* parameters (the rule that the authors' code computes) the aliases go on sharing memory:
 the backward meets the activations of the forward and the parameters of today. Autograd does not
@@ -22,12 +23,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from delaygrad.errors import StageError, StashError
+
+_Place: TypeAlias = tuple[int, int, bool]
+"""Identity of a live parameter, address of its memory, whether it wants a gradient."""
 
 _GONE: Final = nn.Parameter(torch.empty(0), requires_grad=False)
 
@@ -51,13 +55,14 @@ class ParameterSlot:
 
 @dataclass(frozen=True)
 class ParameterVersion:
-    """The parameters of a stage, and which of them were frozen, after ``version`` updates.
+    """The parameters of a stage as a forward met them, and which of them were frozen.
 
     Attributes:
+        edition: those of one edition are equal.
         past: of live parameters that have moved on, the values by name; else empty.
     """
 
-    version: int
+    edition: int
     slots: list[ParameterSlot] = field(repr=False)
     past: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -129,14 +134,23 @@ class ParameterStash:
     def __init__(self, module: nn.Module, *, live: bool = False) -> None:
         self._module = module
         self._live = live
+        self._edition = 0
+        self._met: list[_Place] | None = None  # what forwards of this edition have met
         # Live ones whose memory versions use too: name, address, writes as PyTorch counts them.
         self._shared: dict[nn.Parameter, tuple[str, int, int]] = {}
         self._present: list[ParameterVersion] = []  # with live parameters, made since an update
 
-    def current(self, version: int) -> ParameterVersion:
+    def edition(self) -> int:
+        """Return that of the live parameters; a new one, if somebody has changed them by hand."""
+        if self._met is not None and self._met != self._places():
+            self._begin(self._edition + 1)
+        return self._edition
+
+    def current(self) -> ParameterVersion:
         """Return the live parameters as a version; it shares their memory until an update."""
         self.require_unspoilt()
-        current = self._alias(version, values=None)
+        current = self._alias(self.edition(), values=None)
+        self._met = self._places()
         if self._live:
             self._present.append(current)
         else:
@@ -145,11 +159,11 @@ class ParameterStash:
                 self._shared[live] = (slot.name, live.data_ptr(), live._version)
         return current
 
-    def restore(self, version: int, values: dict[str, Tensor]) -> ParameterVersion:
+    def restore(self, edition: int, values: dict[str, Tensor]) -> ParameterVersion:
         """Return a version with the values that ``ParameterVersion.tensors`` gave."""
         if not self._live:
-            return self._alias(version, values)
-        restored = self._alias(version, values=None)
+            return self._alias(edition, values)
+        restored = self._alias(edition, values=None)
         restored.past.update({name: tensor.detach().clone() for name, tensor in values.items()})
         for slot in restored.slots:
             slot.alias.requires_grad_(values[slot.name].requires_grad)
@@ -175,23 +189,43 @@ class ParameterStash:
         Frozen ones stay, and cost nothing: no optimizer writes into them. With live parameters
         nothing moves; versions are given a copy of what they were.
         """
-        if self._present:
-            values = {slot.name: slot.live.detach().clone() for slot in self._present[0].slots}
-            for version in self._present:
-                version.past.update(values)
-            self._present.clear()
+        values: dict[int, dict[str, Tensor]] = {}  # by edition
+        for version in self._present:
+            if version.edition not in values:
+                values[version.edition] = {
+                    slot.name: slot.alias.detach().clone() for slot in version.slots
+                }
+            version.past.update(values[version.edition])
+        self._present.clear()
         self.require_unspoilt()
         moving = [live for live in self._shared if live.requires_grad]
         _move(moving)
         for live in moving:
             del self._shared[live]
+        self._begin(self._edition + 1)
 
     def forget(self) -> None:
         """Forget that versions share memory: no graph waits any more."""
         self._shared.clear()
         self._present.clear()
 
-    def _alias(self, version: int, values: dict[str, Tensor] | None) -> ParameterVersion:
+    def reset(self, edition: int) -> None:
+        """Forget everything; the live parameters are of this edition."""
+        self.forget()
+        self._begin(edition)
+
+    def _begin(self, edition: int) -> None:
+        self._edition, self._met = edition, None
+
+    def _places(self) -> list[_Place]:
+        return [
+            (id(live), live.data_ptr(), live.requires_grad)
+            for owner in self._module.modules()
+            for live in owner._parameters.values()
+            if live is not None
+        ]
+
+    def _alias(self, edition: int, values: dict[str, Tensor] | None) -> ParameterVersion:
         aliases: dict[nn.Parameter, nn.Parameter] = {}  # one for each, also where tied
         slots = []
         for prefix, owner in self._module.named_modules():
@@ -203,7 +237,7 @@ class ParameterStash:
                     source = live if values is None else values[name].to(live.device)
                     aliases[live] = _alias_of(live, source, name)
                 slots.append(ParameterSlot(name, owner, attribute, live, aliases[live]))
-        return ParameterVersion(version, slots)
+        return ParameterVersion(edition, slots)
 
 
 def _alias_of(live: nn.Parameter, source: Tensor, name: str) -> nn.Parameter:

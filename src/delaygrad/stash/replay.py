@@ -1,8 +1,8 @@
 """What a forward depends on beside its inputs, parameters and random numbers; to run it again.
 
-A forward may read buffers and change them (the vectors of ``spectral_norm``), and it may run under
-autocast. Both are noted when it runs, so that it can run again as it was: in a recomputation, or
-from a checkpoint.
+A forward may read buffers that change: in forwards (the vectors of ``spectral_norm``), or in
+between, by hand. And it may run under autocast. Both are noted when it runs, so that
+it can run again as it was: in a recomputation, or from a checkpoint.
 """
 
 from __future__ import annotations
@@ -29,27 +29,42 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type) if enabled else None
 
 
-@contextmanager
-def noting_changes(module: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collect what the buffers that change within the block were before it, by name.
+class BufferStash:
+    """Keep what the buffers are before each forward, one copy for as long as they stay the same.
 
     Not the statistics of a BatchNorm in training mode, which it changes and never reads. A change
     that PyTorch does not count (through ``.data``) goes unnoticed.
+
+    Args:
+        module: the stage's network.
     """
-    before: list[tuple[str, Tensor, int, Tensor]] = [
-        (f"{prefix}.{name}" if prefix else name, buffer, buffer._version, buffer.detach().clone())
-        for prefix, owner in module.named_modules()
-        if not (isinstance(owner, _NormBase) and owner.training)
-        for name, buffer in owner._buffers.items()
-        if buffer is not None
-    ]
-    changed: dict[str, Tensor] = {}
-    yield changed
-    if before:
-        after = dict(module.named_buffers(remove_duplicate=False))
-        for name, buffer, version, value in before:
-            if after.get(name) is not buffer or buffer._version != version:
-                changed[name] = value
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._kept: dict[str, tuple[Tensor, int, Tensor]] = {}  # buffer, writes counted, copy
+
+    def current(self) -> dict[str, Tensor]:
+        """Return copies of the buffers by name; they may be those that were returned before."""
+        kept = {}
+        for prefix, owner in self._module.named_modules():
+            if isinstance(owner, _NormBase) and owner.training:
+                continue
+            for name, buffer in owner._buffers.items():
+                if buffer is None:
+                    continue
+                path = f"{prefix}.{name}" if prefix else name
+                old = self._kept.get(path)
+                # PyTorch does not count what a BatchNorm writes into its statistics.
+                if (
+                    old is None
+                    or isinstance(owner, _NormBase)
+                    or old[0] is not buffer
+                    or old[1] != buffer._version
+                ):
+                    old = buffer, buffer._version, buffer.detach().clone()
+                kept[path] = old
+        self._kept = kept
+        return {path: copy for path, (_, _, copy) in kept.items()}
 
 
 @contextmanager

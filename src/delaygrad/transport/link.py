@@ -19,17 +19,19 @@ class Message:
         tensors: detached; an activation's ``requires_grad`` asks for an error gradient. None
             stands for an error gradient that there is not.
         structure: rebuilds an activation; see ``delaygrad.boundary``.
+        phase: the first batch since the sender's last flush.
     """
 
     batch_index: int
     tensors: tuple[Tensor | None, ...]
     structure: Structure = None
+    phase: int = 0
 
     @classmethod
-    def of_activation(cls, batch_index: int, activation: Tree) -> Message:
+    def of_activation(cls, batch_index: int, activation: Tree, phase: int = 0) -> Message:
         """Pack what ``Stage.forward`` returned."""
         tensors, structure = flatten(activation)
-        return cls(batch_index, tuple(tensors), structure)
+        return cls(batch_index, tuple(tensors), structure, phase)
 
     @property
     def num_bytes(self) -> int:
@@ -47,6 +49,7 @@ class Message:
             "tensors": list(self.tensors),
             "requires_grad": [t is not None and t.requires_grad for t in self.tensors],
             "structure": self.structure,
+            "phase": self.phase,
         }
 
     @classmethod
@@ -56,7 +59,7 @@ class Message:
             None if tensor is None else tensor.detach().clone().requires_grad_(wanted)
             for tensor, wanted in zip(state["tensors"], state["requires_grad"], strict=True)
         )
-        return cls(state["batch"], tensors, state["structure"])
+        return cls(state["batch"], tensors, state["structure"], state["phase"])
 
 
 class Sender(Protocol):

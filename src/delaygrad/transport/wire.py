@@ -1,8 +1,8 @@
 """A link over torch.distributed: one direction, from one rank to another.
 
 A message is a header and a payload. The header is the length of a JSON text and that text: batch,
-structure, and for each tensor its dtype, shape, memory order and whether it wants a gradient. The
-payload is the tensors' bytes.
+phase, structure, and for each tensor its dtype, shape, memory order and whether it wants a
+gradient. The payload is the tensors' bytes.
 
     sender    isend(header)  isend(payload)          never waits for this message, only for old ones
     receiver  irecv(header)  irecv(payload)          posted before the message is asked for
@@ -126,6 +126,7 @@ class WireSender:
         payload = self._pack([part[0].reshape(-1) for part in parts if part is not None])
         header = {
             "batch": message.batch_index,
+            "phase": message.phase,
             "structure": message.structure,
             "bytes": payload.numel(),
             "tensors": [
@@ -213,7 +214,8 @@ class WireReceiver:
             payload = torch.cat([payload, rest]) if self._capacity else rest
             self._capacity = wire.next_capacity(num_bytes)
         self._post_ahead()
-        return Message(header["batch"], _unpack(payload, header["tensors"]), header["structure"])
+        tensors = _unpack(payload, header["tensors"])
+        return Message(header["batch"], tensors, header["structure"], header["phase"])
 
     def _read_header(self) -> dict[str, Any]:
         text = bytes(self._header.numpy())

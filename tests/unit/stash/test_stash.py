@@ -10,7 +10,7 @@ from exact import assert_same
 from torch import nn
 
 from delaygrad.errors import StashError
-from delaygrad.stash import ParameterStash, Pending, Stash, as_it_was, noting_changes
+from delaygrad.stash import BufferStash, ParameterStash, Pending, Stash, as_it_was
 
 
 def test_an_entry_is_taken_out_once() -> None:
@@ -39,7 +39,7 @@ def addresses(module: nn.Module) -> list[int]:
 def test_a_version_costs_no_memory_until_an_update() -> None:
     module = nn.Linear(3, 2)
     stash = ParameterStash(module)
-    version = stash.current(0)
+    version = stash.current()
     assert [slot.alias.data_ptr() for slot in version.slots] == addresses(module)
 
 
@@ -47,7 +47,7 @@ def test_an_update_moves_the_live_parameters_and_not_the_version() -> None:
     module = nn.Linear(3, 2)
     before, values = addresses(module), [p.detach().clone() for p in module.parameters()]
     stash = ParameterStash(module)
-    first, second = stash.current(0), stash.current(0)
+    first, second = stash.current(), stash.current()
     stash.before_update()
     assert not set(addresses(module)) & set(before)
     with torch.no_grad():
@@ -62,12 +62,12 @@ def test_an_update_moves_the_live_parameters_and_not_the_version() -> None:
 def test_an_update_without_a_waiting_version_copies_nothing() -> None:
     module = nn.Linear(3, 2)
     stash = ParameterStash(module)
-    stash.current(0)
+    stash.current()
     stash.before_update()
     before = addresses(module)
     stash.before_update()
     assert addresses(module) == before
-    stash.current(1)
+    stash.current()
     stash.forget()
     stash.before_update()
     assert addresses(module) == before
@@ -77,7 +77,7 @@ def test_the_module_computes_with_a_version_only_within_the_block() -> None:
     module = nn.Sequential(nn.Linear(3, 3), nn.LSTM(3, 3))
     live = list(module.parameters())
     weights = module[1]._flat_weights
-    version = ParameterStash(module).current(0)
+    version = ParameterStash(module).current()
     with version.installed():
         assert [id(p) for p in module.parameters()] == [id(s.alias) for s in version.slots]
         assert module[1]._flat_weights[0] is module[1].weight_ih_l0 is not live[2]
@@ -87,7 +87,7 @@ def test_the_module_computes_with_a_version_only_within_the_block() -> None:
 
 def test_a_parameter_replaced_meanwhile_stays_replaced() -> None:
     module = nn.Linear(3, 2)
-    version = ParameterStash(module).current(0)
+    version = ParameterStash(module).current()
     replacement = nn.Parameter(torch.ones(2, 3))
     module.weight = replacement
     with version.installed():
@@ -98,7 +98,7 @@ def test_a_parameter_replaced_meanwhile_stays_replaced() -> None:
 def test_tied_parameters_share_one_alias_and_one_gradient() -> None:
     module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     module[1].weight = module[0].weight
-    version = ParameterStash(module).current(0)
+    version = ParameterStash(module).current()
     assert [slot.name for slot in version.slots] == ["0.weight", "0.bias", "1.weight", "1.bias"]
     assert version.slots[0].alias is version.slots[2].alias
     version.slots[0].alias.grad = torch.ones(3, 3)
@@ -111,7 +111,7 @@ def test_frozen_parameters_are_kept_too_but_never_copied() -> None:
     module = nn.Linear(3, 2)
     module.bias.requires_grad_(False)
     stash = ParameterStash(module)
-    version = stash.current(0)
+    version = stash.current()
     assert [slot.alias.requires_grad for slot in version.slots] == [True, False]
     stash.before_update()
     weight, bias = version.slots
@@ -124,7 +124,7 @@ def test_frozen_parameters_are_kept_too_but_never_copied() -> None:
 
 def test_a_parameter_frozen_meanwhile_gets_no_gradient() -> None:
     module = nn.Linear(3, 2)
-    version = ParameterStash(module).current(0)
+    version = ParameterStash(module).current()
     version.slots[0].alias.grad = torch.ones(2, 3)
     module.weight.requires_grad_(False)
     version.move_gradients()
@@ -135,14 +135,14 @@ def test_a_restored_version_has_the_saved_values_and_what_was_frozen() -> None:
     module = nn.Linear(3, 2)
     stash = ParameterStash(module)
     module.bias.requires_grad_(False)
-    saved = {name: t.clone().detach() for name, t in stash.current(5).tensors().items()}
-    for name, tensor in stash.current(5).tensors().items():
+    saved = {name: t.clone().detach() for name, t in stash.current().tensors().items()}
+    for name, tensor in stash.current().tensors().items():
         saved[name].requires_grad_(tensor.requires_grad)
     with torch.no_grad():
         module.weight.zero_()
     module.bias.requires_grad_(True)
     restored = stash.restore(5, saved)
-    assert restored.version == 5
+    assert restored.edition == 5
     assert [slot.alias.requires_grad for slot in restored.slots] == [True, False]
     assert_same(restored.tensors(), saved)
 
@@ -164,32 +164,66 @@ def test_copied_buffers_leave_no_trace() -> None:
         assert buffer is buffers[name] and torch.equal(buffer, values[name])
 
 
-def test_what_changes_in_a_forward_is_noted_and_comes_back() -> None:
-    class Counts(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("count", torch.zeros(1))
-            self.register_buffer("rebound", torch.zeros(1))
-            self.register_buffer("constant", torch.ones(2))
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+        self.register_buffer("rebound", torch.zeros(1))
+        self.register_buffer("constant", torch.ones(2))
 
-        def forward(self) -> None:
-            self.count += 1
-            self.rebound = self.rebound + 1
+    def forward(self) -> None:
+        self.count += 1
+        self.rebound = self.rebound + 1
 
+
+def test_buffers_are_kept_as_each_forward_met_them() -> None:
     module = nn.Sequential(nn.BatchNorm1d(3), Counts())
-    with noting_changes(module) as changed:
-        module[0](torch.randn(4, 3))  # changes its statistics, and does not read them
-        module[1]()
-    assert {name: value.tolist() for name, value in changed.items()} == {
-        "1.count": [0.0],
-        "1.rebound": [0.0],
-    }
+    stash = BufferStash(module)
+    first = stash.current()
+    assert set(first) == {"1.count", "1.rebound", "1.constant"}  # not unread statistics
     module[1]()
-    with as_it_was(module, waiting(buffers=changed), torch.device("cpu")):
-        assert module[1].count.item() == module[1].rebound.item() == 0
-        module[1]()
-    assert changed["1.count"].item() == 0  # what is kept is not what a replay works on
+    second = stash.current()
+    module[1]()
+    for met, count in ((first, 0), (second, 1)):
+        with as_it_was(module, waiting(buffers=met), torch.device("cpu")):
+            assert module[1].count.item() == module[1].rebound.item() == count
+            module[1]()
+        assert met["1.count"].item() == count  # what is kept is not what a replay works on
     assert module[1].count.item() == module[1].rebound.item() == 2
+
+
+def test_a_buffer_that_stays_the_same_is_copied_once() -> None:
+    module = Counts()
+    stash = BufferStash(module)
+    first = stash.current()
+    module()
+    assert stash.current()["constant"] is first["constant"]
+    module.constant = torch.full((2,), 3.0)
+    assert stash.current()["constant"].tolist() == [3.0, 3.0]
+
+
+def test_statistics_that_a_batchnorm_reads_are_kept_whoever_writes_them() -> None:
+    module = nn.BatchNorm1d(3)
+    stash = BufferStash(module.eval())
+    before = stash.current()["running_mean"]
+    module.train()(torch.randn(4, 3) + 7)  # PyTorch does not count this write
+    after = BufferStash(module.eval()).current()["running_mean"]
+    assert torch.equal(before, torch.zeros(3)) and not torch.equal(after, before)
+    assert torch.equal(stash.current()["running_mean"], after)
+
+
+def test_a_change_by_hand_begins_an_edition() -> None:
+    module = nn.Linear(3, 2)
+    stash = ParameterStash(module)
+    assert stash.edition() == stash.current().edition == stash.current().edition == 0
+    module.weight.data = module.weight.data * 0.5
+    assert stash.edition() == stash.current().edition == 1
+    module.bias.requires_grad_(False)
+    assert stash.current().edition == 2
+    stash.before_update()
+    assert stash.edition() == stash.current().edition == 3
+    module.weight = nn.Parameter(torch.ones(2, 3))
+    assert stash.current().edition == 4
 
 
 def test_a_replay_computes_in_what_the_forward_computed_in() -> None:
