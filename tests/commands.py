@@ -88,6 +88,12 @@ def workers(process: subprocess.Popen) -> list[int]:
     return [pid for pid in session(process) if is_worker(pid)]
 
 
+def ranks_of(process: subprocess.Popen) -> list[int]:
+    """The pids of the ranks that a torchrun has started, each in a session of its own."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(p) for p in children if "delaygrad" in Path(f"/proc/{p}/cmdline").read_text()]
+
+
 def train(run_dir: Path, num_stages: int, *arguments: object) -> list[str]:
     """The arguments that train a small network on digits."""
     cuts = ("--cuts", *CUTS[num_stages]) if num_stages > 1 else ()

@@ -93,7 +93,7 @@ class RandomStream:
         return state
 
     def _write(self, state: RandomState) -> None:
-        torch.set_rng_state(state["cpu"])
-        if self._device.type != "cpu":
+        torch.set_rng_state(state["cpu"].cpu())  # torch.load may have moved it
+        if self._device.type != "cpu" and self._device.type in state:
             module = torch.get_device_module(self._device)
-            module.set_rng_state(state[self._device.type], self._device)
+            module.set_rng_state(state[self._device.type].cpu(), self._device)

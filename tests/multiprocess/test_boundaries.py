@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from exact import assert_same
 from ranks import run_ranks
 from torch import Tensor, nn
 
 import delaygrad as dg
+from delaygrad.transport import Message
+from delaygrad.transport.wire import Wire, WireReceiver, WireSender
 
 # As many tensors as samples. The first header fits about 60; it grows, is too large, grows again.
 SIZES = (3, 200, 200, 2, 200, 1, 300, 5)
@@ -80,3 +83,35 @@ def test_many_tensors_and_lazy_views_cross_as_in_one_process() -> None:
         assert_same(above[kind][0], drive(pipe))
         for found, stage in zip((below, above), pipe.stages, strict=True):
             assert_same(found[kind][1], stage.state_dict())
+
+
+LENGTHS = [10, 1000, 10, 10, 10]  # of messages, in float32 numbers
+HEADER_BYTES = 4096
+
+
+def send_sizes(rank: int, world_size: int) -> list[int]:
+    """On rank 0 the bytes of all payload pieces, on rank 1 the numbers that arrived."""
+    world = dist.group.WORLD
+    wire = Wire(1 - rank, "the other", "an activation", world, world, torch.device("cpu"), 20.0)
+    if rank == 1:
+        receiver = WireReceiver(wire)
+        arrived = [receiver.receive().tensors[0] for _ in LENGTHS]
+        return [int(tensor.sum()) for tensor in arrived if tensor is not None]
+    sent, isend = [], dist.isend
+
+    def counting(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        sent.append(tensor.numel())
+        return isend(tensor, *args, **kwargs)
+
+    dist.isend = counting
+    sender = WireSender(wire)
+    for batch, size in enumerate(LENGTHS):
+        sender.send(Message(batch, (torch.ones(size),)))
+    sender.finish()
+    return [num_bytes for num_bytes in sent if num_bytes != HEADER_BYTES]
+
+
+def test_one_large_message_does_not_make_the_later_ones_large() -> None:
+    sent, arrived = run_ranks(send_sizes, 2)
+    assert arrived == LENGTHS
+    assert sent == [40, 40, 3960, 4000, 4000, 40]  # the larger of the last two, then what is left

@@ -16,6 +16,7 @@ from commands import (
     delaygrad,
     here,
     iterations_done,
+    ranks_of,
     reports,
     running,
     session,
@@ -136,8 +137,7 @@ def test_ranks_do_not_outlive_a_killed_torchrun(tmp_path: Path) -> None:
     launcher = (*TORCHRUN, "--standalone", "--nproc-per-node", 2, "-m", "delaygrad")
     with running(*launcher, *arguments) as process:
         wait_until(lambda: reports(tmp_path / "run"))
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        ranks = [pid for pid in children if "delaygrad" in Path(f"/proc/{pid}/cmdline").read_text()]
+        ranks = ranks_of(process)
         assert len(ranks) == 2
         process.kill()
         process.wait()

@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from commands import CUTS, delaygrad, here, reports, summary, torchrun, train
+from commands import (
+    CUTS,
+    TIMEOUT_S,
+    TORCHRUN,
+    delaygrad,
+    here,
+    ranks_of,
+    reports,
+    running,
+    summary,
+    torchrun,
+    train,
+    wait_until,
+)
+from ranks import run_ranks
 from safetensors.torch import load_file
 
 from delaygrad.data import load
+from delaygrad.errors import DataError
 from delaygrad.models import build
 from delaygrad.records import read_events
-from delaygrad.training import load_config
+from delaygrad.runtime.team import Ranks
+from delaygrad.training import TrainConfig, load_config
+from delaygrad.training.assembly import load_data
+from delaygrad.training.run import require_alike
 
 pytestmark = pytest.mark.slow
 
@@ -121,3 +142,44 @@ def test_torchrun_joins_a_run_and_resumes_it(tmp_path: Path) -> None:
     found = json.loads(resumed.stdout)
     assert found["parameters_sha256"] == expected
     assert found["train_loss"] == summary(tmp_path / "local")["train_loss"]
+
+
+def test_torchrun_restarts_a_run_that_has_lost_a_rank(tmp_path: Path) -> None:
+    length = ("--iterations", "800", "--checkpoint-every", "100")
+    here(train(tmp_path / "local", 2, *length))
+    arguments = (*train(tmp_path / "run", 2, *length), "--runtime", "distributed", "--quiet")
+    settings = ("--standalone", "--max-restarts", 1, "--nproc-per-node", 2, "-m", "delaygrad")
+    with running(*TORCHRUN, *settings, *arguments) as process:
+        wait_until(lambda: list((tmp_path / "run" / "checkpoints").glob("iteration-????????")))
+        os.kill(ranks_of(process)[1], signal.SIGKILL)
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, err
+    assert "exitcode: -9" in err  # it did die
+    for key in ("parameters_sha256", "train_loss"):
+        assert summary(tmp_path / "run")[key] == summary(tmp_path / "local")[key]
+
+
+def begin_with_texts(rank: int, world_size: int, folder: Path) -> str:
+    config = TrainConfig(data="text", data_dir=folder / f"host{rank}", context_length=8)
+    team = Ranks(timeout_s=20)
+    try:
+        require_alike(config, load_data(config), False, team)
+    except DataError as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def test_hosts_with_different_data_are_told_so(tmp_path: Path) -> None:
+    for rank, ending in enumerate(("\n", "\r\n")):  # as a version control system may leave them
+        (tmp_path / f"host{rank}").mkdir()
+        text = 300 * f"to be or not to be{ending}"
+        (tmp_path / f"host{rank}" / "input.txt").write_bytes(text.encode())
+    told = run_ranks(begin_with_texts, 2, args=(tmp_path,))
+    found = re.fullmatch(
+        r"the ranks do not have the same training data \(rank 1: \d+ samples, 9 classes, first "
+        r"batch (\w{8}), rank 0: \d+ samples, 8 classes, first batch (\w{8})\); give every host "
+        "the same files",
+        told[1],
+    )
+    assert found and found[1] != found[2] and "rank 0: " in told[0]
+    assert run_ranks(begin_with_texts, 1, args=(tmp_path,)) == ["nothing was raised"]

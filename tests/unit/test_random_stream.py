@@ -82,3 +82,12 @@ def test_seeds_differ_between_stages_and_are_valid_for_any_seed() -> None:
         assert len(set(seeds)) == 63
         assert all(0 <= s < 2**63 for s in seeds)
         torch.Generator().manual_seed(seeds[-1])
+
+
+def test_a_state_of_another_device_may_be_set() -> None:
+    for stage_index in (0, 1):
+        stream = RandomStream(stage_index, CPU, torch.initial_seed())
+        start = stream.state()
+        first = draw(stream)
+        stream.set_state({**start, "cuda": torch.zeros(16, dtype=torch.uint8)})
+        assert draw(stream) == first

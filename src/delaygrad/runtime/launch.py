@@ -19,9 +19,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.rendezvous import rendezvous
 
 from delaygrad import errors
 from delaygrad.errors import ConfigError, TransportError, WorkerError
@@ -92,7 +94,7 @@ def joined(launch: Launch, device: torch.device) -> Iterator[int]:
     on_sigint = signal.signal(signal.SIGINT, signal.SIG_DFL)
     backend = "gloo" if device.type == "cpu" else None  # None: gloo for CPU, NCCL for CUDA
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=launch.timeout_s))
+        _join(backend, timedelta(seconds=launch.timeout_s))
     except (ValueError, RuntimeError) as error:
         raise TransportError(
             f"cannot join the other ranks: {str(error).splitlines()[0]}; start them with torchrun, "
@@ -102,6 +104,18 @@ def joined(launch: Launch, device: torch.device) -> Iterator[int]:
     # Not after an error: the others would see this rank leave before its own error is on record.
     dist.destroy_process_group()
     signal.signal(signal.SIGINT, on_sigint)
+
+
+def _join(backend: str | None, timeout: timedelta) -> None:
+    """Initialise the default group, under names that no earlier attempt of torchrun's has used.
+
+    Where torchrun restarts a run, its store still has the addresses of the ranks that ended, and
+    the new ones may meet those before their own.
+    """
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"delaygrad/attempt {attempt}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def run_workers(entry: Callable[..., Any], launch: Launch, *args: Any) -> dict[int, Any]:

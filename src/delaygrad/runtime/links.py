@@ -141,6 +141,7 @@ class Groups:
 
     def _make(self, backend: str) -> dist.ProcessGroup:
         ranks = self._ranks
+        # Bound to no device: NCCL would then split the default group, which takes all its ranks.
         group, _ = distributed_c10d._new_process_group_helper(
             len(ranks),
             ranks.index(dist.get_rank()),
@@ -149,7 +150,6 @@ class Groups:
             self._store,
             distributed_c10d.GroupName(f"{self._name}/{len(self._made)}"),
             timeout=self._timeout,
-            device_id=distributed_c10d._get_default_group().bound_device_id,
         )
         assert isinstance(group, dist.ProcessGroup)
         distributed_c10d._world.pg_group_ranks[group] = {rank: k for k, rank in enumerate(ranks)}

@@ -131,7 +131,11 @@ class Worker:
             for index, (part, _) in enumerate(parts_of(inputs, num_parts), first):
                 self._inputs[index] = _copied(part) if self._offset else part
         if self.stage.wants_targets:
-            for index, (part, share) in enumerate(parts_of(targets, num_parts), first):
+            try:
+                parts = parts_of(targets, num_parts)
+            except DelaygradError as error:
+                raise type(error)(f"targets: {error}") from error
+            for index, (part, share) in enumerate(parts, first):
                 self._targets[index] = _copied(part) if self._offset else part
                 self._shares[index] = share
 

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from delaygrad import models
 from delaygrad.data import DataSource, batch_indices, load
+from delaygrad.data.dataset import Indices
 from delaygrad.errors import ConfigError
 from delaygrad.methods import METHODS, Method
 from delaygrad.partition import cuts_of, split
 from delaygrad.runtime import DistributedPipeline, LocalPipeline, Pipeline
 from delaygrad.training.config import METHOD_OPTIONS, TrainConfig
 from delaygrad.training.evaluation import cross_entropy
-from delaygrad.training.run_folder import new_run_dir
+from delaygrad.training.run_folder import new_run_dir, parameters_sha256
 
 
 def load_data(config: TrainConfig) -> DataSource:
@@ -57,6 +58,22 @@ def build_model(config: TrainConfig, source: DataSource) -> nn.Sequential:
     return model
 
 
+def first_batch_sha256(config: TrainConfig, source: DataSource) -> str:
+    """Digest the inputs and targets that a run begins with, as they are before augmentation."""
+    indices = _first_batch(config, source)
+    inputs, targets = source.train.inputs(indices), source.train.targets(indices)
+    return parameters_sha256({"inputs": inputs, "targets": targets})
+
+
+def _first_batch(config: TrainConfig, source: DataSource) -> Indices:
+    return batch_indices(
+        seed=config.seed,
+        iteration=0,
+        num_samples=source.train.num_samples,
+        batch_size=config.batch_size,
+    )
+
+
 def resolve(config: TrainConfig, source: DataSource) -> TrainConfig:
     """Fill in what is left open: cuts (by measuring the layers), learning rate, run folder."""
     build_method(config, source)  # complain before anything is measured
@@ -68,15 +85,11 @@ def resolve(config: TrainConfig, source: DataSource) -> TrainConfig:
         if config.cuts:
             stages = split(model, config.stages, cuts=config.cuts)
         else:
-            indices = batch_indices(
-                seed=config.seed,
-                iteration=0,
-                num_samples=source.train.num_samples,
-                batch_size=config.batch_size,
-            )
-            sample_inputs = place(source.train.inputs(indices), config, torch.device("cpu"))
+            indices = _first_batch(config, source)
+            device = torch.device(config.device)
+            sample_inputs = place(source.train.inputs(indices), config, device)
             stages = split(
-                model,
+                model.to(device),
                 config.stages,
                 sample_inputs=sample_inputs,
                 recompute=config.recompute,

@@ -45,8 +45,8 @@ def write_stage(checkpoints: Path, iteration: int, stage_index: int, state: dict
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path, metadata={_HEADER: header})
         digest.write_text(f"{_sha256(path)}  {path.name}\n", encoding="utf-8")
-        _synchronise(path)
-        _synchronise(digest)
+        synchronise(path)
+        synchronise(digest)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)  # leaves room on a full disk
         raise CheckpointError(
@@ -64,9 +64,9 @@ def finish(checkpoints: Path, iteration: int) -> None:
     """
     unfinished = _unfinished(checkpoints, iteration)
     try:
-        _synchronise(unfinished)
+        synchronise(unfinished)
         os.rename(unfinished, checkpoints / _FOLDER.format(iteration))
-        _synchronise(checkpoints)
+        synchronise(checkpoints)
     except FileNotFoundError:
         pass  # another rank on this disk was first
     except OSError as error:
@@ -139,7 +139,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _synchronise(path: Path) -> None:
+def synchronise(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -152,7 +153,7 @@ def _take_apart(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         view, order = to_row_major(dense(value.detach()))
         name = f"{len(tensors)} {path}"  # a path alone may be ambiguous: keys may hold dots
-        tensors[name] = view.clone()
+        tensors[name] = view.to("cpu", copy=True)
         return {"tensor": name, "order": order, "requires_grad": value.requires_grad}
     if isinstance(value, dict) and all(isinstance(key, _PLAIN) for key in value):
         items = [[key, _take_apart(item, f"{path}.{key}", tensors)] for key, item in value.items()]

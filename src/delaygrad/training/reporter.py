@@ -47,7 +47,7 @@ class Reporter:
         self._run_dir = run_dir
         with run_folder.writing(run_dir):
             self._log = EventLog(run_dir / run_folder.RECORDS)
-            self._board = SummaryWriter(str(run_dir / run_folder.TENSORBOARD), purge_step=done)
+            self._board = SummaryWriter(str(run_dir / run_folder.TENSORBOARD), purge_step=done + 1)
         self._started_s = time.perf_counter()
         self._console = Console(stderr=True, quiet=quiet)
         self._bar = Progress(

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from delaygrad.data import DataSource
-from delaygrad.errors import CheckpointError, ConfigError
+from delaygrad.errors import CheckpointError, ConfigError, DataError
 from delaygrad.runtime import Launch, launched_by_torchrun, run_workers
 from delaygrad.runtime.launch import joined, require_single_process
 from delaygrad.runtime.team import Ranks, Solo, Team
 from delaygrad.training import checkpoint, run_folder
-from delaygrad.training.assembly import build_pipeline, load_data, resolve
+from delaygrad.training.assembly import build_pipeline, first_batch_sha256, load_data, resolve
 from delaygrad.training.config import TrainConfig, config_from_json, load_config
 from delaygrad.training.loop import TrainingLoop
 from delaygrad.training.reporter import announce
@@ -34,7 +34,16 @@ def train(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any] | None:
     Raises:
         DelaygradError: something in the configuration, the data or the run is wrong.
     """
+    if _restarted(config):
+        assert config.run_dir is not None
+        return resume(config.run_dir, quiet=quiet)
     return _dispatch(config, None, quiet)
+
+
+def _restarted(config: TrainConfig) -> bool:
+    """Say whether torchrun has started this run once more, after a failure (--max-restarts)."""
+    times = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return times > 0 and config.run_dir is not None and run_folder.holds_run(config.run_dir)
 
 
 def resume(run_dir: Path, *, quiet: bool = False) -> dict[str, Any] | None:
@@ -43,6 +52,7 @@ def resume(run_dir: Path, *, quiet: bool = False) -> dict[str, Any] | None:
     Raises:
         ConfigError: there is no run in the folder, or it is finished.
         CheckpointError: it has no checkpoint, or a corrupt one.
+        DataError: the hosts do not have the same data.
     """
     if not (run_dir / run_folder.CONFIG).exists():
         raise ConfigError(f"there is no run in this folder ({run_dir}); it has no config.json")
@@ -99,15 +109,40 @@ def _rank_main(
     config = config_from_json(values)
     device = torch.device(config.device)
     if device.type != "cpu":
+        if "LOCAL_RANK" not in os.environ:
+            raise ConfigError("LOCAL_RANK is not set: nothing says which GPU is this process's")
         device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
         torch.accelerator.set_device_index(device.index)
     with joined(launch, device) as rank:
         team = Ranks(timeout_s=config.timeout_s)
         source = load_data(config)
+        if not prepared:
+            require_alike(config, source, resuming, team)
         iteration = _common_checkpoint(config, team) if resuming else None
         if not prepared:
             config = _prepare_together(config, source, iteration, team)
         return _run(config, source, team, device, iteration, quiet, rank=rank)
+
+
+def require_alike(config: TrainConfig, source: DataSource, resuming: bool, team: Team) -> None:
+    """Raise on every rank unless all begin with the same data, and from where rank 0 does."""
+    data = source.train.num_samples, source.num_classes, first_batch_sha256(config, source)
+    theirs, resumes = team.broadcast((data, resuming))
+    differing = [rank for rank, found in enumerate(team.gather(data)) if found != data]
+    if team.broadcast(differing):
+        raise DataError(
+            f"the ranks do not have the same training data (rank {team.rank}: {_told(data)}, rank "
+            f"0: {_told(theirs)}); give every host the same files"
+        )
+    if resuming != resumes:
+        raise ConfigError(
+            f"rank 0 {'continues' if resumes else 'begins'} a run, rank {team.rank} does not; "
+            "remove the run folders that are left of another run"
+        )
+
+
+def _told(data: tuple[int, int, str]) -> str:
+    return f"{data[0]} samples, {data[1]} classes, first batch {data[2][:8]}"
 
 
 def _prepare(config: TrainConfig, source: DataSource, iteration: int | None) -> TrainConfig:

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from delaygrad.errors import ConfigError
 from delaygrad.records import TRACE_EVENTS, Trace, read_events
+from delaygrad.training.checkpoint import synchronise
 from delaygrad.training.config import TrainConfig
 
 CONFIG, RECORDS, SUMMARY = "config.json", "records.jsonl", "summary.json"
@@ -99,18 +100,21 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a file whole or not at all."""
     with _draft_of(path) as draft, draft.open("w", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextmanager
 def _draft_of(path: Path) -> Iterator[Path]:
-    """Write the draft within the block; then it takes the path's place, or is gone."""
+    """Write the draft within the block; then it takes the path's place, or is gone.
+
+    On disk before it has its name: a power cut leaves the old file or the new one.
+    """
     draft = path.with_name(f"{path.name}.{os.getpid()}.unfinished")  # ranks may share a folder
     try:
         with writing(path):
             yield draft
+            synchronise(draft)
             os.replace(draft, path)
+            synchronise(path.parent)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -120,9 +124,16 @@ def rewind_records(run_dir: Path, iteration: int) -> None:
     path = run_dir / RECORDS
     if not path.exists():
         return
-    kept = [event for event in read_events(path) if event.get("iteration", 0) <= iteration]
+    kept = [event for event in read_events(path) if _iterations_before(event) <= iteration]
     with _draft_of(path) as draft:
         draft.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
+
+
+def _iterations_before(event: dict[str, Any]) -> int:
+    """Iterations that a run must have done to write an event."""
+    count: int = event.get("iteration", 0)
+    # A direction is named by the batch that it is of, counted from 0.
+    return count + 1 if event["event"] == "direction" else count
 
 
 def append_event(run_dir: Path, event: str, **fields: Any) -> None:

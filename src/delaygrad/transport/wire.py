@@ -8,10 +8,11 @@ gradient. The payload is the tensors' bytes.
     receiver  irecv(header)  irecv(payload)          posted before the message is asked for
 
 The receiver must name a size before it knows the message, so both ends agree on a *capacity* of the
-header and one of the payload: the size of the largest so far. What is smaller (a short last batch)
-travels in a buffer of that size and is cut out of it; of what is larger the first ``capacity``
-bytes travel as usual, the rest in a piece of its own after both, and the capacity grows. In steady
-state a message has two pieces, and a tensor that crosses a boundary alone travels without a copy.
+header (the size of the largest so far) and one of the payload (the larger of the last two). What is
+smaller (a short last batch) travels in a buffer of that size and is cut out of it; of what is
+larger the first ``capacity`` bytes travel as usual, the rest in a piece of its own after both. In
+steady state a message has two pieces, and a tensor that crosses a boundary alone travels without a
+copy.
 
 Messages of one link arrive in the order they were sent; nothing relies on tags, which NCCL ignores.
 Each direction has a process group of its own. Headers need a group whose tensors live on the CPU.
@@ -22,6 +23,7 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from math import prod
@@ -37,6 +39,7 @@ from delaygrad.transport.link import Message
 
 _HEADER_BYTES = 4096  # the first capacity: room for some 60 tensors
 _LENGTH_BYTES = 8
+_REMEMBERED = 2  # so that one short message does not shrink the capacity
 _ALIGNMENT_BYTES = 64
 
 
@@ -76,13 +79,13 @@ class Wire:
         except RuntimeError as error:
             raise self.failure(doing, error) from error
 
-    def next_capacity(self, num_bytes: int) -> int:
-        """Say what size both ends agree on after a message that was larger than before.
+    def next_capacity(self, latest: Iterable[int]) -> int:
+        """Say what size both ends agree on after messages of these sizes.
 
         0 on an accelerator: a receive that waits for a message would be a kernel that keeps the
         device busy, so there it is posted when the header has come.
         """
-        return num_bytes if self.device.type == "cpu" else 0
+        return max(latest) if self.device.type == "cpu" else 0
 
     def failure(self, doing: str, error: RuntimeError) -> TransportError:
         """Say what went wrong, in which direction, with whom."""
@@ -112,6 +115,7 @@ class WireSender:
     def __init__(self, wire: Wire, in_flight: int = 2) -> None:
         self._wire, self._max_in_flight = wire, in_flight
         self._capacity, self._header_capacity = 0, _HEADER_BYTES
+        self._latest: deque[int] = deque(maxlen=_REMEMBERED)  # sizes of payloads
         self._in_flight: deque[list[tuple[dist.Work, Tensor]]] = deque()
 
     def send(self, message: Message) -> None:
@@ -156,10 +160,9 @@ class WireSender:
         wire = self._wire
         header, more_header = _cut(header, self._header_capacity)
         self._header_capacity += more_header.numel()
-        num_bytes = payload.numel()
+        self._latest.append(payload.numel())
         payload, more_payload = _cut(payload, self._capacity)
-        if more_payload.numel():
-            self._capacity = wire.next_capacity(num_bytes)
+        self._capacity = wire.next_capacity(self._latest)
         pieces = [
             (header, wire.header_group),
             (payload, wire.payload_group),
@@ -189,6 +192,7 @@ class WireReceiver:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._capacity, self._header_capacity = 0, _HEADER_BYTES
+        self._latest: deque[int] = deque(maxlen=_REMEMBERED)  # sizes of payloads
         self._header_work: dist.Work | None = None
         self._payload_work: dist.Work | None = None
         self._post()
@@ -212,7 +216,8 @@ class WireReceiver:
             rest = self._empty(num_bytes - self._capacity)
             wire.wait(self._irecv(rest, wire.payload_group), "receiving")
             payload = torch.cat([payload, rest]) if self._capacity else rest
-            self._capacity = wire.next_capacity(num_bytes)
+        self._latest.append(num_bytes)
+        self._capacity = wire.next_capacity(self._latest)
         self._post_ahead()
         tensors = _unpack(payload, header["tensors"])
         return Message(header["batch"], tensors, header["structure"], header["phase"])

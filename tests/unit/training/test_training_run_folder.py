@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -103,6 +104,38 @@ def test_rewind_drops_the_events_that_come_again(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert run_folder.last_loss(tmp_path) == 1 / 20
     assert [path.name for path in tmp_path.iterdir()] == ["records.jsonl"]
+
+
+def test_rewind_drops_a_direction_that_is_measured_again(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "records.jsonl")
+    for batch in (0, 10, 20):  # a run that has done 20 iterations has not met batch 20
+        log.write("direction", iteration=batch)
+    log.close()
+    run_folder.rewind_records(tmp_path, 20)
+    events = read_events(tmp_path / "records.jsonl")
+    assert [event["iteration"] for event in events] == [0, 10]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    did: list[tuple[str, str]] = []
+    replace, synchronise = os.replace, run_folder.synchronise
+
+    def note_replace(draft: Path, path: Path) -> None:
+        did.append(("rename", path.name))
+        replace(draft, path)
+
+    def note_synchronise(path: Path) -> None:
+        did.append(("synchronise", path.name.split(".")[0]))
+        synchronise(path)
+
+    monkeypatch.setattr(os, "replace", note_replace)
+    monkeypatch.setattr(run_folder, "synchronise", note_synchronise)
+    run_folder.write_model(tmp_path, {"weight": torch.ones(2)})
+    assert did == [
+        ("synchronise", "model"), ("rename", "model.safetensors"), ("synchronise", tmp_path.name)
+    ]  # fmt: skip
 
 
 def test_without_records_there_is_nothing_to_rewind(tmp_path: Path) -> None:
