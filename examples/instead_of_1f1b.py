@@ -21,7 +21,7 @@ def make_optimizer(parameters):
 
 dist.init_process_group("gloo")
 rank, world_size = dist.get_rank(), dist.get_world_size()
-torch.set_num_threads(1)  # the cores of this host over its processes
+torch.set_num_threads(1)  # this process's share of the host's cores
 torch.manual_seed(0)  # the same network and data on every rank
 inputs, targets = torch.randn(128, 256), torch.randint(10, (128,))
 blocks = [nn.Sequential(nn.Linear(256, 256), nn.ReLU()) for _ in range(32)]

@@ -14,7 +14,7 @@ import delaygrad as dg
 
 dist.init_process_group("gloo")
 rank, world_size = dist.get_rank(), dist.get_world_size()
-torch.set_num_threads(1)  # the cores of this host over its processes
+torch.set_num_threads(1)  # this process's share of the host's cores
 torch.manual_seed(0)  # the same network on every rank
 
 images, labels = load_digits(return_X_y=True)
