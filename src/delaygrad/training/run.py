@@ -94,8 +94,10 @@ def _device(config: TrainConfig) -> torch.device:
     device = torch.device(config.device)
     if device.type == "cuda":
         needed = config.stages if config.runtime == "distributed" else 1
+        if launched_by_torchrun():
+            needed = int(os.environ.get("LOCAL_RANK", "0")) + 1
         here = torch.cuda.device_count()
-        if here < (1 if launched_by_torchrun() else needed):
+        if here < needed:
             raise ConfigError(
                 f"too few GPUs (found: {here}, needed: {needed}); use cpu or the local runtime"
             )

@@ -83,7 +83,7 @@ class Wire:
         """Say what size both ends agree on after messages of these sizes.
 
         0 on an accelerator: a receive that waits for a message would be a kernel that keeps the
-        device busy, so there it is posted when the header has come.
+        device busy, so there it is posted no earlier than the header has come.
         """
         return max(latest) if self.device.type == "cpu" else 0
 
