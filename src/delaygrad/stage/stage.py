@@ -245,7 +245,8 @@ class Stage:
         A snapshot: training on does not change it. Graphs are not saved: ``load_state_dict`` builds
         them anew from their inputs, parameters and random state.
         """
-        edition, buffers = self._parameters.edition(), self._buffers.current()
+        edition = self._parameters.edition()
+        buffers = self._buffers.current() if len(self._pending) else {}
         stale = {
             entry.weights.edition: entry.weights
             for _, entry in self._pending
@@ -297,10 +298,10 @@ class Stage:
             int(number): self._parameters.restore(int(number), values)
             for number, values in state["weights"].items()
         }
-        buffers = self._buffers.current()
         for entry in state["pending"]:
             current = entry["edition"] == state["edition"]
             weights = self._parameters.current() if current else stale[entry["edition"]]
+            buffers = self._buffers.current()
             batch = Pending.from_description(entry, weights, buffers, self.device)
             if not self._recomputes:
                 self._rebuild(batch)
