@@ -35,6 +35,13 @@ def check_state(
             f"{there.get(name, 'absent')}, here: {here.get(name, 'absent')}; "
             f"{len(differing)} differ in all); split the same network at the same cuts"
         )
+    names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    for kept in state["weights"].values():
+        if kept.keys() != names:
+            raise CheckpointError(
+                f"a waiting batch has other parameters than the network (stage: {stage_index}, "
+                f"differing: {sorted(kept.keys() ^ names)}); call flush before such a checkpoint"
+            )
     if state["optimizer_name"] != optimizer_name(optimizer):
         raise CheckpointError(
             f"the checkpoint is of another optimizer (stage: {stage_index}, "

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrizations, prune
 
 import delaygrad as dg
-from delaygrad.errors import StageError, StashError
+from delaygrad.errors import CheckpointError, StageError, StashError
 
 NUM_BATCHES = 7
 
@@ -390,6 +390,83 @@ def test_a_change_by_hand_just_before_a_checkpoint_is_in_it(when: int) -> None:
             each.step(*batch)
         each.flush()
     assert_same(parameters_of(resumed.stages), parameters_of(pipe.stages))
+
+
+def test_a_state_is_a_snapshot_though_one_parameter_was_changed_by_hand() -> None:
+    pipe = pipeline(scaled_stages())
+    pipe.step(*data()[0])
+    bias = pipe.stages[0][0].bias
+    bias.data = 0.5 * bias.data
+    state = pipe.state_dict()
+    before = copy.deepcopy(state)
+    pipe.flush()
+    assert_same(state, before)
+
+
+class Passing(Scale):
+    """A scale that no state_dict holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+
+
+def passing_stages() -> list[nn.Module]:
+    torch.manual_seed(0)
+    hidden = [nn.Sequential(nn.Linear(6, 6), Passing(), nn.Tanh()) for _ in range(3)]
+    return [*hidden, nn.Linear(6, CLASSES)]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_buffer_outside_the_state_dict_may_follow_the_iteration(recompute: bool) -> None:
+    def set_scale(pipe: dg.LocalPipeline, index: int) -> None:
+        for stage in pipe.stages[:3]:
+            stage[1].scale = torch.tensor(0.8**index)
+
+    plain = ends_with(passing_stages, set_scale)
+    for stop in (None, 1, 3, 5):
+        assert_same(ends_with(passing_stages, set_scale, stop=stop, recompute=recompute), plain)
+
+
+class Centred(nn.Module):
+    """Subtracts the mean of the batch before, which at first there is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x if self.mean is None else x - self.mean
+        self.mean = x.detach().mean(0)
+        return centred
+
+
+def centred_stages() -> list[nn.Module]:
+    torch.manual_seed(0)
+    hidden = [nn.Sequential(nn.Linear(6, 6), Centred(), nn.Tanh()) for _ in range(3)]
+    return [*hidden, nn.Linear(6, CLASSES)]
+
+
+def test_recomputation_meets_a_buffer_that_was_not_there() -> None:
+    plain, recomputed = (
+        ends_with(centred_stages, lambda pipe, index: None, recompute=recompute)
+        for recompute in (False, True)
+    )
+    assert_same(recomputed, plain)
+
+
+def test_a_state_with_parameters_that_are_no_more_is_refused() -> None:
+    pipe = pipeline(scaled_stages())
+    for batch in data()[:3]:
+        pipe.step(*batch)
+    other = pipeline(scaled_stages())
+    for each in (pipe, other):
+        prune.identity(each.stages[0][0], "weight")
+    state = pipe.state_dict()
+    with pytest.raises(CheckpointError, match=r"other parameters .*'0.weight', '0.weight_orig'"):
+        other.load_state_dict(state)
+    pipe.flush()
+    other.load_state_dict(pipe.state_dict())
 
 
 @pytest.mark.parametrize("num_stages", [1, 2, 4])

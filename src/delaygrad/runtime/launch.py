@@ -107,10 +107,10 @@ def joined(launch: Launch, device: torch.device) -> Iterator[int]:
 
 
 def _join(backend: str | None, timeout: timedelta) -> None:
-    """Initialise the default group, under names that no earlier attempt of torchrun's has used.
+    """Initialise the default group, under names that this host's earlier attempts have not used.
 
     Where torchrun restarts a run, its store still has the addresses of the ranks that ended, and
-    the new ones may meet those before their own.
+    the new ones may meet those before their own. (Hosts count their restarts each for itself.)
     """
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

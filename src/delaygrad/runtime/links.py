@@ -45,7 +45,8 @@ class Links:
 
         def wire(peer: int, content: str, towards: str, pair: tuple[Any, Any]) -> Wire:
             name = f"{towards} stage {peer} (rank {ranks[peer]})"
-            return Wire(ranks[peer], name, content, *pair, device, timeout_s)
+            remembered = 1 + schedule.micro_batches  # parts of a batch may differ by a sample
+            return Wire(ranks[peer], name, content, *pair, device, timeout_s, remembered)
 
         self.from_below = self.to_above = self.from_above = self.to_below = None
         self.predictions_from_below = self.predictions_to_above = None

@@ -246,7 +246,9 @@ class Stage:
         them anew from their inputs, parameters and random state.
         """
         edition = self._parameters.edition()
-        buffers = self._buffers.current() if len(self._pending) else {}
+        model = dict(self.module.state_dict())
+        met = self._buffers.current() if len(self._pending) else {}
+        buffers = {name: value for name, value in met.items() if name in model}
         stale = {
             entry.weights.edition: entry.weights
             for _, entry in self._pending
@@ -254,7 +256,7 @@ class Stage:
         }
         optimizer = None if self.optimizer is None else self.optimizer.state_dict()
         return {
-            "model": copy.deepcopy(dict(self.module.state_dict())),
+            "model": copy.deepcopy(model),
             "optimizer": copy.deepcopy(optimizer),
             "optimizer_name": optimizer_name(self.optimizer),
             "version": self.version,

@@ -95,15 +95,16 @@ class Pending:
     weights: ParameterVersion | None
     random_state: RandomState | None
     autocast: torch.dtype | None = None
-    buffers: dict[str, Tensor] = field(default_factory=dict)
+    buffers: dict[str, Tensor | None] = field(default_factory=dict)
     roots: list[Tensor | None] | None = None
 
-    def describe(self, batch_index: int, buffers: dict[str, Tensor]) -> dict[str, Any]:
+    def describe(self, batch_index: int, buffers: dict[str, Tensor | None]) -> dict[str, Any]:
         """Return what a replay of the forward needs, for a checkpoint.
 
         Args:
             batch_index: its own.
-            buffers: of today, by name; what is still the same is left out.
+            buffers: of today, by name, that the checkpoint holds anyway; what is still the same
+                is left out.
 
         Raises:
             CheckpointError: the batch is in the middle of an iteration.
@@ -127,7 +128,7 @@ class Pending:
             "buffers": {
                 name: value
                 for name, value in self.buffers.items()
-                if not _same(value, buffers.get(name))
+                if name not in buffers or not _same(value, buffers[name])
             },
         }
 
@@ -136,7 +137,7 @@ class Pending:
         cls,
         described: dict[str, Any],
         weights: ParameterVersion,
-        buffers: dict[str, Tensor],
+        buffers: dict[str, Tensor | None],
         device: torch.device,
     ) -> Pending:
         """Return a described batch on a device, its graph yet to be built.
@@ -144,7 +145,7 @@ class Pending:
         Args:
             described: by ``describe``.
             weights: of its edition.
-            buffers: those that ``describe`` was given.
+            buffers: of the module, with all that the checkpoint holds, by name.
             device: where to.
         """
         wanted = zip(described["inputs"], described["requires_grad"], strict=True)
@@ -160,14 +161,17 @@ class Pending:
             autocast=described["autocast"] and getattr(torch, described["autocast"]),
             buffers={
                 **buffers,
-                **{name: value.to(device) for name, value in described["buffers"].items()},
+                **{
+                    name: None if value is None else value.to(device)
+                    for name, value in described["buffers"].items()
+                },
             },
         )
 
 
-def _same(one: Tensor, other: Tensor | None) -> bool:
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
     if one is other:
         return True
-    if other is None or not other.layout == one.layout == torch.strided:
+    if one is None or other is None or not other.layout == one.layout == torch.strided:
         return False
     return other.dtype == one.dtype and torch.equal(one, other)

@@ -113,13 +113,20 @@ class ParameterVersion:
         return [slot.alias for slot in self.slots]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the values by parameter name, for a checkpoint; frozen ones want no gradient."""
+        """Return the values by parameter name, for a checkpoint; frozen ones want no gradient.
+
+        They do not change any more: what is still the memory of a live parameter is copied.
+        """
         return {
-            slot.name: self.past.get(slot.name, slot.alias)
-            .detach()
-            .requires_grad_(slot.alias.requires_grad)
+            slot.name: self._kept(slot).requires_grad_(slot.alias.requires_grad)
             for slot in self.slots
         }
+
+    def _kept(self, slot: ParameterSlot) -> Tensor:
+        if slot.name in self.past:
+            return self.past[slot.name].detach()
+        shared = slot.alias.data_ptr() == slot.live.data_ptr()
+        return slot.alias.detach().clone() if shared else slot.alias.detach()
 
 
 class ParameterStash:

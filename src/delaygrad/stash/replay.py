@@ -41,27 +41,24 @@ class BufferStash:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._kept: dict[str, tuple[Tensor, int, Tensor]] = {}  # buffer, writes counted, copy
+        # The buffer, its writes as PyTorch counts them, a copy.
+        self._kept: dict[str, tuple[Tensor | None, int, Tensor | None]] = {}
 
-    def current(self) -> dict[str, Tensor]:
+    def current(self) -> dict[str, Tensor | None]:
         """Return copies of the buffers by name; they may be those that were returned before."""
         kept = {}
         for prefix, owner in self._module.named_modules():
-            if isinstance(owner, _NormBase) and owner.training:
+            is_norm = isinstance(owner, _NormBase)
+            if is_norm and owner.training:
                 continue
             for name, buffer in owner._buffers.items():
-                if buffer is None:
-                    continue
-                path = f"{prefix}.{name}" if prefix else name
+                path = _path(prefix, name)
                 old = self._kept.get(path)
+                writes = 0 if buffer is None else buffer._version
                 # PyTorch does not count what a BatchNorm writes into its statistics.
-                if (
-                    old is None
-                    or isinstance(owner, _NormBase)
-                    or old[0] is not buffer
-                    or old[1] != buffer._version
-                ):
-                    old = buffer, buffer._version, buffer.detach().clone()
+                if old is None or is_norm or old[0] is not buffer or old[1] != writes:
+                    copy = None if buffer is None else buffer.detach().clone()
+                    old = buffer, writes, copy
                 kept[path] = old
         self._kept = kept
         return {path: copy for path, (_, _, copy) in kept.items()}
@@ -84,20 +81,26 @@ def as_it_was(module: nn.Module, batch: Pending, device: torch.device) -> Iterat
 
 
 @contextmanager
-def _copied_buffers(module: nn.Module, past: dict[str, Tensor]) -> Iterator[None]:
+def _copied_buffers(module: nn.Module, past: dict[str, Tensor | None]) -> Iterator[None]:
     places = [
-        (owner, name, buffer, past.get(f"{prefix}.{name}" if prefix else name))
+        (_path(prefix, name), owner, name, buffer)
         for prefix, owner in module.named_modules()
         for name, buffer in owner._buffers.items()
-        if buffer is not None
     ]
     copies: dict[int, Tensor] = {}  # one for each, also where one is held twice
     with torch.no_grad():
-        for owner, name, buffer, value in places:
-            source = buffer if value is None else value
-            owner._buffers[name] = copies.setdefault(id(buffer), source.clone())
+        for path, owner, name, buffer in places:
+            value = past.get(path, buffer)
+            if value is None or buffer is None:
+                owner._buffers[name] = None if value is None else value.clone()
+            else:
+                owner._buffers[name] = copies.setdefault(id(buffer), value.clone())
     try:
         yield
     finally:
-        for owner, name, buffer, _ in places:
+        for _, owner, name, buffer in places:
             owner._buffers[name] = buffer
+
+
+def _path(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name

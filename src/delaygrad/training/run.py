@@ -36,14 +36,24 @@ def train(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any] | None:
     """
     if _restarted(config):
         assert config.run_dir is not None
-        return resume(config.run_dir, quiet=quiet)
+        return _continue(config.run_dir, quiet, data_dir=config.data_dir)
     return _dispatch(config, None, quiet)
 
 
 def _restarted(config: TrainConfig) -> bool:
-    """Say whether torchrun has started this run once more, after a failure (--max-restarts)."""
+    """Say whether torchrun has started this very run once more, after a failure."""
     times = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    return times > 0 and config.run_dir is not None and run_folder.holds_run(config.run_dir)
+    if times == 0 or config.run_dir is None or not run_folder.holds_run(config.run_dir):
+        return False
+    begun = load_config(config.run_dir / run_folder.CONFIG)
+    asked = dataclasses.replace(
+        config,
+        lr=config.base_lr,
+        cuts=config.cuts or begun.cuts,
+        run_dir=begun.run_dir,
+        data_dir=begun.data_dir,
+    )
+    return asked == begun
 
 
 def resume(run_dir: Path, *, quiet: bool = False) -> dict[str, Any] | None:
@@ -54,6 +64,10 @@ def resume(run_dir: Path, *, quiet: bool = False) -> dict[str, Any] | None:
         CheckpointError: it has no checkpoint, or a corrupt one.
         DataError: the hosts do not have the same data.
     """
+    return _continue(run_dir, quiet)
+
+
+def _continue(run_dir: Path, quiet: bool, *, data_dir: Path | None = None) -> dict[str, Any] | None:
     if not (run_dir / run_folder.CONFIG).exists():
         raise ConfigError(f"there is no run in this folder ({run_dir}); it has no config.json")
     config = load_config(run_dir / run_folder.CONFIG)
@@ -65,8 +79,9 @@ def resume(run_dir: Path, *, quiet: bool = False) -> dict[str, Any] | None:
             f"the run has no checkpoint ({run_dir}); start again with delaygrad train --config "
             f"{run_dir / run_folder.CONFIG} --run-dir FOLDER"
         )
-    values = {**config.to_json(), "run_dir": str(run_dir)}  # the folder may have moved
-    return _dispatch(config_from_json(values), found[-1], quiet)
+    # The folder may have moved, and each host may have its own data.
+    config = dataclasses.replace(config, run_dir=run_dir, data_dir=data_dir or config.data_dir)
+    return _dispatch(config, found[-1], quiet)
 
 
 def _dispatch(config: TrainConfig, iteration: int | None, quiet: bool) -> dict[str, Any] | None:
@@ -127,24 +142,26 @@ def _rank_main(
 
 
 def require_alike(config: TrainConfig, source: DataSource, resuming: bool, team: Team) -> None:
-    """Raise on every rank unless all begin with the same data, and from where rank 0 does."""
-    data = source.train.num_samples, source.num_classes, first_batch_sha256(config, source)
-    theirs, resumes = team.broadcast((data, resuming))
-    differing = [rank for rank, found in enumerate(team.gather(data)) if found != data]
-    if team.broadcast(differing):
-        raise DataError(
-            f"the ranks do not have the same training data (rank {team.rank}: {_told(data)}, rank "
-            f"0: {_told(theirs)}); give every host the same files"
-        )
-    if resuming != resumes:
+    """Raise, on every rank, unless all have the same data, and begin or continue together.
+
+    Raises:
+        DataError: the data differ.
+        ConfigError: some have a run to continue, some have not.
+    """
+    digest = first_batch_sha256(config, source)
+    told = f"{source.train.num_samples} samples, {source.num_classes} classes, first batch {digest}"
+    found = team.gather((told, resuming))
+    texts, continuing = team.broadcast(
+        ([text for text, _ in found], [rank for rank, (_, flag) in enumerate(found) if flag])
+    )
+    if len(set(texts)) > 1:
+        every = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(texts))
+        raise DataError(f"the hosts have different training data ({every}); give them the same")
+    if len(continuing) not in (0, team.size):
         raise ConfigError(
-            f"rank 0 {'continues' if resumes else 'begins'} a run, rank {team.rank} does not; "
-            "remove the run folders that are left of another run"
+            f"only some ranks find their run to continue (ranks: {continuing}); start torchrun "
+            "again on all hosts, with delaygrad resume"
         )
-
-
-def _told(data: tuple[int, int, str]) -> str:
-    return f"{data[0]} samples, {data[1]} classes, first batch {data[2][:8]}"
 
 
 def _prepare(config: TrainConfig, source: DataSource, iteration: int | None) -> TrainConfig:

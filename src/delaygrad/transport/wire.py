@@ -8,8 +8,8 @@ gradient. The payload is the tensors' bytes.
     receiver  irecv(header)  irecv(payload)          posted before the message is asked for
 
 The receiver must name a size before it knows the message, so both ends agree on a *capacity* of the
-header (the size of the largest so far) and one of the payload (the larger of the last two). What is
-smaller (a short last batch) travels in a buffer of that size and is cut out of it; of what is
+header (the size of the largest so far) and one of the payload (the largest of the last few). What
+is smaller (a short last batch) travels in a buffer of that size and is cut out of it; of what is
 larger the first ``capacity`` bytes travel as usual, the rest in a piece of its own after both. In
 steady state a message has two pieces, and a tensor that crosses a boundary alone travels without a
 copy.
@@ -39,7 +39,6 @@ from delaygrad.transport.link import Message
 
 _HEADER_BYTES = 4096  # the first capacity: room for some 60 tensors
 _LENGTH_BYTES = 8
-_REMEMBERED = 2  # so that one short message does not shrink the capacity
 _ALIGNMENT_BYTES = 64
 
 
@@ -55,6 +54,8 @@ class Wire:
         payload_group: a group for ``device``; may be the same.
         device: where the tensors of this end live.
         timeout_s: seconds to wait for the other end.
+        remembered: the latest payloads, whose largest sets the capacity; with two, one short
+            message does not shrink it.
     """
 
     peer: int
@@ -64,6 +65,7 @@ class Wire:
     payload_group: dist.ProcessGroup
     device: torch.device
     timeout_s: float
+    remembered: int = 2
 
     def wait(self, work: dist.Work, doing: str) -> None:
         """Wait for a transfer.
@@ -115,7 +117,7 @@ class WireSender:
     def __init__(self, wire: Wire, in_flight: int = 2) -> None:
         self._wire, self._max_in_flight = wire, in_flight
         self._capacity, self._header_capacity = 0, _HEADER_BYTES
-        self._latest: deque[int] = deque(maxlen=_REMEMBERED)  # sizes of payloads
+        self._latest: deque[int] = deque(maxlen=wire.remembered)  # sizes of payloads
         self._in_flight: deque[list[tuple[dist.Work, Tensor]]] = deque()
 
     def send(self, message: Message) -> None:
@@ -192,7 +194,7 @@ class WireReceiver:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._capacity, self._header_capacity = 0, _HEADER_BYTES
-        self._latest: deque[int] = deque(maxlen=_REMEMBERED)  # sizes of payloads
+        self._latest: deque[int] = deque(maxlen=wire.remembered)  # sizes of payloads
         self._header_work: dist.Work | None = None
         self._payload_work: dist.Work | None = None
         self._post()
