@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from delaygrad import models
 from delaygrad.data import DataSource, batch_indices, load
-from delaygrad.data.dataset import Indices
 from delaygrad.errors import ConfigError
 from delaygrad.methods import METHODS, Method
 from delaygrad.partition import cuts_of, split
@@ -60,18 +59,21 @@ def build_model(config: TrainConfig, source: DataSource) -> nn.Sequential:
 
 def first_batch_sha256(config: TrainConfig, source: DataSource) -> str:
     """Digest the inputs and targets that a run begins with, as they are before augmentation."""
-    indices = _first_batch(config, source)
-    inputs, targets = source.train.inputs(indices), source.train.targets(indices)
+    inputs, targets = first_batch(config, source, torch.device("cpu"))
     return parameters_sha256({"inputs": inputs, "targets": targets})
 
 
-def _first_batch(config: TrainConfig, source: DataSource) -> Indices:
-    return batch_indices(
+def first_batch(
+    config: TrainConfig, source: DataSource, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Read the inputs (on the device) and targets that a run begins with, not augmented."""
+    indices = batch_indices(
         seed=config.seed,
         iteration=0,
         num_samples=source.train.num_samples,
         batch_size=config.batch_size,
     )
+    return place(source.train.inputs(indices), config, device), source.train.targets(indices)
 
 
 def resolve(config: TrainConfig, source: DataSource) -> TrainConfig:
@@ -85,9 +87,8 @@ def resolve(config: TrainConfig, source: DataSource) -> TrainConfig:
         if config.cuts:
             stages = split(model, config.stages, cuts=config.cuts)
         else:
-            indices = _first_batch(config, source)
             device = torch.device(config.device)
-            sample_inputs = place(source.train.inputs(indices), config, device)
+            sample_inputs, _ = first_batch(config, source, device)
             stages = split(
                 model.to(device),
                 config.stages,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from delaygrad.data import DataSource, batch_indices
+from delaygrad.data import DataSource
 from delaygrad.partition import Forecast, LayerCost, Link, Seconds, forecast, split
 from delaygrad.partition.costs import join, stages_of
 from delaygrad.partition.forecast import with_seconds
@@ -23,7 +23,13 @@ from delaygrad.partition.refine import MeasuredCuts, grouped, measured_cuts
 from delaygrad.partition.sharing import find_ties
 from delaygrad.partition.split import separable_groups
 from delaygrad.runtime.machine import Machine, measure_machine
-from delaygrad.training.assembly import build_model, check_batches, load_data, make_optimizer, place
+from delaygrad.training.assembly import (
+    build_model,
+    check_batches,
+    first_batch,
+    load_data,
+    make_optimizer,
+)
 from delaygrad.training.config import TrainConfig
 from delaygrad.training.evaluation import cross_entropy
 from delaygrad.training.plan_config import PlanConfig
@@ -71,7 +77,7 @@ class _Planner:
     ) -> None:
         self._config, self._train, self._quiet = config, train, quiet
         self._model = build_model(train, source)
-        self._inputs, self._targets = _batch(train, source)
+        self._inputs, self._targets = first_batch(train, source, torch.device("cpu"))
         self._names = [layer.name for layer in list_layers(self._model)]
         self._how = config.pipelined()
 
@@ -248,17 +254,6 @@ def train_command(config: PlanConfig, num_stages: int, cuts: Sequence[str]) -> s
             words += [f"--{flag}", str(value)]
     words += ["--stages", str(num_stages), *(["--cuts", *cuts] if cuts else [])]
     return shlex.join([*words, "--runtime", "distributed"])
-
-
-def _batch(config: TrainConfig, source: DataSource) -> tuple[Tensor, Tensor]:
-    indices = batch_indices(
-        seed=config.seed,
-        iteration=0,
-        num_samples=source.train.num_samples,
-        batch_size=config.batch_size,
-    )
-    cpu = torch.device("cpu")
-    return place(source.train.inputs(indices), config, cpu), source.train.targets(indices)
 
 
 def _processes_at_once(config: PlanConfig) -> int:
