@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,7 @@ _Place: TypeAlias = tuple[int, int, bool]
 _GONE: Final = nn.Parameter(torch.empty(0), requires_grad=False)
 
 
-@dataclass(frozen=True)
-class ParameterSlot:
+class ParameterSlot(NamedTuple):
     """One place in a module that holds a parameter, and what stands in for it."""
 
     name: str
@@ -45,12 +44,6 @@ class ParameterSlot:
     attribute: str
     live: nn.Parameter
     alias: nn.Parameter
-
-    def install(self, parameter: nn.Parameter | None) -> None:
-        if isinstance(self.owner, nn.RNNBase):  # keeps a second list of its weights, by setattr
-            setattr(self.owner, self.attribute, parameter)
-        else:
-            self.owner._parameters[self.attribute] = parameter
 
 
 @dataclass(frozen=True)
@@ -69,17 +62,18 @@ class ParameterVersion:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Within the block, the module computes with this version."""
-        outside = [slot.owner._parameters.get(slot.attribute, _GONE) for slot in self.slots]
-        for slot in self.slots:
-            slot.install(slot.alias)
+        outside = []
+        for _, owner, attribute, _, alias in self.slots:
+            outside.append((owner, attribute, owner._parameters.get(attribute, _GONE)))
+            _install(owner, attribute, alias)
         try:
             yield
         finally:
-            for slot, parameter in zip(self.slots, outside, strict=True):
+            for owner, attribute, parameter in outside:
                 if parameter is _GONE:  # taken out since the forward, by pruning for instance
-                    del slot.owner._parameters[slot.attribute]
+                    del owner._parameters[attribute]
                 else:
-                    slot.install(parameter)
+                    _install(owner, attribute, parameter)
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
@@ -98,15 +92,14 @@ class ParameterVersion:
 
         A parameter that has been frozen since gets none: it must not move any more.
         """
-        # Tied parameters fill several slots with one pair of tensors.
-        for live, alias in {slot.live: slot.alias for slot in self.slots}.items():
+        for _, _, _, live, alias in self.slots:
+            gradient, alias.grad = alias.grad, None  # so tied parameters, in two slots, move once
             if not live.requires_grad:
                 live.grad = None
             elif live.grad is None:
-                live.grad = alias.grad
-            elif alias.grad is not None:
-                live.grad.add_(alias.grad)
-            alias.grad = None
+                live.grad = gradient
+            elif gradient is not None:
+                live.grad.add_(gradient)
 
     def parameters(self) -> list[Tensor]:
         """The tensors that stand in for the live parameters."""
@@ -129,6 +122,24 @@ class ParameterVersion:
         return slot.alias.detach().clone() if shared else slot.alias.detach()
 
 
+def _install(owner: nn.Module, attribute: str, parameter: nn.Parameter | None) -> None:
+    if isinstance(owner, nn.RNNBase):  # keeps a second list of its weights, by setattr
+        setattr(owner, attribute, parameter)
+    else:
+        owner._parameters[attribute] = parameter
+
+
+class _Shared(NamedTuple):
+    """A live parameter whose memory versions use too."""
+
+    live: nn.Parameter
+    name: str
+    memory: int
+    """Its address."""
+    writes: int
+    """As PyTorch counts them."""
+
+
 class ParameterStash:
     """Make parameter versions, and keep the live parameters out of their way.
 
@@ -143,8 +154,7 @@ class ParameterStash:
         self._live = live
         self._edition = 0
         self._met: list[_Place] | None = None  # what forwards of this edition have met
-        # Live ones whose memory versions use too: name, address, writes as PyTorch counts them.
-        self._shared: dict[nn.Parameter, tuple[str, int, int]] = {}
+        self._shared: dict[int, _Shared] = {}  # by the identity of the live parameter
         self._present: list[ParameterVersion] = []  # with live parameters, made since an update
 
     def edition(self) -> int:
@@ -157,13 +167,12 @@ class ParameterStash:
         """Return the live parameters as a version; it shares their memory until an update."""
         self.require_unspoilt()
         current = self._alias(self.edition(), values=None)
-        self._met = self._places()
+        self._met = [_place(slot.live) for slot in current.slots]
         if self._live:
             self._present.append(current)
         else:
-            for slot in current.slots:
-                live = slot.live
-                self._shared[live] = (slot.name, live.data_ptr(), live._version)
+            for name, _, _, live, _ in current.slots:
+                self._shared[id(live)] = _Shared(live, name, live.data_ptr(), live._version)
         return current
 
     def restore(self, edition: int, values: dict[str, Tensor]) -> ParameterVersion:
@@ -182,7 +191,7 @@ class ParameterStash:
         Raises:
             StashError: a parameter has been changed in place, by hand.
         """
-        for live, (name, memory, writes) in self._shared.items():
+        for live, name, memory, writes in self._shared.values():
             if live._version != writes and live.data_ptr() == memory and live.numel():
                 raise StashError(
                     "changed in place while a batch that was forwarded with it waits for its "
@@ -205,10 +214,10 @@ class ParameterStash:
             version.past.update(values[version.edition])
         self._present.clear()
         self.require_unspoilt()
-        moving = [live for live in self._shared if live.requires_grad]
+        moving = [shared.live for shared in self._shared.values() if shared.live.requires_grad]
         _move(moving)
         for live in moving:
-            del self._shared[live]
+            del self._shared[id(live)]
         self._begin(self._edition + 1)
 
     def forget(self) -> None:
@@ -226,25 +235,30 @@ class ParameterStash:
 
     def _places(self) -> list[_Place]:
         return [
-            (id(live), live.data_ptr(), live.requires_grad)
+            _place(live)
             for owner in self._module.modules()
             for live in owner._parameters.values()
             if live is not None
         ]
 
     def _alias(self, edition: int, values: dict[str, Tensor] | None) -> ParameterVersion:
-        aliases: dict[nn.Parameter, nn.Parameter] = {}  # one for each, also where tied
+        aliases: dict[int, nn.Parameter] = {}  # one for each, also where tied
         slots = []
         for prefix, owner in self._module.named_modules():
             for attribute, live in owner._parameters.items():
                 name = f"{prefix}.{attribute}" if prefix else attribute
                 if live is None:
                     continue
-                if live not in aliases:
+                alias = aliases.get(id(live))
+                if alias is None:
                     source = live if values is None else values[name].to(live.device)
-                    aliases[live] = _alias_of(live, source, name)
-                slots.append(ParameterSlot(name, owner, attribute, live, aliases[live]))
+                    alias = aliases[id(live)] = _alias_of(live, source, name)
+                slots.append(ParameterSlot(name, owner, attribute, live, alias))
         return ParameterVersion(edition, slots)
+
+
+def _place(live: nn.Parameter) -> _Place:
+    return id(live), live.data_ptr(), live.requires_grad
 
 
 def _alias_of(live: nn.Parameter, source: Tensor, name: str) -> nn.Parameter:
