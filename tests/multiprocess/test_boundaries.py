@@ -85,17 +85,16 @@ def test_many_tensors_and_lazy_views_cross_as_in_one_process() -> None:
             assert_same(found[kind][1], stage.state_dict())
 
 
-LENGTHS = [10, 1000, 10, 10, 10]  # of messages, in float32 numbers
-HEADER_BYTES = 4096
+LARGE = 20_000  # float32 numbers: 80,000 bytes, more than travel behind a header
 
 
-def send_sizes(rank: int, world_size: int) -> list[int]:
-    """On rank 0 the bytes of all payload pieces, on rank 1 the numbers that arrived."""
+def send_sizes(rank: int, world_size: int, lengths: list[int]) -> list[int]:
+    """Send so many numbers in each message: the bytes of all pieces, or the sums that arrived."""
     world = dist.group.WORLD
     wire = Wire(1 - rank, "the other", "an activation", world, world, torch.device("cpu"), 20.0)
     if rank == 1:
         receiver = WireReceiver(wire)
-        arrived = [receiver.receive().tensors[0] for _ in LENGTHS]
+        arrived = [receiver.receive().tensors[0] for _ in lengths]
         return [int(tensor.sum()) for tensor in arrived if tensor is not None]
     sent, isend = [], dist.isend
 
@@ -105,13 +104,35 @@ def send_sizes(rank: int, world_size: int) -> list[int]:
 
     dist.isend = counting
     sender = WireSender(wire)
-    for batch, size in enumerate(LENGTHS):
+    for batch, size in enumerate(lengths):
         sender.send(Message(batch, (torch.ones(size),)))
     sender.finish()
-    return [num_bytes for num_bytes in sent if num_bytes != HEADER_BYTES]
+    return sent
 
 
 def test_one_large_message_does_not_make_the_later_ones_large() -> None:
-    sent, arrived = run_ranks(send_sizes, 2)
-    assert arrived == LENGTHS
-    assert sent == [40, 40, 3960, 4000, 4000, 40]  # the larger of the last two, then what is left
+    lengths = [LARGE, 2 * LARGE, LARGE, LARGE, LARGE]
+    sent, arrived = run_ranks(send_sizes, 2, args=(lengths,))
+    assert arrived == lengths
+    pieces = [num_bytes for num_bytes in sent if num_bytes != 4096]  # without the headers
+    one = 4 * LARGE
+    assert pieces == [one, one, one, 2 * one, 2 * one, one]  # the larger of the last two
+
+
+def test_small_payloads_travel_behind_their_headers() -> None:
+    """A header has 4096 bytes, or what the largest has needed so far; 128 of them are text."""
+    lengths = [0, 10, 5000, 10, LARGE, 10, 10, 10, 16_384]
+    sent, arrived = run_ranks(send_sizes, 2, args=(lengths,))
+    assert arrived == lengths
+    text = 128
+    header, larger = text + 20_000, text + 65_536
+    assert sent == [
+        *(4096, 4096),
+        *(4096, header - 4096),  # what there is room for, and the rest
+        header,
+        *(header, 4 * LARGE),  # a large one: its payload by itself
+        *(header, 4 * LARGE),  # the other end has a receive posted for one more of that size
+        *(header, 4 * LARGE),
+        header,
+        *(header, larger - header),
+    ]

@@ -159,6 +159,22 @@ def test_an_actions_iteration_is_that_in_which_it_is_listed(
     assert iterations == {t // schedule.micro_batches}
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@settings(deadline=None)
+@given(t=st.integers(0, 30), num_stages=st.integers(1, 9), data=st.data())
+def test_the_actions_of_some_stages_are_those_of_all_without_the_others(
+    schedule: Schedule, t: int, num_stages: int, data: st.DataObject
+) -> None:
+    stages = sorted(data.draw(st.sets(st.integers(0, num_stages - 1))))
+    of_all = schedule.actions(t, num_stages), schedule.drain(t, num_stages)
+    of_some = (
+        schedule.actions(t, num_stages, stages=stages),
+        schedule.drain(t, num_stages, stages=stages),
+    )
+    for some, every in zip(of_some, of_all, strict=True):
+        assert list(some) == [action for action in every if action.stage_index in stages]
+
+
 def test_backward_of_one_batch_starts_one_iteration_later_on_each_stage_below() -> None:
     for schedule, apart in ((LOCKED, 1), (UNLOCKED, 1), (locked(slack=2), 3)):
         backward = [

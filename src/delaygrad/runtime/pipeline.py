@@ -37,6 +37,9 @@ class Pipeline(ABC):
         self.num_stages = num_stages
         self.method = method
         self._schedule = method.schedule
+        near = {k + step for k in self._workers for step in (-1, 0, 1)}
+        # Those whose actions concern the workers: their own, and the neighbours that send to them.
+        self._stages = [k for k in range(num_stages) if k in near]
         self.iteration = 0
         """How many batches have entered the network."""
         self._first_batch = 0
@@ -127,7 +130,6 @@ class Pipeline(ABC):
             TransportError: a neighbour is late, gone, or out of step.
         """
         self._check_usable()
-        schedule = self._schedule
         for worker in self._workers.values():
             worker.clock.begin_iteration(self.iteration)
             worker.offer(self.iteration, inputs, targets)
@@ -136,7 +138,9 @@ class Pipeline(ABC):
         loss = self._run(
             action
             for tick in range(first, end)
-            for action in schedule.actions(tick, self.num_stages, first_batch=phase)
+            for action in self._schedule.actions(
+                tick, self.num_stages, stages=self._stages, first_batch=phase
+            )
         )
         self.iteration += 1
         return loss
@@ -152,7 +156,9 @@ class Pipeline(ABC):
         """
         self._interrupt()
         end, phase = self._ticks(self.iteration), self._enter_phase()
-        self._run(self._schedule.drain(end, self.num_stages, first_batch=phase))
+        self._run(
+            self._schedule.drain(end, self.num_stages, stages=self._stages, first_batch=phase)
+        )
         self._first_batch = self.iteration
 
     def _interrupt(self) -> None:

@@ -18,7 +18,7 @@ ceil(lag / M): it falls with M.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from delaygrad.errors import ScheduleError
@@ -100,15 +100,22 @@ class Schedule:
         return above - here + 1
 
     def actions(
-        self, tick: int, num_stages: int, *, first_batch: int = 0, end_batch: int | None = None
+        self,
+        tick: int,
+        num_stages: int,
+        *,
+        stages: Sequence[int] | None = None,
+        first_batch: int = 0,
+        end_batch: int | None = None,
     ) -> list[Action]:
-        """List what all stages do in one tick, in an order that one process can follow.
+        """List what the stages do in one tick, in an order that one process can follow.
 
         A rank follows the actions of its own stage and leaves out the others.
 
         Args:
             tick: t, from 0.
             num_stages: K.
+            stages: whose actions to list, in ascending order; None is all.
             first_batch: the first micro-batch of this phase; earlier ones are not there (fill).
             end_batch: one more than the last micro-batch (drain); None while batches keep coming.
         """
@@ -117,7 +124,7 @@ class Schedule:
             return first_batch <= batch_index and (end_batch is None or batch_index < end_batch)
 
         forward, backward = [], []
-        for k in range(num_stages):
+        for k in range(num_stages) if stages is None else stages:
             batch_index = tick - self.offset(k, num_stages)
             if present(batch_index):
                 forward.append(Action(k, Kind.FORWARD, batch_index))
@@ -143,17 +150,27 @@ class Schedule:
             tick += self.lag(action.stage_index, num_stages)
         return tick // self.micro_batches
 
-    def drain(self, end_batch: int, num_stages: int, *, first_batch: int = 0) -> Iterator[Action]:
+    def drain(
+        self,
+        end_batch: int,
+        num_stages: int,
+        *,
+        stages: Sequence[int] | None = None,
+        first_batch: int = 0,
+    ) -> Iterator[Action]:
         """Yield what is still to do when no micro-batch follows ``end_batch - 1``.
+
+        Args: as for ``actions``.
 
         Example:
             >>> [str(action) for action in LOCKED.drain(5, num_stages=3)]
             ['1B4', '1U4', '0B3', '0U3', '0B4', '0U4']
         """
-        stages = range(num_stages)
-        depth = max(self.offset(k, num_stages) + self.lag(k, num_stages) for k in stages)
+        depth = max(self.offset(k, num_stages) + self.lag(k, num_stages) for k in range(num_stages))
         for tick in range(end_batch, end_batch + depth):
-            yield from self.actions(tick, num_stages, first_batch=first_batch, end_batch=end_batch)
+            yield from self.actions(
+                tick, num_stages, stages=stages, first_batch=first_batch, end_batch=end_batch
+            )
 
 
 def _check_stage(stage_index: int, num_stages: int) -> None:

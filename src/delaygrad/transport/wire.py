@@ -1,8 +1,8 @@
 """A link over torch.distributed: one direction, from one rank to another.
 
-A message is a header and a payload. The header is the length of a JSON text and that text: batch,
-phase, structure, and for each tensor its dtype, shape, memory order and whether it wants a
-gradient. The payload is the tensors' bytes.
+A message is a header and a payload. The header is a JSON text after its length: batch, phase,
+structure, and for each tensor its dtype, shape, memory order and whether it wants a gradient. The
+payload is the tensors' bytes.
 
     sender    isend(header)  isend(payload)          never waits for this message, only for old ones
     receiver  irecv(header)  irecv(payload)          posted before the message is asked for
@@ -12,7 +12,8 @@ header (the size of the largest so far) and one of the payload (the largest of t
 is smaller (a short last batch) travels in a buffer of that size and is cut out of it; of what is
 larger the first ``capacity`` bytes travel as usual, the rest in a piece of its own after both. In
 steady state a message has two pieces, and a tensor that crosses a boundary alone travels without a
-copy.
+copy. A small payload is copied to the end of its header instead, and is one piece with it: a copy
+of it takes less time than a piece of its own.
 
 Messages of one link arrive in the order they were sent; nothing relies on tags, which NCCL ignores.
 Each direction has a process group of its own. Headers need a group whose tensors live on the CPU.
@@ -38,8 +39,9 @@ from delaygrad.errors import TransportError
 from delaygrad.transport.link import Message
 
 _HEADER_BYTES = 4096  # the first capacity: room for some 60 tensors
-_LENGTH_BYTES = 8
+_LENGTH_BYTES = 16  # of the text, and of the payload behind it, 8 each
 _ALIGNMENT_BYTES = 64
+_SMALL_BYTES = 1 << 16  # the largest payload that travels behind its header
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,16 @@ class Wire:
     def next_capacity(self, latest: Iterable[int]) -> int:
         """Say what size both ends agree on after messages of these sizes.
 
-        0 on an accelerator: a receive that waits for a message would be a kernel that keeps the
-        device busy, so there it is posted no earlier than the header has come.
+        0 where they are small and travel behind their headers. And on an accelerator: a receive
+        that waits for a message would be a kernel that keeps the device busy, so there it is
+        posted no earlier than the header has come.
         """
-        return max(latest) if self.device.type == "cpu" else 0
+        largest = max(latest)
+        return 0 if self.device.type != "cpu" or self.is_small(largest) else largest
+
+    def is_small(self, num_bytes: int) -> bool:
+        """Say whether a payload travels behind its header, if no receive is posted for it."""
+        return self.device.type == "cpu" and num_bytes <= _SMALL_BYTES
 
     def failure(self, doing: str, error: RuntimeError) -> TransportError:
         """Say what went wrong, in which direction, with whom."""
@@ -140,7 +148,12 @@ class WireSender:
                 for part, t in zip(parts, message.tensors, strict=True)
             ],
         }
-        self._start(_encode(header), payload)
+        self._latest.append(payload.numel())
+        if self._capacity == 0 and self._wire.is_small(payload.numel()):
+            behind, payload = payload, payload[:0]
+        else:
+            behind = torch.empty(0, dtype=torch.uint8)
+        self._start(_encode(header, behind, self._header_capacity), payload)
 
     def finish(self) -> None:
         """Wait until the peer has taken everything."""
@@ -162,7 +175,6 @@ class WireSender:
         wire = self._wire
         header, more_header = _cut(header, self._header_capacity)
         self._header_capacity += more_header.numel()
-        self._latest.append(payload.numel())
         payload, more_payload = _cut(payload, self._capacity)
         self._capacity = wire.next_capacity(self._latest)
         pieces = [
@@ -212,28 +224,35 @@ class WireReceiver:
         wire.wait(self._header_work, "receiving")
         if self._payload_work is not None:
             wire.wait(self._payload_work, "receiving")
-        header = self._read_header()
+        header, behind = self._read_header()
         payload, num_bytes = self._payload, header["bytes"]
-        if num_bytes > self._capacity:
+        shared = behind.numel() > 0 or len(header["tensors"]) > 1
+        if behind.numel():
+            payload = behind
+        elif num_bytes > self._capacity:
             rest = self._empty(num_bytes - self._capacity)
             wire.wait(self._irecv(rest, wire.payload_group), "receiving")
             payload = torch.cat([payload, rest]) if self._capacity else rest
         self._latest.append(num_bytes)
         self._capacity = wire.next_capacity(self._latest)
         self._post_ahead()
-        tensors = _unpack(payload, header["tensors"])
+        tensors = _unpack(payload, header["tensors"], shared=shared)
         return Message(header["batch"], tensors, header["structure"], header["phase"])
 
-    def _read_header(self) -> dict[str, Any]:
-        text = bytes(self._header.numpy())
-        end = _LENGTH_BYTES + int.from_bytes(text[:_LENGTH_BYTES], "little")
+    def _read_header(self) -> tuple[dict[str, Any], Tensor]:
+        """Return the header, and the payload behind it, which may be empty."""
+        buffer = self._header
+        text_bytes, payload_bytes = buffer[:_LENGTH_BYTES].view(torch.int64).tolist()
+        start = _padded(_LENGTH_BYTES + text_bytes)
+        end = start + payload_bytes
         if end > self._header_capacity:
             rest = torch.empty(end - self._header_capacity, dtype=torch.uint8)
             self._wire.wait(self._irecv(rest, self._wire.header_group), "receiving")
-            text += bytes(rest.numpy())
+            buffer = torch.cat([buffer, rest])
             self._header_capacity = end
-        header: dict[str, Any] = json.loads(text[_LENGTH_BYTES:end])
-        return header
+        text = buffer[_LENGTH_BYTES : _LENGTH_BYTES + text_bytes].numpy().tobytes()
+        header: dict[str, Any] = json.loads(text)
+        return header, buffer[start:end]
 
     def _post_ahead(self) -> None:
         """Post the next receive, unless the sender has left; whoever asks for more will be told."""
@@ -270,10 +289,18 @@ def _describe(view: Tensor, order: list[int], *, wanted: bool) -> list[object]:
     return [str(view.dtype).removeprefix("torch."), list(view.shape), order, wanted]
 
 
-def _encode(header: dict[str, object]) -> Tensor:
+def _encode(header: dict[str, object], behind: Tensor, capacity: int) -> Tensor:
+    """Return a header with a payload behind it, in a buffer of ``capacity`` bytes or more."""
     text = json.dumps(header, separators=(",", ":")).encode()
-    length = len(text).to_bytes(_LENGTH_BYTES, "little")
-    return torch.frombuffer(bytearray(length + text), dtype=torch.uint8)
+    start = _padded(_LENGTH_BYTES + len(text))
+    end = start + behind.numel()
+    buffer = torch.empty(max(end, capacity), dtype=torch.uint8)
+    lengths = len(text).to_bytes(8, "little") + behind.numel().to_bytes(8, "little")
+    buffer[: _LENGTH_BYTES + len(text)] = torch.frombuffer(
+        bytearray(lengths + text), dtype=torch.uint8
+    )
+    buffer[start:end] = behind
+    return buffer
 
 
 def _cut(buffer: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
@@ -285,7 +312,10 @@ def _cut(buffer: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
     return buffer[:capacity], buffer[capacity:]
 
 
-def _unpack(payload: Tensor, described: list[list[object] | None]) -> tuple[Tensor | None, ...]:
+def _unpack(
+    payload: Tensor, described: list[list[object] | None], *, shared: bool
+) -> tuple[Tensor | None, ...]:
+    """Return the tensors; in memory of their own if the payload's is shared."""
     tensors: list[Tensor | None] = []
     offset = 0
     for entry in described:
@@ -297,7 +327,7 @@ def _unpack(payload: Tensor, described: list[list[object] | None]) -> tuple[Tens
         dtype = getattr(torch, name)
         num_bytes = prod(shape) * dtype.itemsize
         flat = payload[offset : offset + num_bytes].view(dtype)
-        if len(described) > 1:  # a checkpoint cannot hold one memory seen as several types
+        if shared:  # a checkpoint cannot hold one memory seen as several types
             flat = flat.clone()
         tensors.append(from_row_major(flat.view(shape), order).requires_grad_(bool(wanted)))
         offset += _padded(num_bytes)
