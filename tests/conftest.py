@@ -44,7 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _children() -> dict[int, str]:
     """Our running child processes, by pid; {} where there is no /proc to ask.
 
-    The multiprocessing resource tracker is Python's own, lives as long as we do, and is no test's.
+    The resource tracker and the fork server of multiprocessing are Python's own, live as long as we
+    do, and are no test's.
     """
     found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -54,7 +55,8 @@ def _children() -> dict[int, str]:
             command = stat.with_name("cmdline").read_text().replace("\0", " ").strip()
         except (OSError, UnicodeDecodeError):
             continue  # it ended while we looked
-        if int(parent) == os.getpid() and state != "Z" and "resource_tracker" not in command:
+        own = "resource_tracker" in command or "forkserver" in command
+        if int(parent) == os.getpid() and state != "Z" and not own:
             found[int(stat.parent.name)] = command
     return found
 
