@@ -2,7 +2,7 @@
 
 Every wait is bounded and every process is dead when a call returns. A rank is the fork of a server
 that has imported delaygrad, and torch with it, and done nothing else: that takes a tenth of a
-second, importing torch takes two.
+second, importing torch takes two. Its environment is that of the first call of the session.
 """
 
 from __future__ import annotations
