@@ -1,8 +1,10 @@
 """Each stage draws its random numbers (dropout) from a stream of its own.
 
-In one process all stages would otherwise share one generator, in several processes they would not;
-with a stream for each stage both runtimes draw the same numbers. Stage 0 draws from the process's
-own generators, as any PyTorch program does: with one stage nothing differs from plain training.
+In one process all stages would otherwise share one generator. In several processes the ranks'
+generators would move apart, and with them ``torch.randperm`` and ``DataLoader(shuffle=True)``:
+every rank would read other batches. With a stream for each stage both runtimes draw the same
+numbers, and no stage moves the process's generators. A network of one stage draws from the
+process's generators: training it is plain training.
 """
 
 from __future__ import annotations
@@ -22,29 +24,27 @@ _MASK = (1 << 63) - 1
 
 
 def stage_seed(seed: int, stage_index: int) -> int:
-    """Derive the seed of a stage's stream; stage 0 keeps the seed itself.
+    """Derive the seed of a stage's stream; no stage has the seed itself.
 
     Example:
-        >>> stage_seed(7, 0), stage_seed(7, 1) != stage_seed(7, 2)
-        (7, True)
+        >>> len({7, stage_seed(7, 0), stage_seed(7, 1), stage_seed(7, 2)})
+        4
     """
-    return seed if stage_index == 0 else (seed + _GOLDEN_RATIO * stage_index) & _MASK
+    return (seed + _GOLDEN_RATIO * (stage_index + 1)) & _MASK
 
 
 class RandomStream:
     """The random numbers of one stage.
 
     Args:
-        stage_index: 0 is the process's own stream; others start from ``stage_seed``.
         device: where the stage computes.
-        seed: of stage 0's process.
+        seed: where the stream starts; None: it is that of the process's own generators.
     """
 
-    def __init__(self, stage_index: int, device: torch.device, seed: int) -> None:
+    def __init__(self, device: torch.device, seed: int | None) -> None:
         self._device = device
         self._own: RandomState | None = None
-        if stage_index > 0:
-            seed = stage_seed(seed, stage_index)
+        if seed is not None:
             self._own = {"cpu": torch.Generator().manual_seed(seed).get_state()}
             if device.type != "cpu":
                 generator = torch.Generator(device).manual_seed(seed)

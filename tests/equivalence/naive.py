@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 GOLDEN_RATIO = 0x9E3779B97F4A7C15
-"""Seeds of the stages' random streams: stage 0 has the seed itself, stage k adds k of these."""
+"""Seeds of the stages' random streams: stage k adds k + 1 of these; a single stage adds none."""
 
 Gradients = list[Tensor | None]
 
@@ -74,8 +74,8 @@ class NaiveDelayedGradients:
         self._boundary_dtype = boundary_dtype
         self._loss_fn = loss_fn
         self._random_states = [
-            torch.Generator().manual_seed((seed + GOLDEN_RATIO * k) % 2**63).get_state()
-            for k in range(len(self.stages))
+            torch.Generator().manual_seed((seed + GOLDEN_RATIO * n) % 2**63).get_state()
+            for n in (range(1, last + 2) if last else [0])
         ]
         self._blocks: dict[int, list[Gradients]] = {}
         self._iteration = 0

@@ -267,17 +267,11 @@ def test_the_caller_may_refill_its_tensors_after_a_step() -> None:
 
 
 def test_stages_draw_the_documented_random_numbers_and_leave_the_callers_alone() -> None:
-    stages = into_stages(NETWORKS["dropout"][0](), 3)
-    race = Race(stages)
-    race.run(batches(3, (6,)))
-    # Stage 0 draws from the process's own generator, all others from theirs: a network whose
-    # first stage draws nothing leaves the caller's numbers alone.
-    quiet = dg.LocalPipeline([nn.Linear(6, 6), *stages[1:]], cross_entropy, OPTIMIZERS["sgd"])
+    race = Race(into_stages(NETWORKS["dropout"][0](), 3))
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)
-    with pytest.raises(dg.WorkerError):
-        quiet.step(torch.randn(2, 6, generator=torch.Generator()), torch.tensor([0, 99]))
+    race.run(batches(3, (6,)))
     assert_same(torch.rand(3), expected)
 
 

@@ -17,7 +17,7 @@ from delaygrad.records import StageTrace
 from delaygrad.runtime.worker import Worker
 from delaygrad.schedule import Action, Schedule, validate
 
-_FORMAT = 4
+_FORMAT = 5
 
 
 class Pipeline(ABC):

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from delaygrad.boundary import Structure, Tree, dense, flatten, narrowed, unflatten, widened
 from delaygrad.methods import Method
-from delaygrad.random_stream import RandomStream
+from delaygrad.random_stream import RandomStream, stage_seed
 from delaygrad.stage.network import (
     LossFunction,
     MakeOptimizer,
@@ -108,7 +108,8 @@ class Stage:
         self.optimizer = make_own_optimizer(make_optimizer, self._parameter_list, stage_index)
         self._loss_fn = require_loss(loss_fn, stage_index) if self.is_last else None
         seed = torch.initial_seed() if seed is None else seed
-        self._random = RandomStream(stage_index, self.device, seed)
+        own_seed = stage_seed(seed, stage_index) if num_stages > 1 else None
+        self._random = RandomStream(self.device, own_seed)
         self._parameters = ParameterStash(module, live=method.weights == "live")
         self._buffers = BufferStash(module)
         self._pending: Stash[Pending] = Stash("forward pass")
