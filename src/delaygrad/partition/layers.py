@@ -70,8 +70,7 @@ def list_layers(model: nn.Module) -> list[Layer]:
     if not _runs_children_in_turn(model):
         raise PartitionError(
             f"model is not an nn.Sequential that keeps its forward (type: {type(model).__name__}); "
-            "wrap its layers in nn.Sequential, or pass your own list of stage modules, for "
-            "instance from torch.distributed.pipelining.pipeline"
+            "wrap its layers in nn.Sequential, or cut it by hand into a list of stage modules"
         )
     if own := _own_state(model):
         raise PartitionError(

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from delaygrad.boundary import Structure, Tree, dense, flatten, narrowed, unflatten, widened
 from delaygrad.methods import Method
 from delaygrad.random_stream import RandomStream, stage_seed
+from delaygrad.stage.modes import PredictionGuard, require_modes
 from delaygrad.stage.network import (
     LossFunction,
     MakeOptimizer,
@@ -72,7 +73,7 @@ class Stage:
     Raises:
         StageError: the last stage has no ``loss_fn``, or one with parameters of its own; the
             optimizer has parameters that are not the stage's; a stage with a delay is wrapped in
-            ``DistributedDataParallel``.
+            ``DistributedDataParallel``; a part of the module ignores ``eval()``.
 
     References:
         Huo et al., ICML 2018, arXiv:1804.10574, Algorithms 1 and 2. Differs: none.
@@ -99,6 +100,8 @@ class Stage:
         if self._waits:
             require_no_replicas(module)
         self._recomputes = method.recompute and self._waits
+        require_modes(module, stage_index)
+        self._predictions = PredictionGuard(module, stage_index)
         self.device = device_of(module) if device is None else device
         self.version = 0
         """Updates so far."""
@@ -229,11 +232,15 @@ class Stage:
 
         Returns:
             What the module returns, without a graph.
+
+        Raises:
+            StageError: the module changes its state in evaluation mode.
         """
         tensors, structure = flatten(inputs)
         tensors = [tensor.to(self.device) for tensor in tensors]
         here = self._random.replaying(self._random.state())
-        with torch.no_grad(), evaluating(self.module), here:
+        watch = self._predictions.watching()
+        with torch.no_grad(), evaluating(self.module), here, watch:
             outputs = self.module(unflatten(structure, tensors))
         if self.is_last:
             return outputs
