@@ -38,3 +38,13 @@ def test_compiled_stages_train_as_the_others(method: dg.Method) -> None:
     counters.clear()
     assert_same(trained(compiled=True), plain)
     assert counters["stats"]["unique_graphs"] == 3  # one for each stage, whatever its parameters
+
+
+def test_compiled_stages_are_merged_into_the_model() -> None:
+    model = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 5))
+    stages = dg.split(model, 2, cuts=["2"])
+    for stage in stages:
+        stage.forward = torch.compile(stage.forward, backend="eager")
+    merged = dg.merge(stages)
+    assert list(merged.state_dict()) == list(model.state_dict())
+    assert "forward" not in vars(merged)

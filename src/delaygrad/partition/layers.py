@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
@@ -42,7 +44,8 @@ def is_container(module: nn.Module) -> bool:
         >>> is_container(nn.Sequential(nn.ReLU())), is_container(nn.ReLU())
         (True, False)
     """
-    return is_chain(module) and getattr(module, "_compiled_call_impl", None) is None
+    compiled = getattr(module, "_compiled_call_impl", None) is not None or "forward" in vars(module)
+    return is_chain(module) and not compiled
 
 
 def is_chain(module: nn.Module) -> bool:
@@ -114,8 +117,13 @@ def _runs_children_in_turn(module: nn.Module) -> bool:
         isinstance(module, nn.Sequential)
         and type(module).forward is nn.Sequential.forward
         and type(module).__call__ is nn.Sequential.__call__
-        and "forward" not in vars(module)
+        and _is_own_forward(vars(module).get("forward", nn.Sequential.forward))
     )
+
+
+def _is_own_forward(forward: Callable[..., object]) -> bool:
+    original = inspect.unwrap(forward)  # of a forward that torch.compile has wrapped
+    return getattr(original, "__func__", original) is nn.Sequential.forward
 
 
 def _own_state(module: nn.Module) -> list[str]:
