@@ -48,6 +48,7 @@ class NaiveDelayedGradients:
     Args:
         stages: copied; they must never have been trained through.
         seed: what ``torch.manual_seed`` was last called with.
+        weight: of a part's loss, from its targets; not 0.
         delayed: False applies every block at once: backpropagation.
     """
 
@@ -62,6 +63,7 @@ class NaiveDelayedGradients:
         slack: int = 0,
         micro_batches: int = 1,
         boundary_dtype: torch.dtype | None = None,
+        weight: Callable[[Any], int] = len,
     ) -> None:
         self.stages = copy.deepcopy(list(stages))
         self.optimizers = [
@@ -72,6 +74,7 @@ class NaiveDelayedGradients:
         self.delays = [(last - k) * (1 + slack) if delayed else 0 for k in range(last + 1)]
         self._micro_batches = micro_batches
         self._boundary_dtype = boundary_dtype
+        self._weight = weight
         self._loss_fn = loss_fn
         self._random_states = [
             torch.Generator().manual_seed((seed + GOLDEN_RATIO * n) % 2**63).get_state()
@@ -90,7 +93,7 @@ class NaiveDelayedGradients:
         for x, y in zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True):
             # A clone, since a matrix product may round otherwise where memory is not aligned.
             x = x if len(self.stages) == 1 else x.clone()
-            losses.append(self._tick(x, y, len(y) / len(targets)))
+            losses.append(self._tick(x, y, self._weight(y) / self._weight(targets)))
         total = losses[0]
         for loss in losses[1:]:
             total = total + loss

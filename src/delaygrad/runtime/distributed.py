@@ -16,7 +16,7 @@ from delaygrad.methods import DDG, Method
 from delaygrad.runtime.links import Links
 from delaygrad.runtime.pipeline import Pipeline
 from delaygrad.runtime.worker import Worker
-from delaygrad.stage import LossFunction, MakeOptimizer, device_of, stage_class
+from delaygrad.stage import LossFunction, LossWeight, MakeOptimizer, device_of, stage_class
 from delaygrad.transport import Message, Receiver
 
 
@@ -40,6 +40,8 @@ class DistributedPipeline(Pipeline):
         loss_fn: ``loss_fn(outputs, targets)``; used on the last rank.
         make_optimizer: ``make_optimizer(params)``.
         method: the rule to train by; the same on every rank.
+        loss_weight: see ``LocalPipeline``; used on the last rank.
+        allow_nonfinite_loss: see ``LocalPipeline``.
         group: one rank for each stage, in order; None is the default group. Needs an initialised
             process group: gloo for stages on the CPU, NCCL (with gloo beside it, for example
             ``cpu:gloo,cuda:nccl``) for stages on GPUs.
@@ -59,6 +61,8 @@ class DistributedPipeline(Pipeline):
         make_optimizer: MakeOptimizer,
         *,
         method: Method | None = None,
+        loss_weight: LossWeight = None,
+        allow_nonfinite_loss: bool = False,
         group: dist.ProcessGroup | None = None,
         device: torch.device | None = None,
         timeout_s: float = 600.0,
@@ -82,6 +86,8 @@ class DistributedPipeline(Pipeline):
                 num_stages=num_stages,
                 method=method,
                 loss_fn=loss_fn,
+                loss_weight=loss_weight,
+                allow_nonfinite_loss=allow_nonfinite_loss,
                 device=device,
                 seed=links.agree(method),
             )

@@ -14,7 +14,7 @@ from delaygrad.partition.layers import Layer
 from delaygrad.partition.sharing import check_cuts, find_ties
 from delaygrad.runtime.pipeline import Pipeline
 from delaygrad.runtime.worker import Worker
-from delaygrad.stage import LossFunction, MakeOptimizer, stage_class
+from delaygrad.stage import LossFunction, LossWeight, MakeOptimizer, stage_class
 from delaygrad.transport import Queue
 
 
@@ -30,6 +30,11 @@ class LocalPipeline(Pipeline):
         loss_fn: ``loss_fn(outputs, targets)``, a 0-d tensor.
         make_optimizer: ``make_optimizer(params)``, called for each stage that has parameters.
         method: the rule to train by.
+        loss_weight: how losses of micro-batches combine: None or "mean" by samples, "sum" for a
+            ``loss_fn`` that is a sum, or ``loss_weight(targets)``, for instance the number of valid
+            items: a part's loss then counts by its weight, one of weight 0 not at all.
+        allow_nonfinite_loss: let a loss that is NaN or infinite pass; otherwise it is an error, on
+            a GPU some steps later.
 
     Raises:
         PartitionError: two stages share parameters or buffers, other than constant ones
@@ -62,6 +67,8 @@ class LocalPipeline(Pipeline):
         make_optimizer: MakeOptimizer,
         *,
         method: Method | None = None,
+        loss_weight: LossWeight = None,
+        allow_nonfinite_loss: bool = False,
     ) -> None:
         if not stages:
             raise StageError("a pipeline needs at least one stage (stages: 0)")
@@ -79,6 +86,8 @@ class LocalPipeline(Pipeline):
                     num_stages=len(stages),
                     method=method,
                     loss_fn=loss_fn,
+                    loss_weight=loss_weight,
+                    allow_nonfinite_loss=allow_nonfinite_loss,
                 ),
                 activations=(downward[k], downward[k + 1]),
                 gradients=(upward[k + 1], upward[k]),

@@ -125,6 +125,7 @@ class Pipeline(ABC):
 
         Raises:
             StageError: the batch cannot be split into the method's micro-batches.
+            NonFiniteLossError: the loss is NaN or infinite, and that was not allowed.
             WorkerError: the network, the loss or the optimizer failed; names stage and action. Or
                 the pipeline failed before, or is closed.
             TransportError: a neighbour is late, gone, or out of step.
@@ -160,6 +161,9 @@ class Pipeline(ABC):
             self._schedule.drain(end, self.num_stages, stages=self._stages, first_batch=phase)
         )
         self._first_batch = self.iteration
+        for worker in self._workers.values():
+            if worker.stage.loss is not None:
+                worker.stage.loss.settle()
 
     def _interrupt(self) -> None:
         """Tell the clocks that something else than training comes."""

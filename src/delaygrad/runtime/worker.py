@@ -117,7 +117,8 @@ class Worker:
         Where it has to wait beyond its iteration (an offset), take a copy.
 
         Raises:
-            StageError: the batch has fewer samples than there are micro-batches.
+            StageError: the batch has fewer samples than there are micro-batches, or a weight of its
+                loss is negative.
         """
         try:
             self._offer(iteration, inputs, targets)
@@ -135,7 +136,9 @@ class Worker:
                 parts = parts_of(targets, num_parts)
             except DelaygradError as error:
                 raise type(error)(f"targets: {error}") from error
-            for index, (part, share) in enumerate(parts, first):
+            loss = self.stage.loss
+            shares = [share for _, share in parts] if loss is None else loss.shares(parts)
+            for index, ((part, _), share) in enumerate(zip(parts, shares, strict=True), first):
                 self._targets[index] = _copied(part) if self._offset else part
                 self._shares[index] = share
 

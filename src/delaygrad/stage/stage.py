@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from delaygrad.boundary import Structure, Tree, dense, flatten, narrowed, unflatten, widened
 from delaygrad.methods import Method
 from delaygrad.random_stream import RandomStream, stage_seed
+from delaygrad.stage.losses import LossWeight, StageLoss
 from delaygrad.stage.modes import PredictionGuard, require_modes
 from delaygrad.stage.network import (
     LossFunction,
@@ -41,7 +42,6 @@ from delaygrad.stage.network import (
     make_own_optimizer,
     require_loss,
     require_no_replicas,
-    require_scalar,
 )
 from delaygrad.stash import (
     BufferStash,
@@ -67,6 +67,8 @@ class Stage:
         num_stages: K.
         method: the rule to train by.
         loss_fn: for the last stage.
+        loss_weight: how its losses of micro-batches combine; see ``delaygrad.stage.losses``.
+        allow_nonfinite_loss: let NaN and infinity pass.
         device: where the stage computes; None is where its parameters are, or else the CPU.
         seed: of the process that holds stage 0; None is this process's ``torch.initial_seed()``.
 
@@ -88,6 +90,8 @@ class Stage:
         num_stages: int,
         method: Method,
         loss_fn: LossFunction | None = None,
+        loss_weight: LossWeight = None,
+        allow_nonfinite_loss: bool = False,
         device: torch.device | None = None,
         seed: int | None = None,
     ) -> None:
@@ -109,7 +113,16 @@ class Stage:
         self._clear = False  # no gradients are there
         self._parameter_list = list(module.parameters())
         self.optimizer = make_own_optimizer(make_optimizer, self._parameter_list, stage_index)
-        self._loss_fn = require_loss(loss_fn, stage_index) if self.is_last else None
+        self.loss = None
+        """Of the last stage."""
+        if self.is_last:
+            self.loss = StageLoss(
+                require_loss(loss_fn, stage_index),
+                device=self.device,
+                micro_batches=method.schedule.micro_batches,
+                loss_weight=loss_weight,
+                allow_nonfinite=allow_nonfinite_loss,
+            )
         seed = torch.initial_seed() if seed is None else seed
         own_seed = stage_seed(seed, stage_index) if num_stages > 1 else None
         self._random = RandomStream(self.device, own_seed)
@@ -149,7 +162,9 @@ class Stage:
             wanted. On the last stage, the loss: 0-d, detached.
 
         Raises:
-            StageError: an output is not made of tensors, or the loss is not a 0-d tensor.
+            StageError: an output is not made of tensors, the loss is not a 0-d tensor, or the
+                losses of micro-batches do not add up to that of their batch.
+            NonFiniteLossError: the loss is NaN or infinite.
         """
         if not self._accumulated:
             self._clear_gradients()  # in the fill no backward follows that would replace them
@@ -164,6 +179,8 @@ class Stage:
             autocast=autocast_dtype(self.device) if self._waits else None,
             buffers=self._buffers.current() if self._waits else {},
         )
+        if self.loss is not None:
+            self.loss.begin(batch_index)
         with self._random.drawing():
             outputs = self._build(batch)
         if self._recomputes:
@@ -356,9 +373,8 @@ class Stage:
         kept = [*weights, *self.module.buffers()] if dtype else []
         with _installed(batch.weights), saving_rounded(dtype, kept):
             outputs = self.module(unflatten(batch.structure, inputs))
-            if self._loss_fn is not None:
-                outputs = require_scalar(self._loss_fn(outputs, batch.targets))
-                outputs = outputs if batch.share == 1 else outputs * batch.share
+            if self.loss is not None:
+                outputs = self.loss(outputs, batch.targets, batch.share)
         tensors, structure = flatten(outputs)
         if self.is_last:
             batch.roots = list(tensors)

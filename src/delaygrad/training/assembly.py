@@ -154,13 +154,21 @@ def build_pipeline(
     stages = split(build_model(config, source), config.stages, cuts=config.cuts)
     stages = [stage.to(device) if rank in (None, k) else stage for k, stage in enumerate(stages)]
     method = build_method(config, source)
+    # The loop looks at the losses itself, and leaves a divergence on record.
     if rank is None:
-        return LocalPipeline(stages, cross_entropy, make_optimizer(config), method=method)
+        return LocalPipeline(
+            stages,
+            cross_entropy,
+            make_optimizer(config),
+            method=method,
+            allow_nonfinite_loss=True,
+        )
     return DistributedPipeline(
         stages[rank],
         cross_entropy,
         make_optimizer(config),
         method=method,
+        allow_nonfinite_loss=True,
         device=device,
         timeout_s=config.timeout_s,
     )
