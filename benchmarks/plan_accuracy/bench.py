@@ -23,15 +23,8 @@ from torch import Tensor, nn
 
 import delaygrad as dg
 from delaygrad.models import gpt, resnet
-from delaygrad.partition import Pipelined, Seconds, forecast
-from delaygrad.partition.costs import join, stages_of
-from delaygrad.partition.forecast import with_seconds
-from delaygrad.partition.measure import probing
-from delaygrad.partition.pace import iteration_s
-from delaygrad.partition.refine import measured_cuts
 from delaygrad.runtime import Launch, keep_freed_memory, run_workers
 from delaygrad.runtime.launch import joined
-from delaygrad.runtime.machine import measure_machine
 from delaygrad.training.run_folder import environment
 
 STAGES = 2
@@ -69,42 +62,32 @@ def make_sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 def predict(workload: str) -> dict[str, Any]:
     model, (inputs, targets) = network(workload), batch(workload)
     start = time.perf_counter()
-    with probing(
-        model, inputs, make_optimizer=make_sgd, loss=lambda outputs: loss_fn(outputs, targets)
-    ) as probe:
-        costs = probe.layers()
-        whole = with_seconds([join(costs)], probe.stages([]))[0]
-        cut = measured_cuts(probe, costs, STAGES)
-        arriving = probe.stage_inputs(cut.cuts)
-    stages = dg.split(model, STAGES, cuts=cut.cuts)
-    machine = measure_machine(list(zip(stages, arriving, strict=True)))
+    plan = dg.plan(
+        model,
+        inputs,
+        num_stages=[STAGES],
+        loss=lambda outputs: loss_fn(outputs, targets),
+        make_optimizer=make_sgd,
+        link="loopback",
+        side_by_side=True,
+    )
     planning_s = time.perf_counter() - start
-    how = Pipelined(lag=lambda k, num_stages, slack: dg.DDG().schedule.lag(k, num_stages))
-    joint = with_seconds(stages_of(costs, cut.cuts), cut.seconds)
-    found = forecast(joint, whole, how, machine.link)
-    slowed = [
-        Seconds(
-            forward_s=machine.slowdown * stage.forward_s,
-            backward_s=machine.slowdown * stage.backward_s,
-            update_s=machine.slowdown * stage.update_s,
-        )
-        for stage in found.stages
-    ]
-    here_s = iteration_s(slowed, how.lags(STAGES), boundaries=found.boundaries, link=machine.link)
+    (found,) = plan.forecasts
+    assert plan.link is not None
+    seconds = [stage.seconds for stage in found.stages]
     return {
-        "cuts": cut.cuts,
-        "one_device_s": whole.total_s,
-        "stages": [{**vars(stage), "total_s": stage.total_s} for stage in found.stages],
+        "cuts": found.cuts,
+        "one_device_s": plan.whole.total_s,
+        "stages": [{**vars(stage), "total_s": stage.total_s} for stage in seconds],
         "own_devices_s": found.iteration_s,
-        "here_s": here_s,
-        "slowdown": machine.slowdown,
-        "latency_s": machine.link.latency_s,
-        "bandwidth_bytes_per_s": machine.link.bandwidth_bytes_per_s,
+        "here_s": found.here_s,
+        "slowdown": plan.slowdown,
+        **vars(plan.link),
         "planning_s": planning_s,
     }
 
 
-def train(workload: str, cuts: list[int]) -> dict[str, Any]:
+def train(workload: str, cuts: list[str]) -> dict[str, Any]:
     """What each rank does: time turns of iterations in steady state."""
     with joined(LAUNCH, torch.device("cpu")) as rank:
         stage = dg.split(network(workload), STAGES, cuts=cuts)[rank]

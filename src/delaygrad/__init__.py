@@ -25,6 +25,7 @@ from delaygrad.errors import (
 )
 from delaygrad.methods import BP, DDG, DNI, Method
 from delaygrad.partition import merge, split
+from delaygrad.planning import plan
 from delaygrad.runtime import DistributedPipeline, LocalPipeline
 
 __version__ = version("delaygrad")
@@ -48,5 +49,6 @@ __all__ = [
     "TransportError",
     "WorkerError",
     "merge",
+    "plan",
     "split",
 ]

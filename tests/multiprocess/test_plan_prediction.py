@@ -12,11 +12,7 @@ from torch import Tensor, nn
 
 import delaygrad as dg
 from delaygrad.methods import BP, DDG, Method
-from delaygrad.partition import Link, Pipelined, forecast
-from delaygrad.partition.costs import join, stages_of
-from delaygrad.partition.forecast import with_seconds
-from delaygrad.partition.measure import probing
-from delaygrad.partition.refine import measured_cuts
+from delaygrad.planning import Link
 
 FORWARD_S, BACKWARD_S = 0.015, 0.03
 METHODS: dict[str, Method] = {"bp": BP(), "ddg": DDG()}
@@ -52,7 +48,7 @@ def make_sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
 
 
-def train(rank: int, world_size: int, name: str, cuts: list[int]) -> float:
+def train(rank: int, world_size: int, name: str, cuts: list[str]) -> float:
     stage = dg.split(network(), world_size, cuts=cuts)[rank]
     pipeline = dg.DistributedPipeline(stage, F.cross_entropy, make_sgd, method=METHODS[name])
     for _ in range(3):
@@ -67,15 +63,11 @@ def train(rank: int, world_size: int, name: str, cuts: list[int]) -> float:
 
 @pytest.mark.parametrize("name", ["bp", "ddg"])
 def test_prediction_is_met(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("delaygrad.partition.probe.MAX_REPEATS", 3)
-    with probing(network(), batch()[0], make_optimizer=make_sgd) as probe:
-        costs = probe.layers()
-        (whole,) = with_seconds([join(costs)], probe.stages([]))
-        found = measured_cuts(probe, costs, 2)
-    assert found.cuts == [3]
-    how = Pipelined(lag=lambda k, num_stages, slack: METHODS[name].schedule.lag(k, num_stages))
+    monkeypatch.setattr("delaygrad.partition.measurement.MAX_REPEATS", 3)
     link = Link(bandwidth_bytes_per_s=1e9, latency_s=2e-4)
-    stages = with_seconds(stages_of(costs, found.cuts), found.seconds)
-    predicted_s = forecast(stages, whole, how, link).iteration_s
+    plan = dg.plan(network(), batch()[0], method=METHODS[name], make_optimizer=make_sgd, link=link)
+    (found,) = plan.forecasts
+    assert found.cuts == ["3"]
+    predicted_s = found.iteration_s
     measured_s = max(run_ranks(train, 2, args=(name, found.cuts)))
     assert 0.7 < predicted_s / measured_s < 1.3

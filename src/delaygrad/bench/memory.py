@@ -1,4 +1,4 @@
-"""Peak memory of each stage, measured, against the formula of ``delaygrad.partition.memory``.
+"""Peak memory of each stage, measured, against the formula of ``delaygrad.planning.stage_memory``.
 
 K stages run in K processes, past the fill:
 
@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,8 +29,8 @@ from torch.profiler import ProfilerActivity, profile
 from delaygrad.errors import ConfigError
 from delaygrad.methods import Method
 from delaygrad.partition import cuts_of, layer_names, measure, split
-from delaygrad.partition.costs import join
-from delaygrad.partition.memory import StageMemory, Waiting, stage_memory
+from delaygrad.partition.costs import stages_of
+from delaygrad.planning.stage_memory import StageMemory, stage_memory
 from delaygrad.runtime import DistributedPipeline, Launch, LocalPipeline, run_workers
 from delaygrad.runtime.launch import joined
 
@@ -132,25 +132,8 @@ def predict_peaks(case: MemoryCase, cuts: Sequence[str]) -> list[StageMemory]:
         loss=lambda outputs: case.loss_fn(outputs, targets),
     )
     names = layer_names(model)
-    bounds = list(pairwise([0, *(names.index(cut) for cut in cuts), len(names)]))
-    schedule, last = case.method.schedule, case.num_stages - 1
-    between = [schedule.messages_under_way(k, case.num_stages) for k in range(last)]
-    under_way = [0, *between, 0]
-    return [
-        stage_memory(
-            join(costs[first:end]),
-            Waiting(
-                lag=schedule.lag(k, case.num_stages),
-                micro_batches=schedule.micro_batches,
-                recompute=case.method.recompute,
-                rounded=case.method.stash_dtype is not None,
-                sends_below=under_way[k],
-                sends_above=under_way[k + 1],
-            ),
-            is_last=k == last,
-        )
-        for k, (first, end) in enumerate(bounds)
-    ]
+    stages = stages_of(costs, [names.index(cut) for cut in cuts])
+    return [stage_memory(stage, case.method, k, case.num_stages) for k, stage in enumerate(stages)]
 
 
 def make_optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -2,19 +2,134 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import tyro
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from delaygrad.report.plan_figure import draw_plan
-from delaygrad.training.plan_config import PlanConfig
-from delaygrad.training.planning import make_plan
+from delaygrad.errors import ConfigError
+from delaygrad.planning import Forecast, Link, plan
+from delaygrad.planning.figure import draw_plan
+from delaygrad.planning.link import parse_bandwidth, parse_bytes
+from delaygrad.training.assembly import (
+    build_method,
+    build_model,
+    check_batches,
+    first_batch,
+    load_data,
+    make_optimizer,
+)
+from delaygrad.training.config import TrainConfig
+from delaygrad.training.evaluation import cross_entropy
+from delaygrad.training.reporter import announce
+from delaygrad.training.run_folder import environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """Predict how a network will train as K stages.
+
+    Example:
+        >>> PlanConfig(stages=(2, 4), bandwidth="1Gbit", latency_ms=0.2).link()
+        Link(bandwidth_bytes_per_s=125000000.0, latency_s=0.0002)
+    """
+
+    data: Literal["digits", "cifar10", "cifar100", "text"] = "digits"
+    """As for train; the network is measured on one batch of this data."""
+    data_dir: Path | None = None
+    """Where the files of cifar10, cifar100 or text are."""
+    model: str = "resnet8"
+    """resnet8, resnet20, resnet56, resnet110 (any depth 6n+2), mlp, or gpt."""
+    width: int | None = None
+    """Units per layer (mlp, gpt)."""
+    depth: int | None = None
+    """Linear layers (mlp) or blocks (gpt)."""
+    heads: int | None = None
+    """Attention heads (gpt)."""
+    context_length: int = 128
+    """Characters per sample (text)."""
+    dropout: float = 0.0
+    """Probability of dropping a unit (mlp, gpt)."""
+    channels_last: bool = True
+    """Keep images as NHWC in memory."""
+    batch_size: int = 64
+    """Samples per batch."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """The optimizer of every stage."""
+    threads: int = 1
+    """CPU threads of each process."""
+    seed: int = 0
+    """Decides initial weights and the batch."""
+
+    method: str = "ddg"
+    """ddg, or bp."""
+    slack: int = 0
+    """More iterations of delay per boundary, to hide a slow link (ddg)."""
+    micro_batches: int = 1
+    """Parts that each batch is split into."""
+    recompute: bool = False
+    """Keep the inputs of waiting batches only, and run their forward again (ddg)."""
+    stash_dtype: Literal["bfloat16", "float16"] | None = None
+    """Round the activations of waiting batches to this type (ddg)."""
+    boundary_dtype: Literal["bfloat16", "float16"] | None = None
+    """Round what is sent between stages to this type (ddg)."""
+
+    stages: tuple[int, ...] = (2,)
+    """K, one or several."""
+    bandwidth: str | None = None
+    """Bandwidth of the link between two devices, such as 1Gbit or 2.5GB/s; by default the loopback
+    of this machine is measured."""
+    latency_ms: float | None = None
+    """Latency of this link, one way, in milliseconds."""
+    speeds: tuple[float, ...] = ()
+    """Speed of each stage's device, relative to this machine; for one K only."""
+    memory_cap: str | None = None
+    """What a device may hold, such as 512MiB."""
+    side_by_side: bool = True
+    """Also measure how much slower processes compute at the same time on this machine."""
+
+    def __post_init__(self) -> None:
+        if not self.stages or min(self.stages) < 1:
+            raise ConfigError(f"stages must be at least 1 (stages: {list(self.stages)})")
+        if not all(0 < speed < math.inf for speed in self.speeds):
+            raise ConfigError(f"speeds must be positive and finite (speeds: {list(self.speeds)})")
+        if (self.bandwidth is None) != (self.latency_ms is None):
+            raise ConfigError(
+                f"a link has a bandwidth and a latency (bandwidth: {self.bandwidth}, latency_ms: "
+                f"{self.latency_ms}); give both, or neither to measure the loopback of this machine"
+            )
+
+    def train_config(self) -> TrainConfig:
+        """Return the run that the plan is for, with the largest K.
+
+        Raises:
+            ConfigError: settings contradict each other.
+        """
+        shared = {name: getattr(self, name) for name in _shared_settings()}
+        config = TrainConfig(stages=max(self.stages), **shared)
+        config.check()
+        return config
+
+    def link(self) -> Link | Literal["loopback"]:
+        """Return the link that was given, or say which one to measure."""
+        if self.bandwidth is None or self.latency_ms is None:
+            return "loopback"
+        bandwidth = parse_bandwidth(self.bandwidth)
+        return Link(bandwidth_bytes_per_s=bandwidth, latency_s=self.latency_ms / 1e3)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            name: value if isinstance(value, int | float | tuple | None) else str(value)
+            for name, value in vars(self).items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,123 +145,59 @@ class Plan:
     """Show no progress."""
 
     def __call__(self) -> None:
-        plan = make_plan(self.what, quiet=self.quiet)
+        config = self.what
+        train, link = config.train_config(), config.link()
+        cap = math.inf if config.memory_cap is None else parse_bytes(config.memory_cap)
+        method = build_method(train)
+        source = load_data(train)
+        check_batches(train, source)
+        inputs, targets = first_batch(train, source, torch.device("cpu"))
+        found = plan(
+            build_model(train, source),
+            inputs,
+            num_stages=config.stages,
+            method=method,
+            loss=lambda outputs: cross_entropy(outputs, targets),
+            make_optimizer=make_optimizer(train),
+            link=link,
+            speeds=config.speeds or None,
+            memory_cap_bytes=cap,
+            threads=config.threads,
+            side_by_side=config.side_by_side,
+            say=lambda text: announce(text, quiet=self.quiet),
+        )
+        found = found.with_commands(lambda forecast: train_command(config, forecast))
+        written = {}
         if self.figure is not None:
-            plan["figure"] = str(draw_plan(plan, self.figure))
+            title = f"{config.model}, batch {config.batch_size}, {config.method}"
+            written["figure"] = str(draw_plan(found, self.figure, title))
         if self.json:
-            print(json.dumps(plan, indent=2))
+            plain = {"config": config.to_json(), "environment": environment(), **found.to_json()}
+            print(json.dumps({**plain, **written}, indent=2))
         else:
-            print_plan(plan)
+            console = Console(highlight=False)
+            console.print(found, crop=False)
+            for name, path in written.items():
+                console.print(f"{name:10}  {path}", soft_wrap=True)
 
 
-def print_plan(plan: dict[str, Any]) -> None:
-    """Print a plan.
-
-    Args:
-        plan: from ``make_plan``.
-    """
-    console = Console(highlight=False)
-    one = plan["one_device"]
-    link, beside = plan["link"], plan["side_by_side"]
-    console.print(
-        f"one device  {_ms(one['iteration_s'])} an iteration (forward {_ms(one['forward_s'])}, "
-        f"backward {_ms(one['backward_s'])}, update {_ms(one['update_s'])}), "
-        f"parameters {_size(one['parameter_bytes'])}, activations {_size(one['saved_bytes'])}"
-    )
-    if link is not None:
-        origin = "measured on loopback" if link["measured"] else "as given"
-        megabits = 8 * link["bandwidth_bytes_per_s"] / 1e6
-        latency = _ms(link["latency_s"])
-        console.print(f"link        {megabits:,.0f} Mbit/s, {latency} one way ({origin})")
-    if beside["slowdown"] is not None:
-        console.print(
-            f"this host   {beside['processes']} processes at once compute "
-            f"{100 * (beside['slowdown'] - 1):.1f} % slower than one alone"
-        )
-    console.print(_overview(plan))
-    for one_plan in plan["plans"]:
-        console.print(_stages(one_plan))
-        for sentence in _remarks(one_plan, plan):
-            console.print(f"  - {sentence}")
-        console.print(f"  {one_plan['command']}", soft_wrap=True)
-    if "figure" in plan:
-        console.print(f"figure      {plan['figure']}", soft_wrap=True)
+def train_command(config: PlanConfig, forecast: Forecast) -> str:
+    """Return the command that trains as planned."""
+    words = ["delaygrad", "train"]
+    for name in _shared_settings():
+        value, flag = getattr(config, name), name.replace("_", "-")
+        if value == getattr(PlanConfig, name):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", str(value)]
+    words += ["--stages", str(len(forecast.stages))]
+    words += ["--cuts", *forecast.cuts] if forecast.cuts else []
+    return shlex.join([*words, "--runtime", "distributed"])
 
 
-def _overview(plan: dict[str, Any]) -> Table:
-    table = _table("predicted, on K devices like this one (times in ms, sizes in MiB)")
-    for heading in (
-        "K", "iteration", "exposed", "speed-up", "efficiency", "sent", "all here", "data parallel",
-    ):  # fmt: skip
-        table.add_column(heading, justify="right")
-    for row in plan["plans"]:
-        rival = row["data_parallel"]
-        table.add_row(
-            str(row["stages"]),
-            _number(1e3 * row["iteration_s"]),
-            _number(1e3 * row["exposed_s"]),
-            f"{row['speedup']:.2f}",
-            f"{row['efficiency']:.0%}",
-            _number(row["sent_bytes"] / 2**20),
-            _number(1e3 * row["here"]["iteration_s"]) + ("*" if row["here"]["crowded"] else ""),
-            f"{_number(1e3 * rival['best_s'])} to {_number(1e3 * rival['worst_s'])}",
-        )
-    table.caption = (
-        "exposed: waiting for neighbours and link. sent: per iteration, all boundaries. all here: "
-        "all processes on this host (* more than its cores). data parallel: all-reduce hidden "
-        "behind the backward as far as it goes, to not at all."
-    )
-    table.caption_justify = "left"
-    return table
-
-
-def _stages(plan: dict[str, Any]) -> Table:
-    table = _table(f"{plan['stages']} stages, {plan['method']} (times in ms, sizes in MiB)")
-    for heading in (
-        "stage", "first layer", "delay", "forward", "backward", "update", "share", "memory",
-        "waiting",
-    ):  # fmt: skip
-        justify: Literal["left", "right"] = "left" if heading == "first layer" else "right"
-        table.add_column(heading, justify=justify, overflow="fold")
-    for row in plan["stage_plans"]:
-        memory = row["memory"]
-        waiting = (
-            "graph_bytes", "boundary_bytes", "message_bytes", "stale_parameter_bytes",
-        )  # fmt: skip
-        table.add_row(
-            str(row["stage"]),
-            row["first_layer"],
-            str(row["delay"]),
-            *(_number(1e3 * row[f"{name}_s"]) for name in ("forward", "backward", "update")),
-            f"{row['share']:.1%}",
-            _number(memory["total_bytes"] / 2**20),
-            _number(sum(memory[name] for name in waiting) / 2**20),
-        )
-    return table
-
-
-def _remarks(one_plan: dict[str, Any], plan: dict[str, Any]) -> list[str]:
-    here, remarks = one_plan["here"], list(one_plan["advice"])
-    if here["crowded"]:
-        threads = plan["config"]["threads"]
-        remarks.append(
-            f"this host's {here['cores']} cores are too few for {one_plan['stages']} processes "
-            f"(threads of each: {threads}); here an iteration would take {_ms(here['iteration_s'])}"
-        )
-    return remarks
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _ms(seconds: float) -> str:
-    return f"{_number(1e3 * seconds)} ms"
-
-
-def _size(num_bytes: float) -> str:
-    return f"{_number(num_bytes / 2**20)} MiB"
+def _shared_settings() -> list[str]:
+    """Name the settings that train has too, but for the number of stages, in order."""
+    of_train = {field.name for field in dataclasses.fields(TrainConfig)} - {"stages"}
+    return [field.name for field in dataclasses.fields(PlanConfig) if field.name in of_train]

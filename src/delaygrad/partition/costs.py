@@ -7,7 +7,11 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-__all__ = ["LayerCost", "Seconds", "Storage", "join", "rescaled", "stages_of"]
+__all__ = ["LayerCost", "Seconds", "Storage", "join", "rescaled", "stages_of", "with_seconds"]
+
+_ADDED = (
+    "forward_s", "backward_s", "update_s", "parameter_bytes", "trainable_bytes", "optimizer_bytes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +31,22 @@ class Seconds:
     backward_s: float
     update_s: float = 0.0
 
+    def times(self) -> dict[str, Any]:
+        """Return forward, backward and update by their names."""
+        return {name: getattr(self, name) for name in ("forward_s", "backward_s", "update_s")}
+
     @property
     def total_s(self) -> float:
         """Seconds of forward, backward and update."""
         return self.forward_s + self.backward_s + self.update_s
+
+    def slowed(self, factor: float) -> Seconds:
+        """Return the same work where everything takes ``factor`` times as long."""
+        return Seconds(
+            forward_s=self.forward_s * factor,
+            backward_s=self.backward_s * factor,
+            update_s=self.update_s * factor,
+        )
 
 
 @dataclass(frozen=True)
@@ -95,19 +111,15 @@ def join(costs: Sequence[LayerCost]) -> LayerCost:
         >>> both.name, both.total_s, both.saved_bytes
         ('0', 5.0, 16)
     """
+    sums: dict[str, Any] = {name: sum(getattr(cost, name) for cost in costs) for name in _ADDED}
     return LayerCost(
         name=costs[0].name,
-        forward_s=sum(cost.forward_s for cost in costs),
-        backward_s=sum(cost.backward_s for cost in costs),
-        update_s=sum(cost.update_s for cost in costs),
         input_bytes=costs[0].input_bytes,
         output_bytes=costs[-1].output_bytes,
         gradient_bytes=costs[-1].gradient_bytes,
-        parameter_bytes=sum(cost.parameter_bytes for cost in costs),
-        trainable_bytes=sum(cost.trainable_bytes for cost in costs),
-        optimizer_bytes=sum(cost.optimizer_bytes for cost in costs),
         saved={number: storage for cost in costs for number, storage in cost.saved.items()},
         outputs=costs[-1].outputs,
+        **sums,
     )
 
 
@@ -119,6 +131,11 @@ def stages_of(costs: Sequence[LayerCost], cuts: Sequence[int]) -> list[LayerCost
         cuts: index of the first layer of stages 1 … K-1.
     """
     return [join(costs[first:end]) for first, end in pairwise([0, *cuts, len(costs)])]
+
+
+def with_seconds(costs: Sequence[LayerCost], measured: Sequence[Seconds]) -> list[LayerCost]:
+    """Replace the seconds of stages, summed over layers, by those of the stages as wholes."""
+    return [replace(cost, **seconds.times()) for cost, seconds in zip(costs, measured, strict=True)]
 
 
 def rescaled(
@@ -141,17 +158,13 @@ def rescaled(
     corrected = []
     bounds = pairwise([0, *cuts, len(costs)])
     for (first, end), stage in zip(bounds, measured, strict=True):
-        members = costs[first:end]
-        predicted = join(members)
-        corrected += [
-            replace(
-                cost,
-                forward_s=_share(cost.forward_s, predicted.forward_s, stage.forward_s),
-                backward_s=_share(cost.backward_s, predicted.backward_s, stage.backward_s),
-                update_s=_share(cost.update_s, predicted.update_s, stage.update_s),
-            )
-            for cost in members
-        ]
+        predicted = vars(join(costs[first:end]))
+        for cost in costs[first:end]:
+            seconds: dict[str, Any] = {
+                name: _share(getattr(cost, name), predicted[name], value)
+                for name, value in stage.times().items()
+            }
+            corrected.append(replace(cost, **seconds))
     return corrected
 
 

@@ -11,10 +11,9 @@ from delaygrad.boundary import Tree
 from delaygrad.errors import PartitionError
 from delaygrad.partition.cuts import resolve_cuts
 from delaygrad.partition.layers import is_container, list_layers
-from delaygrad.partition.measure import probing
+from delaygrad.partition.measured_cuts import measured_cuts
+from delaygrad.partition.measurement import MakeOptimizer, measuring
 from delaygrad.partition.merge import mark_stage
-from delaygrad.partition.probe import MakeOptimizer
-from delaygrad.partition.refine import measured_cuts
 from delaygrad.partition.sharing import Tie, check_cuts, find_ties, unbreakable_groups
 
 __all__ = ["separable_groups", "split"]
@@ -122,8 +121,9 @@ def _balanced_cuts(
 ) -> list[int]:
     groups = separable_groups(len(list_layers(model)), num_stages, ties)
     again = [*[recompute] * (num_stages - 1), False]
-    with probing(model, sample_inputs, make_optimizer=make_optimizer) as probe:
-        return measured_cuts(probe, probe.layers(), num_stages, groups=groups, again=again).cuts
+    with measuring(model, sample_inputs, make_optimizer=make_optimizer) as measurement:
+        costs = measurement.layers()
+        return measured_cuts(measurement, costs, num_stages, groups=groups, again=again).cuts
 
 
 def _take(container: nn.Module, prefix: str, names: set[str]) -> nn.Sequential:

@@ -12,9 +12,8 @@ import torch
 from delaygrad.bench import run_contest
 from delaygrad.bench.config import ContestConfig
 from delaygrad.bench.workload import load_workload
-from delaygrad.partition.costs import stages_of
-from delaygrad.partition.measure import probing
-from delaygrad.partition.refine import measured_cuts
+from delaygrad.partition.measured_cuts import measured_cuts
+from delaygrad.partition.measurement import measuring
 from delaygrad.reproduce.measured_case import kept_or_measured
 from delaygrad.reproduce.speed_target import BASELINE, SpeedCase, SpeedScale
 
@@ -79,20 +78,20 @@ def stage_times(case: SpeedCase) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with probing(
+        with measuring(
             workload.model(),
             inputs,
             make_optimizer=workload.make_optimizer,
             loss=lambda outputs: workload.loss_fn(outputs, targets),
-        ) as probe:
-            costs = probe.layers()
-            found = measured_cuts(probe, costs, case.num_stages)
+        ) as measurement:
+            costs = measurement.layers()
+            found = measured_cuts(measurement, costs, case.num_stages)
     finally:
         torch.set_num_threads(threads)
-    boundaries = [cost.output_bytes for cost in stages_of(costs, found.cuts)[:-1]]
+    boundaries = [stage.output_bytes for stage in found.stages[:-1]]
     return {
-        "cuts": [costs[index].name for index in found.cuts],
-        "stages": [dict(vars(seconds)) for seconds in found.seconds],
+        "cuts": [stage.name for stage in found.stages[1:]],
+        "stages": [stage.times() for stage in found.stages],
         "boundary_bytes": max(boundaries, default=0) or None,
     }
 

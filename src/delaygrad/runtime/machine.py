@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from delaygrad.boundary import Tree, flatten, unflatten
-from delaygrad.partition import Link
 from delaygrad.runtime.launch import Launch, joined, run_workers
 
 _LATENCY_ROUNDS, _BANDWIDTH_ROUNDS = 200, 20
@@ -29,13 +28,16 @@ class Machine:
     """What was measured.
 
     Args:
-        link: between two processes, over gloo; None if it was not asked for.
+        latency_s: seconds of an empty message between two processes, over gloo; None if it was not
+            asked for.
+        bandwidth_bytes_per_s: of long messages between them, likewise.
         slowdown: the time that processes take at once, over the time that each takes while the
             others rest; None without work.
         processes: how many computed at once.
     """
 
-    link: Link | None
+    latency_s: float | None
+    bandwidth_bytes_per_s: float | None
     slowdown: float | None
     processes: int
 
@@ -63,37 +65,44 @@ def measure_machine(
     with tempfile.TemporaryDirectory(prefix="delaygrad-") as folder:
         for rank, piece in enumerate(work):
             torch.save(piece, Path(folder, f"{rank}.pt"))
-        found: Machine = run_workers(_rank_main, launch, launch, folder, len(work), link, budget_s)[
-            0
-        ]
-    return found
+        found = run_workers(_rank_main, launch, launch, folder, len(work), link, budget_s)
+    of_rank_0: Machine = found[0]
+    return of_rank_0
 
 
 def _rank_main(
     launch: Launch, folder: str, num_pieces: int, link: bool, budget_s: float
 ) -> Machine:
     with joined(launch, torch.device("cpu")) as rank:
-        measured = _link(rank) if link else None
+        latency_s, bandwidth = _link(rank) if link else (None, None)
         slowdown = None
         if num_pieces:
             # Written by the process that started this one.
             module, inputs = torch.load(Path(folder, f"{rank}.pt"), weights_only=False)
             slowdown = _slowdown(rank, num_pieces, lambda: _pass(module, inputs), budget_s)
         dist.barrier()
-    return Machine(link=measured, slowdown=slowdown, processes=max(num_pieces, 1))
+    return Machine(
+        latency_s=latency_s,
+        bandwidth_bytes_per_s=bandwidth,
+        slowdown=slowdown,
+        processes=max(num_pieces, 1),
+    )
 
 
-def _link(rank: int) -> Link | None:
-    """Measure between ranks 0 and 1: half a round trip, and a long message with a short answer."""
-    found = None
+def _link(rank: int) -> tuple[float | None, float | None]:
+    """Measure latency and bandwidth: half a round trip, and a long message with a short answer.
+
+    Between ranks 0 and 1; the others find nothing.
+    """
+    latency_s = bandwidth = None
     if rank < 2:
         short, long = torch.zeros(1), torch.zeros(_BANDWIDTH_BYTES // 4)
         trip_s = statistics.median(_round_trip(rank, short) for _ in range(_LATENCY_ROUNDS))
         long_s = statistics.median(_round_trip(rank, long) for _ in range(_BANDWIDTH_ROUNDS))
         bandwidth = _BANDWIDTH_BYTES / max(long_s - trip_s, 1e-9)
-        found = Link(bandwidth_bytes_per_s=bandwidth, latency_s=trip_s / 2)
+        latency_s = trip_s / 2
     dist.barrier()
-    return found
+    return latency_s, bandwidth
 
 
 def _round_trip(rank: int, message: Tensor) -> float:

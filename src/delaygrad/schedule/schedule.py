@@ -84,6 +84,16 @@ class Schedule:
         """
         return -(-self.lag(stage_index, num_stages) // self.micro_batches)
 
+    @property
+    def slack(self) -> int | None:
+        """Ticks of delay per boundary beyond the least; None where the schedule has no such choice.
+
+        Example:
+            >>> locked(slack=2).slack, FLUSH.slack
+            (2, None)
+        """
+        return self.lag_rule.slack if isinstance(self.lag_rule, _StagesAbove) else None
+
     def messages_under_way(self, stage_index: int, num_stages: int) -> int:
         """Messages of one direction between a stage and the next that need not wait in turn.
 

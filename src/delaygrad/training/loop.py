@@ -20,9 +20,9 @@ from delaygrad.runtime.team import Team
 from delaygrad.training import checkpoint, run_folder
 from delaygrad.training.assembly import place
 from delaygrad.training.config import TrainConfig
+from delaygrad.training.direction_probe import DirectionProbe
 from delaygrad.training.evaluation import Evaluation, evaluate
 from delaygrad.training.learning_rate import learning_rate
-from delaygrad.training.probe import DirectionProbe
 from delaygrad.training.reporter import Reporter
 from delaygrad.training.tracing import Tracing
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from delaygrad.cli.main import main
+from delaygrad.cli.plan import PlanConfig
 from delaygrad.training.config import TrainConfig
-from delaygrad.training.plan_config import PlanConfig
 
 PLAN = ("plan", "--model", "mlp", "--width", "16", "--depth", "4", "--quiet", "--no-side-by-side")
 LINK = ("--bandwidth", "1Gbit", "--latency-ms", "0.1")
@@ -23,7 +23,7 @@ LINK = ("--bandwidth", "1Gbit", "--latency-ms", "0.1")
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("delaygrad.partition.probe.MAX_REPEATS", 3)
+    monkeypatch.setattr("delaygrad.partition.measurement.MAX_REPEATS", 3)
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
@@ -74,7 +74,9 @@ def test_tables_and_figure(
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     main([*PLAN, *LINK, "--stages", "2", "6", "--depth", "8", "--figure", "plan.png"])
     out = " ".join(capsys.readouterr().out.split())
-    assert "speed-up" in out and "1,000 Mbit/s" in out and "too few for 6 processes" in out
+    assert (
+        "speed-up" in out and "1,000 Mbit/s" in out and "too few cores (4) for 6 processes" in out
+    )
     assert "delaygrad train" in out
     assert Path("plan.png").stat().st_size > 1000
 

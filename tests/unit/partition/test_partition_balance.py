@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from delaygrad.errors import PartitionError
-from delaygrad.partition.balance import balance, balance_rows, least_cap
+from delaygrad.partition.balance import balance, least_cap
 
 
 def stage_costs(costs, cuts):
@@ -23,13 +23,13 @@ def brute_force(costs, num_stages):
 @given(st.data(), st.lists(st.integers(0, 12), min_size=1, max_size=9))
 def test_whole_costs_are_cut_exactly_as_by_brute_force(data, costs):
     num_stages = data.draw(st.integers(1, len(costs)))
-    assert balance(costs, num_stages) == brute_force(costs, num_stages)
+    assert balance([costs] * num_stages) == brute_force(costs, num_stages)
 
 
 @given(st.data(), st.lists(st.floats(0, 1e3), min_size=1, max_size=9))
 def test_float_costs_reach_the_smallest_maximum(data, costs):
     num_stages = data.draw(st.integers(1, len(costs)))
-    cuts = balance(costs, num_stages)
+    cuts = balance([costs] * num_stages)
     assert all(i < j for i, j in pairwise([0, *cuts, len(costs)]))
     best = max(stage_costs(costs, brute_force(costs, num_stages)))
     assert max(stage_costs(costs, cuts)) == pytest.approx(best, rel=1e-12, abs=1e-9)
@@ -75,10 +75,10 @@ def test_costs_and_needs_of_stages_are_met_exactly_as_by_brute_force(instance, c
     ]
     fits = lambda k, i, j: need(k, i, j) <= cap  # noqa: E731
     if within:
-        assert balance_rows(rows, fits=fits) == list(min(within, key=rank))
+        assert balance(rows, fits=fits) == list(min(within, key=rank))
     else:
         with pytest.raises(PartitionError, match=f"stages: {num_stages}, layers: {num_layers}"):
-            balance_rows(rows, fits=fits)
+            balance(rows, fits=fits)
 
 
 @given(instances())
@@ -92,31 +92,22 @@ def test_least_cap_is_that_of_brute_force(instance):
     )
 
 
-def test_slow_devices_get_less():
-    assert balance([1] * 6, 2, speeds=[1, 0.5]) == [4]
-    assert balance([1] * 6, 2, speeds=[0.5, 1]) == [2]
-    for speeds in ([1.0], [1.0, 0.0], [1.0, float("nan")]):
-        with pytest.raises(PartitionError, match="speeds do not fit the stages"):
-            balance([1, 1], 2, speeds=speeds)
-
-
 def test_literal_cuts():
-    assert balance([1, 1, 1, 1], 2) == [2]
-    assert balance([9, 1, 1, 1], 3) == [1, 2]
-    assert balance([1, 1, 1, 9], 3) == [1, 3]
-    assert balance([0, 0, 0], 3) == [1, 2]
-    assert balance([5], 1) == []
+    assert balance([[1, 1, 1, 1]] * 2) == [2]
+    assert balance([[9, 1, 1, 1]] * 3) == [1, 2]
+    assert balance([[1, 1, 1, 9]] * 3) == [1, 3]
+    assert balance([[0, 0, 0]] * 3) == [1, 2]
+    assert balance([[5]]) == []
 
 
 def test_a_thousand_layers_are_quick():
-    cuts = balance([1.0] * 1024, 32)
+    cuts = balance([[1.0] * 1024] * 32)
     assert cuts == [32 * k for k in range(1, 32)]
 
 
 @pytest.mark.parametrize(
     ("costs", "num_stages", "message"),
     [
-        ([1.0, 2.0], 0, "stages: 0"),
         ([1.0, 2.0], 3, "stages: 3, layers: 2"),
         ([1.0, -2.0], 1, r"index: 1, cost: -2\.0"),
         ([float("nan"), 2.0], 1, "index: 0, cost: nan"),
@@ -125,4 +116,4 @@ def test_a_thousand_layers_are_quick():
 )
 def test_impossible_requests_are_refused(costs, num_stages, message):
     with pytest.raises(PartitionError, match=message):
-        balance(costs, num_stages)
+        balance([costs] * num_stages)

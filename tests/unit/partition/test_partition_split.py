@@ -14,7 +14,7 @@ from delaygrad.partition.costs import stages_of
 splitting = importlib.import_module("delaygrad.partition.split")  # the name is the function's
 
 
-class PlantedProbe:
+class PlantedMeasurement:
     """Measures what was planted, of layers as of stages."""
 
     def __init__(self, names, seconds):
@@ -22,8 +22,6 @@ class PlantedProbe:
             LayerCost(name=name, forward_s=cost / 3, backward_s=cost * 2 / 3)
             for name, cost in zip(names, seconds, strict=True)
         ]
-
-    now = staticmethod(time.perf_counter)
 
     def layers(self):
         return self.costs
@@ -35,9 +33,9 @@ class PlantedProbe:
 def plant_costs(monkeypatch, seconds):
     @contextmanager
     def planted(model, sample_inputs, *, make_optimizer=None):
-        yield PlantedProbe(layer_names(model), seconds)
+        yield PlantedMeasurement(layer_names(model), seconds)
 
-    monkeypatch.setattr(splitting, "probing", planted)
+    monkeypatch.setattr(splitting, "measuring", planted)
 
 
 def network():
@@ -115,7 +113,7 @@ def test_the_optimizer_counts(monkeypatch):
             time.sleep(0.01 * sum(len(group["params"]) for group in self.param_groups))
             return super().step(closure)
 
-    monkeypatch.setattr("delaygrad.partition.probe.MAX_REPEATS", 3)
+    monkeypatch.setattr("delaygrad.partition.measurement.MAX_REPEATS", 3)
     model = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(6)))
     x = torch.ones(1, 2)
     stages = split(model, 3, sample_inputs=x, make_optimizer=lambda params: SlowSGD(params, lr=1))

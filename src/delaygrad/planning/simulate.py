@@ -1,7 +1,6 @@
-"""Predict the time of an iteration by playing the timetable with given times.
+"""Predict the time of an iteration by playing the schedule with given times.
 
-Every stage works alone, in the order of the timetable: in tick t forward of micro-batch t, then
-backward of micro-batch t - lag(k), then after the last one of a batch the update. It waits for the
+Every stage works alone, through its actions in the order of the schedule. It waits for the
 activation from below and the error gradient from above; messages of one direction follow each
 other over the link.
 
@@ -18,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from delaygrad.partition.costs import Seconds
-from delaygrad.partition.link import Link
+from delaygrad.planning.link import Link
+from delaygrad.schedule import Action, Kind, Schedule
 
 __all__ = ["Boundary", "iteration_s"]
 
@@ -40,82 +40,82 @@ class Boundary:
 
 def iteration_s(
     stages: Sequence[Seconds],
-    lags: Sequence[int],
+    schedule: Schedule,
     *,
     boundaries: Sequence[Boundary] = (),
     link: Link | None = None,
-    micro_batches: int = 1,
 ) -> float:
     """Predict the seconds of an iteration in steady state.
 
     Args:
-        stages: times of each stage for one batch.
-        lags: of each stage, in ticks; all 0 is backpropagation.
+        stages: times of each stage for one batch; each of M micro-batches takes 1/M of them, and
+            the update is done once.
+        schedule: of the stages' actions.
         boundaries: K-1, between the stages; with the link.
         link: between each two neighbours; None costs nothing.
-        micro_batches: M per update; each takes 1/M of the times but the update's.
     Example:
+        >>> from delaygrad.schedule import FLUSH, LOCKED
         >>> stage = Seconds(forward_s=1.0, backward_s=2.0)
-        >>> iteration_s([stage, stage], lags=[1, 0]), iteration_s([stage, stage], lags=[0, 0])
+        >>> iteration_s([stage, stage], LOCKED), iteration_s([stage, stage], FLUSH)
         (3.0, 6.0)
     """
-    play = _Play(stages, lags, boundaries, link, micro_batches)
-    depth = max(lags) + len(stages) + 1
+    num_stages = len(stages)
+    fill = max(
+        schedule.offset(k, num_stages) + schedule.lag(k, num_stages) for k in range(num_stages)
+    )
+    depth = fill + num_stages + 1
     warm_up, measured = 3 * depth, 8 * depth + _MEASURED
-    start = play.run(warm_up * micro_batches)
-    end = play.run(measured * micro_batches)
+    timetable = _Timetable(stages, schedule, boundaries, link)
+    start = timetable.play(warm_up)
+    end = timetable.play(measured)
     # A stage with a backlog from the fill still runs ahead of the steady state, none behind it.
     return max(late - early for early, late in zip(start, end, strict=True)) / measured
 
 
-class _Play:
+class _Timetable:
     """The stages at work, tick by tick."""
 
     def __init__(
         self,
         stages: Sequence[Seconds],
-        lags: Sequence[int],
+        schedule: Schedule,
         boundaries: Sequence[Boundary],
         link: Link | None,
-        micro_batches: int,
     ) -> None:
-        self._stages, self._lags, self._parts = stages, lags, micro_batches
-        num_stages = len(stages)
+        self._stages, self._schedule = stages, schedule
         self._tick = 0
-        self._free = [0.0] * num_stages  # when each stage has done all before
-        down = [boundary.activation_bytes for boundary in boundaries]
-        up = [boundary.gradient_bytes for boundary in boundaries]
-        gaps = [0.0] * (num_stages - 1)
-        self._down = [_Wire(link, size / micro_batches) for size in (down or gaps)]
-        self._up = [_Wire(link, size / micro_batches) for size in (up or gaps)]
+        self._free = [0.0] * len(stages)  # when each stage has done all before
+        nothing = Boundary(activation_bytes=0.0, gradient_bytes=0.0)
+        boundaries, parts = boundaries or [nothing] * (len(stages) - 1), schedule.micro_batches
+        self._activations = [_Direction(link, each.activation_bytes / parts) for each in boundaries]
+        self._gradients = [_Direction(link, each.gradient_bytes / parts) for each in boundaries]
 
-    def run(self, num_ticks: int) -> list[float]:
+    def play(self, num_iterations: int) -> list[float]:
         """Play on; return when each stage has done all."""
-        for tick in range(self._tick, self._tick + num_ticks):
-            for k in range(len(self._stages)):
-                self._forward(k, tick)
-            for k in reversed(range(len(self._stages))):
-                if tick >= self._lags[k]:
-                    self._backward(k, tick - self._lags[k])
-        self._tick += num_ticks
+        end = self._tick + num_iterations * self._schedule.micro_batches
+        for tick in range(self._tick, end):
+            for action in self._schedule.actions(tick, len(self._stages)):
+                self._do(action)
+        self._tick = end
         return list(self._free)
 
-    def _forward(self, k: int, batch: int) -> None:
-        arrived = self._down[k - 1].arrivals.pop(batch) if k > 0 else 0.0
-        self._free[k] = max(self._free[k], arrived) + self._stages[k].forward_s / self._parts
-        if k < len(self._down):
-            self._down[k].send(batch, self._free[k])
-
-    def _backward(self, k: int, batch: int) -> None:
-        arrived = self._up[k].arrivals.pop(batch) if k < len(self._up) else 0.0
-        self._free[k] = max(self._free[k], arrived) + self._stages[k].backward_s / self._parts
-        if k > 0:
-            self._up[k - 1].send(batch, self._free[k])
-        if (batch + 1) % self._parts == 0:
+    def _do(self, action: Action) -> None:
+        k, batch, parts = action.stage_index, action.batch_index, self._schedule.micro_batches
+        if action.kind is Kind.FORWARD:
+            arrived = self._activations[k - 1].arrivals.pop(batch) if k > 0 else 0.0
+            self._free[k] = max(self._free[k], arrived) + self._stages[k].forward_s / parts
+            if k < len(self._activations):
+                self._activations[k].send(batch, self._free[k])
+        elif action.kind is Kind.BACKWARD:
+            arrived = self._gradients[k].arrivals.pop(batch) if k < len(self._gradients) else 0.0
+            self._free[k] = max(self._free[k], arrived) + self._stages[k].backward_s / parts
+            if k > 0:
+                self._gradients[k - 1].send(batch, self._free[k])
+        else:
             self._free[k] += self._stages[k].update_s
 
 
-class _Wire:
+class _Direction:
     """One direction of a link."""
 
     def __init__(self, link: Link | None, num_bytes: float) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import delaygrad as dg
-from delaygrad.training.probe import DirectionProbe, compare_directions
+from delaygrad.training.direction_probe import DirectionProbe, compare_directions
 
 NUM_STAGES, NUM_BATCHES = 3, 12
 

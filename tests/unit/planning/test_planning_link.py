@@ -1,8 +1,7 @@
 import pytest
 
-from delaygrad.errors import PartitionError
-from delaygrad.partition import Link
-from delaygrad.partition.link import parse_bandwidth, parse_bytes
+from delaygrad.errors import ConfigError
+from delaygrad.planning.link import Link, parse_bandwidth, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -25,14 +24,14 @@ def test_bandwidths(text, bytes_per_s):
 
 @pytest.mark.parametrize("text", ["", "fast", "1", "1G", "-1Gbit", "0Gbit", "1.2.3Gbit", "1Gbit/h"])
 def test_what_is_no_bandwidth_is_refused(text):
-    with pytest.raises(PartitionError, match="write 1Gbit"):
+    with pytest.raises(ConfigError, match="write 1Gbit"):
         parse_bandwidth(text)
 
 
 def test_sizes():
     assert parse_bytes("512MiB") == 2**29 and parse_bytes("1.5 kB") == 1500
     for text in ("", "much", "-1", "0", "1Mbit"):
-        with pytest.raises(PartitionError, match="write 512MiB"):
+        with pytest.raises(ConfigError, match="write 512MiB"):
             parse_bytes(text)
 
 
@@ -45,5 +44,5 @@ def test_all_reduce_of_two_sends_the_tensor_once_each_way():
 
 @pytest.mark.parametrize("numbers", [(0.0, 0.0), (-1.0, 0.0), (1.0, -0.1), (float("nan"), 0.0)])
 def test_impossible_links_are_refused(numbers):
-    with pytest.raises(PartitionError, match="a link needs"):
+    with pytest.raises(ConfigError, match="a link needs"):
         Link(bandwidth_bytes_per_s=numbers[0], latency_s=numbers[1])

@@ -16,7 +16,7 @@ BATCH = 2
 
 @pytest.fixture(autouse=True)
 def few_repeats(monkeypatch):
-    monkeypatch.setattr("delaygrad.partition.probe.MAX_REPEATS", 3)
+    monkeypatch.setattr("delaygrad.partition.measurement.MAX_REPEATS", 3)
 
 
 def saved(*layers, width=8):

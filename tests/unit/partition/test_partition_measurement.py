@@ -1,5 +1,4 @@
 import copy
-import importlib
 
 import pytest
 import torch
@@ -7,14 +6,12 @@ from sleeping import Sleep
 from torch import nn
 
 from delaygrad.errors import PartitionError
-from delaygrad.partition import measure
-
-probing = importlib.import_module("delaygrad.partition.probe")
+from delaygrad.partition import measure, measurement
 
 
 @pytest.fixture(autouse=True)
 def few_repeats(monkeypatch):
-    monkeypatch.setattr(probing, "MAX_REPEATS", 3)
+    monkeypatch.setattr(measurement, "MAX_REPEATS", 3)
 
 
 class Fork(nn.Module):
@@ -166,8 +163,8 @@ def test_lazy_layers_stay_lazy():
 
 
 def test_heavy_networks_get_three_repeats(monkeypatch):
-    monkeypatch.setattr(probing, "MAX_REPEATS", 30)
-    monkeypatch.setattr(probing, "LAYERS_BUDGET_S", 0.0)
+    monkeypatch.setattr(measurement, "MAX_REPEATS", 30)
+    monkeypatch.setattr(measurement, "LAYERS_BUDGET_S", 0.0)
     calls = []
     model = nn.Sequential(nn.Identity())
     model[0].register_forward_hook(lambda module, args, output: calls.append(1))

@@ -6,12 +6,14 @@ import math
 import re
 from dataclasses import dataclass
 
-from delaygrad.errors import PartitionError
+from delaygrad.errors import ConfigError
 
 __all__ = ["Link", "parse_bandwidth", "parse_bytes"]
 
-_DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_UNITS = {
+    "": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
+    "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,7 @@ class Link:
         bandwidth_bytes_per_s: of each direction, positive.
         latency_s: seconds from one end to the other for an empty message.
     Raises:
-        PartitionError: a number is out of range.
+        ConfigError: a number is out of range.
     Example:
         >>> Link(bandwidth_bytes_per_s=1000, latency_s=0.5).message_s(2000)
         2.5
@@ -33,7 +35,7 @@ class Link:
 
     def __post_init__(self) -> None:
         if not self.bandwidth_bytes_per_s > 0 or not 0 <= self.latency_s < math.inf:
-            raise PartitionError(
+            raise ConfigError(
                 f"a link needs a positive bandwidth and a latency of at least 0 (bytes per second: "
                 f"{self.bandwidth_bytes_per_s:g}, latency_s: {self.latency_s:g})"
             )
@@ -70,38 +72,37 @@ def parse_bandwidth(text: str) -> float:
     Returns:
         bandwidth_bytes_per_s.
     Raises:
-        PartitionError: it is none, or not positive.
+        ConfigError: it is none, or not positive.
     Example:
         >>> parse_bandwidth("1Gbit"), parse_bandwidth("2MB/s"), parse_bandwidth("1MiB/s")
         (125000000.0, 2000000.0, 1048576.0)
     """
     match = re.fullmatch(r"([\d.]+)\s*([kmgtKMGT]i?|)(bits?|b|B)(/s|ps)?", text.strip())
-    value = _number(match[1]) if match else 0.0
-    if match is None or not 0 < value < math.inf:
-        raise PartitionError(
-            f"cannot read the bandwidth ({text!r}); write 1Gbit, 100Mbit or 2.5GB/s"
-        )
-    return value * {**_DECIMAL, **_BINARY}[match[2].lower()] / (1 if match[3] == "B" else 8)
+    value = _positive(match)
+    if match is None or value is None:
+        raise ConfigError(f"cannot read the bandwidth ({text!r}); write 1Gbit, 100Mbit or 2.5GB/s")
+    return value / (1 if match[3] == "B" else 8)
 
 
 def parse_bytes(text: str) -> int:
     """Read a size such as 512MiB, 2GB or 1000000.
 
     Raises:
-        PartitionError: it is none, or not positive.
+        ConfigError: it is none, or not positive.
     Example:
         >>> parse_bytes("1MiB"), parse_bytes("2 GB")
         (1048576, 2000000000)
     """
-    match = re.fullmatch(r"([\d.]+)\s*([kmgt]i?|)b?", text.strip().lower())
-    value = _number(match[1]) if match else 0.0
-    if match is None or not 0 < value < math.inf:
-        raise PartitionError(f"cannot read the size ({text!r}); write 512MiB, 2GB or bytes")
-    return int(value * {**_DECIMAL, **_BINARY}[match[2]])
+    value = _positive(re.fullmatch(r"([\d.]+)\s*([kmgt]i?|)b?", text.strip().lower()))
+    if value is None:
+        raise ConfigError(f"cannot read the size ({text!r}); write 512MiB, 2GB or bytes")
+    return int(value)
 
 
-def _number(text: str) -> float:
+def _positive(match: re.Match[str] | None) -> float | None:
+    """The number times its unit; None unless positive and finite."""
     try:
-        return float(text)
-    except ValueError:
-        return 0.0
+        value = float(match[1]) * _UNITS[match[2].lower()] if match else 0.0
+    except ValueError:  # two points
+        return None
+    return value if 0 < value < math.inf else None

@@ -7,14 +7,15 @@ search runs again. Of the cuts that were measured, those with the fastest slowes
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from delaygrad.partition.balance import Fits, balance_rows
-from delaygrad.partition.costs import LayerCost, Seconds, rescaled, stages_of
-from delaygrad.partition.probe import Probe
+from delaygrad.partition.balance import Fits, balance
+from delaygrad.partition.costs import LayerCost, Seconds, rescaled, stages_of, with_seconds
+from delaygrad.partition.measurement import Measurement
 
-__all__ = ["MeasuredCuts", "grouped", "measured_cuts"]
+__all__ = ["MeasuredCuts", "measured_cuts"]
 
 MAX_ROUNDS = 4
 BUDGET_S = 4.0  # no further round starts after this, once there are two
@@ -22,31 +23,21 @@ BUDGET_S = 4.0  # no further round starts after this, once there are two
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredCuts:
-    """Cuts, and what their stages took as wholes.
+    """Cuts, and what their stages cost.
 
     Args:
         cuts: index of the first layer of stages 1 … K-1.
-        seconds: of each stage on this machine.
+        stages: the layers of each, joined, with the seconds of the whole stage on this machine.
         slowest_s: seconds of the slowest stage, each on a device of its speed.
     """
 
     cuts: list[int]
-    seconds: list[Seconds]
+    stages: list[LayerCost]
     slowest_s: float
 
 
-def grouped(costs: Sequence[LayerCost], groups: Sequence[int]) -> list[LayerCost]:
-    """Join the layers of each group that no cut may go through.
-
-    Args:
-        costs: of each layer.
-        groups: index of the first layer of each group, the first is 0.
-    """
-    return stages_of(costs, groups[1:])
-
-
 def measured_cuts(
-    probe: Probe,
+    measurement: Measurement,
     costs: Sequence[LayerCost],
     num_stages: int,
     *,
@@ -61,7 +52,7 @@ def measured_cuts(
     four seconds.
 
     Args:
-        probe: times the stages.
+        measurement: times the stages.
         costs: of each layer.
         num_stages: at most the number of groups.
         groups: index of the first layer of each group that no cut may go through; by default each
@@ -70,25 +61,28 @@ def measured_cuts(
         again: whether each stage runs its forward a second time (recomputation); by default none.
         fits: which groups a stage may hold.
     Raises:
-        PartitionError: as `balance_rows`.
+        PartitionError: as `balance`.
     """
     groups = range(len(costs)) if groups is None else groups
     speeds = [1.0] * num_stages if speeds is None else speeds
     again = [False] * num_stages if again is None else again
     devices = list(zip(speeds, again, strict=True))
-    measured: dict[tuple[int, ...], MeasuredCuts] = {}
-    stop_at = probe.now() + BUDGET_S
-    while len(measured) < 2 or (len(measured) < MAX_ROUNDS and probe.now() < stop_at):
-        pieces = grouped(costs, groups)
+    scaled, found = list(costs), dict[tuple[int, ...], MeasuredCuts]()
+    stop_at = time.perf_counter() + BUDGET_S
+    while len(found) < 2 or (len(found) < MAX_ROUNDS and time.perf_counter() < stop_at):
+        pieces = stages_of(scaled, groups[1:])
         rows = [[_time(cost, *device) for cost in pieces] for device in devices]
-        cuts = [groups[index] for index in balance_rows(rows, fits=fits)]
-        if tuple(cuts) in measured:
+        cuts = [groups[index] for index in balance(rows, fits=fits)]
+        if tuple(cuts) in found:
             break
-        seconds = probe.stages(cuts)
-        slowest_s = max(_time(s, *device) for s, device in zip(seconds, devices, strict=True))
-        measured[tuple(cuts)] = MeasuredCuts(cuts=cuts, seconds=seconds, slowest_s=slowest_s)
-        costs = rescaled(costs, cuts, seconds)
-    return min(measured.values(), key=lambda found: found.slowest_s)
+        seconds = measurement.stages(cuts)
+        found[tuple(cuts)] = MeasuredCuts(
+            cuts=cuts,
+            stages=with_seconds(stages_of(costs, cuts), seconds),
+            slowest_s=max(_time(s, *device) for s, device in zip(seconds, devices, strict=True)),
+        )
+        scaled = rescaled(scaled, cuts, seconds)
+    return min(found.values(), key=lambda each: each.slowest_s)
 
 
 def _time(cost: Seconds, speed: float, again: bool) -> float:

@@ -1,13 +1,14 @@
 import dataclasses
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from delaygrad.errors import PartitionError
 from delaygrad.methods import BP, DDG
 from delaygrad.partition.costs import LayerCost, Storage, stages_of
-from delaygrad.partition.memory import Waiting, fits_within, stage_memory
+from delaygrad.planning.stage_memory import fits_within, stage_memory
 
 A, W = 2000, 120  # bytes of one layer's graph and parameters
 
@@ -29,25 +30,10 @@ def layers(num_layers, output=False):
     ]
 
 
-def waiting(method, num_stages, **levers):
-    return [
-        Waiting(
-            lag=method.schedule.lag(k, num_stages),
-            micro_batches=method.schedule.micro_batches,
-            **levers,
-        )
-        for k in range(num_stages)
-    ]
-
-
-def memories(method, num_stages, per_stage=2, **levers):
+def memories(method, num_stages, per_stage=2):
     costs = layers(per_stage * num_stages)
     stages = stages_of(costs, range(per_stage, len(costs), per_stage))
-    waits = waiting(method, num_stages, **levers)
-    return [
-        stage_memory(stage, wait, is_last=k == num_stages - 1)
-        for k, (stage, wait) in enumerate(zip(stages, waits, strict=True))
-    ]
+    return [stage_memory(stage, method, k, num_stages) for k, stage in enumerate(stages)]
 
 
 @given(st.integers(1, 12))
@@ -76,46 +62,43 @@ def test_slack_adds_and_micro_batches_take_away():
 
 
 def test_recomputation_keeps_one_graph_and_all_inputs():
-    found = memories(DDG(), 3, recompute=True)
+    found = memories(DDG(recompute=True), 3)
     assert [m.graph_bytes for m in found] == [2 * A] * 3
     assert [m.boundary_bytes for m in found] == [120, 80, 40]
     assert [m.stale_parameter_bytes for m in found] == [4 * W, 2 * W, 0]
 
 
 def test_a_rounded_stash_halves_the_graphs_of_delayed_stages_only():
-    found = memories(DDG(), 3, rounded=True)
+    found = memories(DDG(stash_dtype=torch.bfloat16), 3)
     assert [m.graph_bytes for m in found] == [3 * A, 2 * A, 2 * A]
 
 
 def test_the_end_of_a_graph_keeps_its_output_once():
     (cost,) = layers(1, output=True)
-    wait = Waiting(lag=0)
-    assert stage_memory(cost, wait, is_last=False).graph_bytes == A + 50
-    assert stage_memory(cost, wait, is_last=True).graph_bytes == A
+    first, last = (stage_memory(cost, BP(), k, num_stages=2) for k in range(2))
+    assert (first.graph_bytes, last.graph_bytes) == (A + 50, A)
     both = LayerCost(name="0", forward_s=1, backward_s=1, saved=cost.saved, outputs=cost.saved)
-    assert stage_memory(both, wait, is_last=False).graph_bytes == A
+    assert stage_memory(both, BP(), 0, num_stages=2).graph_bytes == A
 
 
 def test_a_cap_that_nothing_keeps_says_the_least_that_would_do():
-    costs, waits = layers(6), waiting(DDG(), 2)
+    costs = layers(6)
     # Stage 0 holds 2 graphs and an old version, so that 2 | 4 layers is the most even cut:
-    #   stage 0  2 x 2 x 2000 + 80 + 2 x (1 + 1 + 2 + 1) x 120 = 9280
-    #   stage 1      4 x 2000 + 40 + 4 x (1 + 1 + 2) x 120     = 9960
-    with pytest.raises(PartitionError, match=r"stages: 2.*least cap that would do: 0\.009499 MiB"):
-        fits_within(costs, waits, [9959, 9959])
-    fits = fits_within(costs, waits, [9960, 9960])
+    #   stage 0  2 x 2 x 2000 + 80 + 2 x (1 + 1 + 2 + 1) x 120           = 9280
+    #   stage 1      4 x 2000 + 40 + 4 x (1 + 1 + 2) x 120 + 3 x 40 sent = 10080
+    with pytest.raises(PartitionError, match=r"stages: 2.*least cap that would do: 0\.009613 MiB"):
+        fits_within(costs, DDG(), 2, 10079)
+    fits = fits_within(costs, DDG(), 2, 10080)
     assert fits(0, 0, 2) and fits(1, 2, 6) and not fits(0, 0, 3)
-    with pytest.raises(PartitionError):
-        fits_within(costs, waits, [9279, 1e9 / 1e6])
-    assert fits_within(costs, waits, [float("inf")] * 2)(0, 0, 5)
 
 
-def test_messages_count_where_neighbours_are_in_other_processes() -> None:
+def test_messages_wait_between_stages() -> None:
     (cost,) = layers(1)
-    cost = dataclasses.replace(cost, gradient_bytes=30)
-    wait = Waiting(lag=2, micro_batches=2, sends_below=3)
-    middle = stage_memory(cost, wait, is_last=False)
+    cost = dataclasses.replace(cost, gradient_bytes=30, output_bytes=20)
+    method = DDG(slack=1, micro_batches=2)  # three messages of one direction are under way
+    _, middle, last = (stage_memory(cost, method, k, num_stages=3) for k in range(3))
     assert middle.message_bytes == (3 * 40 + 40 + 2 * 30) // 2
-    last = stage_memory(cost, Waiting(lag=0, sends_below=2), is_last=True)
-    assert last.message_bytes == 3 * 40
-    assert stage_memory(cost, Waiting(lag=0), is_last=True).message_bytes == 0
+    assert last.message_bytes == (3 * 40 + 40) // 2
+    again = stage_memory(cost, dataclasses.replace(method, recompute=True), 1, num_stages=3)
+    assert again.message_bytes == middle.message_bytes + 3 * 20 // 2
+    assert stage_memory(cost, DDG(), 0, num_stages=1).message_bytes == 0

@@ -1,0 +1,206 @@
+"""``plan``: measure a network and this machine, cut, predict."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import StringIO
+from typing import Any, Literal
+
+import torch
+from rich.console import Console, ConsoleOptions, RenderResult
+from torch import Tensor, nn
+
+from delaygrad.boundary import Tree
+from delaygrad.errors import ConfigError
+from delaygrad.methods import DDG, Method
+from delaygrad.partition import LayerCost, split
+from delaygrad.partition.costs import join, stages_of, with_seconds
+from delaygrad.partition.layers import list_layers
+from delaygrad.partition.measured_cuts import MeasuredCuts, measured_cuts
+from delaygrad.partition.measurement import MakeOptimizer, Measurement, measuring
+from delaygrad.partition.sharing import find_ties
+from delaygrad.partition.split import separable_groups
+from delaygrad.planning.forecast import Forecast, Here, forecast
+from delaygrad.planning.link import Link
+from delaygrad.planning.stage_memory import fits_within
+from delaygrad.planning.tables import tables
+from delaygrad.runtime.machine import Machine, measure_machine
+
+__all__ = ["Plan", "plan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What was measured, and how the network will train as K stages, for each K; print it.
+
+    Attributes:
+        whole: what the network costs on one device.
+        layers: what each layer costs, timed alone.
+        link: between two devices; None: messages cost nothing.
+        link_measured: whether it is this machine's loopback.
+        slowdown: time of processes that compute at once over the time of one alone; None: not
+            measured.
+        processes: how many were measured at once.
+        forecasts: one for each K.
+    """
+
+    whole: LayerCost
+    layers: tuple[LayerCost, ...]
+    link: Link | None
+    link_measured: bool
+    slowdown: float | None
+    processes: int
+    forecasts: tuple[Forecast, ...]
+
+    def with_commands(self, command: Callable[[Forecast], str]) -> Plan:
+        """Return the same plan with other commands that cut the network as planned."""
+        forecasts = tuple(replace(each, command=command(each)) for each in self.forecasts)
+        return replace(self, forecasts=forecasts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; times in seconds (``_s``), sizes in bytes (``_bytes``)."""
+        link = vars(self.link) | {"measured": self.link_measured} if self.link else None
+        return {
+            "link": link,
+            "side_by_side": {"slowdown": self.slowdown, "processes": self.processes},
+            "one_device": {"iteration_s": self.whole.total_s, **self.whole.to_json()},
+            "layers": [cost.to_json() for cost in self.layers],
+            "plans": [each.to_json() for each in self.forecasts],
+        }
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from tables(self)
+
+    def __str__(self) -> str:
+        written = StringIO()
+        Console(file=written, width=100, highlight=False).print(self, crop=False)
+        return written.getvalue()
+
+
+def plan(
+    model: nn.Module,
+    sample_inputs: Tree,
+    *,
+    num_stages: Sequence[int] = (2,),
+    method: Method = DDG(),  # noqa: B008
+    loss: Callable[[Any], Tensor] | None = None,
+    make_optimizer: MakeOptimizer | None = None,
+    link: Link | Literal["loopback"] | None = None,
+    speeds: Sequence[float] | None = None,
+    memory_cap_bytes: float = math.inf,
+    threads: int = 1,
+    side_by_side: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Plan:
+    """Measure a network on one batch, and predict how it will train as K stages.
+
+    Nothing is trained, and the model stays as it is. It takes some seconds, see `split`.
+
+    Args:
+        model: as for `split`, on the CPU.
+        sample_inputs: one batch, as given to the model.
+        num_stages: K, one or several.
+        method: by which the stages will train; one that synthesizes error gradients is refused.
+        loss: what turns the model's outputs into the loss; it counts with the last layer.
+        make_optimizer: ``make_optimizer(params)``; its update and its state count too.
+        link: between two devices; "loopback" measures that of this machine, in two processes of
+            its own; None costs nothing.
+        speeds: of each stage's device, relative to this one; for one K only; by default all 1.
+        memory_cap_bytes: what a device may hold; the cuts keep to it.
+        threads: CPU threads of each process, and of the measurement.
+        side_by_side: also measure, in processes of their own, what stages lose that compute at
+            once on this machine. As for "loopback", a script then needs the usual
+            ``if __name__ == "__main__":``.
+        say: is told what takes a while.
+    Returns:
+        plan: ``print(plan)`` shows tables and advice, ``plan.to_json()`` returns all numbers.
+    Raises:
+        ConfigError: the method or the speeds do not fit.
+        PartitionError: the network, the inputs or the number of stages do not fit, or no cuts keep
+            to the memory cap.
+        WorkerError: a process that measured this machine failed.
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+        >>> found = plan(net, torch.ones(16, 8), num_stages=[1, 3])
+        >>> [each.cuts for each in found.forecasts]
+        [[], ['1', '2']]
+    """
+    if method.synthesizes:
+        raise ConfigError(
+            f"the cost of synthesizers is not measured (method: {method.name}); plan ddg or bp"
+        )
+    counts = list(dict.fromkeys(num_stages))
+    if speeds is not None and counts != [len(speeds)]:
+        raise ConfigError(
+            f"speeds give each stage of one K a number (speeds: {list(speeds)}, stages: "
+            f"{list(num_stages)})"
+        )
+    say = say or (lambda text: None)
+    # All that can be refused, before anything is measured for long.
+    layers = list_layers(model)
+    ties = find_ties(layers)
+    groups = {k: separable_groups(len(layers), k, ties) for k in counts}
+
+    def cut(measurement: Measurement, costs: Sequence[LayerCost], k: int) -> MeasuredCuts:
+        say(f"timing {k} stages")
+        fits = None
+        if memory_cap_bytes < math.inf:
+            fits = fits_within(stages_of(costs, groups[k][1:]), method, k, memory_cap_bytes)
+        again = [method.recompute and method.schedule.lag(stage, k) > 0 for stage in range(k)]
+        return measured_cuts(
+            measurement, costs, k, groups=groups[k], speeds=speeds, again=again, fits=fits
+        )
+
+    here = Here(cores=os.cpu_count() or 1, threads=threads)
+    with (
+        _torch_threads(threads),
+        measuring(model, sample_inputs, make_optimizer=make_optimizer, loss=loss) as measurement,
+    ):
+        say(f"timing {len(layers)} layers")
+        costs = measurement.layers()
+        (whole,) = with_seconds([join(costs)], measurement.stages([]))
+        found = {k: cut(measurement, costs, k) for k in counts}
+        work: list[tuple[nn.Module, Tree]] = []
+        together = min(max(counts), here.at_once)  # with more, cores would be shared
+        if side_by_side and together > 1:
+            groups.setdefault(together, separable_groups(len(layers), together, ties))
+            cuts = (found.get(together) or cut(measurement, costs, together)).cuts
+            inputs = measurement.stage_inputs(cuts)
+            work = list(zip(split(model, together, cuts=cuts), inputs, strict=True))
+    machine = Machine(latency_s=None, bandwidth_bytes_per_s=None, slowdown=None, processes=1)
+    if max(counts) > 1 and (work or link == "loopback"):
+        say(f"timing {max(len(work), 2)} processes side by side")
+        machine = measure_machine(work, threads=threads, link=link == "loopback")
+    loopback = None
+    if machine.latency_s is not None and machine.bandwidth_bytes_per_s is not None:
+        loopback = Link(
+            bandwidth_bytes_per_s=machine.bandwidth_bytes_per_s, latency_s=machine.latency_s
+        )
+    here = replace(here, slowdown=machine.slowdown or 1.0, link=loopback)
+    used = loopback if link == "loopback" else link
+    return Plan(
+        whole=whole,
+        layers=tuple(costs),
+        link=used,
+        link_measured=link == "loopback",
+        slowdown=machine.slowdown,
+        processes=machine.processes,
+        forecasts=tuple(
+            forecast(each.stages, whole, method, used, speeds=speeds, here=here)
+            for each in found.values()
+        ),
+    )
+
+
+@contextmanager
+def _torch_threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,121 @@
+"""A plan as tables and sentences, for a terminal or a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from delaygrad.planning.forecast import Forecast, milliseconds
+
+if TYPE_CHECKING:
+    from delaygrad.planning.planner import Plan
+
+__all__ = ["tables"]
+
+
+def tables(plan: Plan) -> Iterator[RenderableType]:
+    """Yield what was measured, a table of all K, and for each K its stages and what to do."""
+    whole, link = plan.whole, plan.link
+    yield Text(
+        f"one device  {milliseconds(whole.total_s)} an iteration (forward "
+        f"{milliseconds(whole.forward_s)}, backward {milliseconds(whole.backward_s)}, update "
+        f"{milliseconds(whole.update_s)}), parameters {_mebibytes(whole.parameter_bytes)} MiB, "
+        f"activations {_mebibytes(whole.saved_bytes)} MiB"
+    )
+    if link is not None:
+        megabits = f"{8 * link.bandwidth_bytes_per_s / 1e6:,.0f} Mbit/s"
+        origin = "measured on loopback" if plan.link_measured else "as given"
+        yield Text(f"link        {megabits}, {milliseconds(link.latency_s)} one way ({origin})")
+    if plan.slowdown is not None:
+        yield Text(
+            f"this host   {plan.processes} processes at once compute "
+            f"{100 * (plan.slowdown - 1):.1f} % slower than one alone"
+        )
+    yield _overview(plan)
+    for forecast in plan.forecasts:
+        yield _stages(forecast)
+        for sentence in (*forecast.advice, *_crowded(forecast)):
+            yield Text(f"  - {sentence}")
+        yield Text(f"  {forecast.command}", no_wrap=True, overflow="ignore")
+
+
+def _overview(plan: Plan) -> Table:
+    table = _table(
+        "predicted, on K devices like this one (times in ms, sizes in MiB)",
+        "K", "iteration", "exposed", "speed-up", "efficiency", "sent", "all here", "data parallel",
+    )  # fmt: skip
+    for each in plan.forecasts:
+        rival = each.data_parallel
+        table.add_row(
+            str(len(each.stages)),
+            _milliseconds(each.iteration_s),
+            _milliseconds(each.exposed_s),
+            f"{each.speedup:.2f}",
+            f"{each.efficiency:.0%}",
+            _mebibytes(each.sent_bytes),
+            _milliseconds(each.here_s) + ("*" if each.crowded else ""),
+            f"{_milliseconds(rival.best_s)} to {_milliseconds(rival.worst_s)}",
+        )
+    table.caption = (
+        "exposed: the slowest stage waits for neighbours and link. sent: per iteration, all "
+        "boundaries. all here: all processes on this host (* more than its cores). data parallel: "
+        "from an all-reduce that hides behind the backward as far as possible, to one that does "
+        "not hide."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _stages(forecast: Forecast) -> Table:
+    table = _table(
+        f"{len(forecast.stages)} stages, {forecast.method!r} (times in ms, sizes in MiB)",
+        "stage", "first layer", "delay", "forward", "backward", "update", "share", "memory",
+        "waiting",
+    )  # fmt: skip
+    for k, (stage, share) in enumerate(zip(forecast.stages, forecast.shares(), strict=True)):
+        memory = stage.memory
+        waiting = (
+            memory.graph_bytes + memory.boundary_bytes + memory.message_bytes
+            + memory.stale_parameter_bytes
+        )  # fmt: skip
+        table.add_row(
+            str(k),
+            stage.first_layer,
+            str(stage.delay),
+            *(_milliseconds(seconds) for seconds in stage.seconds.times().values()),
+            f"{share:.1%}",
+            _mebibytes(memory.total_bytes),
+            _mebibytes(waiting),
+        )
+    return table
+
+
+def _crowded(forecast: Forecast) -> Iterator[str]:
+    if forecast.crowded:
+        yield (
+            f"this host has too few cores ({forecast.here.cores}) for {len(forecast.stages)} "
+            f"processes (threads of each: {forecast.here.threads}); here an iteration would take "
+            f"{milliseconds(forecast.here_s)}"
+        )
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in headings:
+        justify: Literal["left", "right"] = "left" if heading == "first layer" else "right"
+        table.add_column(heading, justify=justify, overflow="fold")
+    return table
+
+
+def _milliseconds(seconds: float) -> str:
+    return milliseconds(seconds).removesuffix(" ms") if seconds > 1e-9 else "0"  # less is rounding
+
+
+def _mebibytes(num_bytes: float) -> str:
+    value = num_bytes / 2**20
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
