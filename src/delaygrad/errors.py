@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "DamagedCheckpointError",
     "DataError",
     "DelaygradError",
     "NonFiniteLossError",
@@ -67,6 +68,10 @@ class WorkerError(DelaygradError, RuntimeError):
 
 class CheckpointError(DelaygradError, ValueError):
     """A checkpoint is missing, corrupt, or belongs to another run."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A file of a checkpoint is missing or corrupt; the checkpoint before it may be sound."""
 
 
 class NonFiniteLossError(DelaygradError, ArithmeticError):

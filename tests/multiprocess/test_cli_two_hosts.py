@@ -106,7 +106,9 @@ def test_two_hosts_with_folders_of_their_own_resume_what_both_have(
         "c10d", *([*train(folder, 2, *LENGTH), "--runtime", "distributed"] for folder in folders)
     )
     assert summary(folders[0])["parameters_sha256"] == expected
-    assert [path.name for path in sorted(folders[1].iterdir())] == ["checkpoints", "config.json"]
+    assert [path.name for path in sorted(folders[1].iterdir())] == [
+        "checkpoints", "config.json", "run.lock"
+    ]  # fmt: skip
     files = [path.name for path in (folders[1] / "checkpoints/iteration-00000036").iterdir()]
     assert sorted(files) == ["stage1.safetensors", "stage1.sha256"]
     # As if host 1 had died before it wrote the last one.

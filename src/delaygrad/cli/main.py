@@ -52,13 +52,20 @@ class Resume:
 
     run_dir: tyro.conf.Positional[Path]
     """The run's folder."""
+    allow_changes: tuple[str, ...] = ()
+    """Settings that may differ from those of the checkpoint (lr, seed, ...); data: its contents."""
+    strict: bool = False
+    """Refuse a run whose newest checkpoint is damaged or missing; else the one before is taken."""
     json: bool = False
     """Print the summary as JSON instead of a table."""
     quiet: bool = False
     """Show no progress."""
 
     def __call__(self) -> None:
-        _finish(resume(self.run_dir, quiet=self.quiet), as_json=self.json)
+        summary = resume(
+            self.run_dir, allow_changes=self.allow_changes, strict=self.strict, quiet=self.quiet
+        )
+        _finish(summary, as_json=self.json)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +65,10 @@ class CifarDataset:
             (B,) int64.
         """
         return self._labels[torch.from_numpy(indices)]
+
+    def contents(self) -> list[npt.NDArray[Any]]:
+        """Return images and classes."""
+        return [self._images, self._labels.numpy()]
 
 
 def cifar_splits(

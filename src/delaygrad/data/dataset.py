@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +53,10 @@ class Dataset(Protocol):
         """
         ...
 
+    def contents(self) -> list[npt.NDArray[Any]]:
+        """Return the arrays that all inputs and targets are made of."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
@@ -72,6 +78,16 @@ class DataSource:
     sample_shape: tuple[int, ...]
     num_classes: int
 
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of all samples, as they are in memory."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.test):  # validation is made of what train is made of
+            for array in split.contents():
+                digest.update(f"{array.dtype} {array.shape} ".encode())
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
 
 class _Subset:
     """Some samples of another dataset, under indices of its own."""
@@ -90,6 +106,9 @@ class _Subset:
 
     def targets(self, indices: Indices) -> Tensor:
         return self._base.targets(self._members[indices])
+
+    def contents(self) -> list[npt.NDArray[Any]]:
+        return [self._members, *self._base.contents()]
 
 
 def hold_out(train: Dataset, holdout: int) -> tuple[Dataset, Dataset | None]:

@@ -7,7 +7,10 @@ References:
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -51,6 +54,10 @@ class DigitsDataset:
             (B,) int64, 0 to 9.
         """
         return self._labels[torch.from_numpy(indices)]
+
+    def contents(self) -> list[npt.NDArray[Any]]:
+        """Return images and classes."""
+        return [self._images.numpy(), self._labels.numpy()]
 
 
 def digits_splits() -> tuple[DigitsDataset, DigitsDataset]:

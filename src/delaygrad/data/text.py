@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -56,6 +58,10 @@ class TextDataset:
             (B, T) int64 character numbers.
         """
         return self._windows(indices, shift=1)
+
+    def contents(self) -> list[npt.NDArray[Any]]:
+        """Return the numbers of the characters."""
+        return [self._characters.numpy()]
 
     def _windows(self, indices: Indices, shift: int) -> Tensor:
         starts = torch.from_numpy(indices) * self._context_length + shift

@@ -1,7 +1,13 @@
 """What a run writes down: how each stage spent its time, a log of events, a timeline."""
 
 from delaygrad.records.clock import ACTIVITIES, Span, StageClock
-from delaygrad.records.log import EventLog, read_events
+from delaygrad.records.log import (
+    EventLog,
+    log_line,
+    parse_json,
+    read_events,
+    read_sound_events,
+)
 from delaygrad.records.measures import measure_trace
 from delaygrad.records.trace import (
     TRACE_EVENTS,
@@ -24,7 +30,10 @@ __all__ = [
     "StageClock",
     "StageTrace",
     "Trace",
+    "log_line",
     "measure_trace",
+    "parse_json",
     "read_events",
+    "read_sound_events",
     "read_trace",
 ]

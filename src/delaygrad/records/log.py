@@ -1,10 +1,39 @@
-"""A log of events that is readable at any moment."""
+"""A log of events that is readable at any moment, and in which a changed byte shows.
+
+    {"event": "training", "iteration": 10, "loss": 2.25, "crc32": "5f2d9c1e"}
+
+The checksum is that of the line without it. Lines of logs that have none are read, too.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+import zlib
 from pathlib import Path
 from typing import Any
+
+from delaygrad.errors import DataError
+
+_CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"}')
+
+
+def log_line(event: dict[str, Any]) -> str:
+    """Return an event as a line with its checksum."""
+    line = json.dumps(event)
+    return f'{line[:-1]}, "crc32": "{zlib.crc32(line.encode()):08x}"}}\n'
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON of any origin.
+
+    Raises:
+        ValueError: it is not JSON, not UTF-8, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 class EventLog:
@@ -20,7 +49,7 @@ class EventLog:
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event."""
-        self._file.write(json.dumps({"event": event, **fields}) + "\n")
+        self._file.write(log_line({"event": event, **fields}))
         self._file.flush()
 
     def close(self) -> None:
@@ -37,11 +66,56 @@ def _drop_cut_line(path: Path) -> None:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """Read what ``EventLog`` wrote; a last line cut off by a crash is left out."""
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    """Read what ``EventLog`` wrote; a last line cut off by a crash is left out.
+
+    Raises:
+        DataError: another line is damaged; says which.
+        OSError: the file cannot be read.
+    """
+    events, damaged = read_sound_events(path)
+    if damaged:
+        lines = ", ".join(map(str, damaged))
+        raise DataError(
+            f"the records are damaged ({path}, lines: {lines}); leave the run out, or remove "
+            "these lines"
+        )
     return events
+
+
+def read_sound_events(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Read the events that are sound, and the numbers, from 1, of the lines that are damaged.
+
+    A line is sound if it is an event and its checksum is right. It may lack a checksum only where
+    no line above has one. A last line that a crash has cut off is neither.
+    """
+    events: list[dict[str, Any]] = []
+    damaged: list[int] = []
+    lines = path.read_bytes().split(b"\n")
+    checked = False
+    for number, line in enumerate(lines, start=1):
+        event, has_checksum = _read_line(line)
+        checked = checked or has_checksum
+        if event is not None and has_checksum == checked:
+            events.append(event)
+        elif number < len(lines):  # what follows the last line break is cut off, or nothing
+            damaged.append(number)
+    return events, damaged
+
+
+def _read_line(line: bytes) -> tuple[dict[str, Any] | None, bool]:
+    """Return the event, None if it is damaged, and whether it has a checksum."""
+    checksum = _CHECKSUM.fullmatch(line[-22:])
+    if checksum:
+        line = line[:-22] + b"}"
+        if zlib.crc32(line) != int(checksum[1], 16):
+            return None, True
+    try:
+        event = parse_json(line)
+    except ValueError:
+        event = None
+    sound = (
+        isinstance(event, dict)
+        and isinstance(event.get("event"), str)
+        and type(event.get("iteration", 0)) is int
+    )
+    return (event if sound else None), checksum is not None

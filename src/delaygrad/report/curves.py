@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from delaygrad.records import read_events
+from delaygrad.records import read_sound_events
 
 _COLOURS = {"test": "C1", "validation": "C2"}
 
@@ -22,7 +22,7 @@ def draw_curves(run_dir: Path, title: str) -> Path:
     # Imported here: worker processes import this module and draw nothing.
     from matplotlib.figure import Figure
 
-    events = read_events(run_dir / "records.jsonl")
+    events, _ = read_sound_events(run_dir / "records.jsonl")
     training = [event for event in events if event["event"] == "training"]
     evaluations = [event for event in events if event["event"] == "evaluation"]
     figure = Figure(figsize=(9, 3.6), layout="constrained")

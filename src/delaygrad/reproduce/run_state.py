@@ -29,7 +29,8 @@ ASIDE = frozenset({
 """Settings that change neither the arithmetic nor what is tallied."""
 
 _OURS = (
-    run_folder.CONFIG, run_folder.RECORDS, run_folder.SUMMARY, run_folder.MODEL, "curves.png",
+    run_folder.CONFIG, run_folder.RECORDS, run_folder.SUMMARY, run_folder.MODEL, run_folder.LOCK,
+    "curves.png",
 )  # fmt: skip
 _OUR_FOLDERS = (run_folder.CHECKPOINTS, run_folder.TENSORBOARD)
 

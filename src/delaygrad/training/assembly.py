@@ -17,7 +17,7 @@ from delaygrad.partition import cuts_of, split
 from delaygrad.runtime import DistributedPipeline, LocalPipeline, Pipeline
 from delaygrad.training.config import METHOD_OPTIONS, TrainConfig
 from delaygrad.training.evaluation import cross_entropy
-from delaygrad.training.run_folder import new_run_dir, parameters_sha256
+from delaygrad.training.run_folder import new_run_dir
 
 
 def load_data(config: TrainConfig) -> DataSource:
@@ -55,12 +55,6 @@ def build_model(config: TrainConfig, source: DataSource) -> nn.Sequential:
             if parameter.dim() == 4:
                 parameter.data = parameter.data.to(memory_format=torch.channels_last)
     return model
-
-
-def first_batch_sha256(config: TrainConfig, source: DataSource) -> str:
-    """Digest the inputs and targets that a run begins with, as they are before augmentation."""
-    inputs, targets = first_batch(config, source, torch.device("cpu"))
-    return parameters_sha256({"inputs": inputs, "targets": targets})
 
 
 def first_batch(

@@ -6,7 +6,8 @@
 The tensors are stored as tensors; everything around them (numbers, names, nesting) is JSON in the
 file's header. The digests, which ``sha256sum --check`` understands, tell a damaged file, since
 safetensors itself has none. A folder is written under another name, synchronised to disk, and
-renamed when every stage is in it, so that a folder with its final name is complete.
+renamed when every stage is in it, so that a folder with its final name is complete. Files and
+folders with any other name are somebody else's: they are neither read nor removed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +27,28 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from delaygrad.boundary import dense, from_row_major, to_row_major
-from delaygrad.errors import CheckpointError
+from delaygrad.errors import CheckpointError, DamagedCheckpointError
+from delaygrad.records import parse_json
 
 _FOLDER, _UNFINISHED = "iteration-{:08d}", ".unfinished"
+_NAME = re.compile(r"iteration-([0-9]{8,})(\.unfinished)?")
 _STAGE, _DIGEST = "stage{}.safetensors", "stage{}.sha256"
-_HEADER = "delaygrad"
+_HEADER, _ABOUT = "delaygrad", "about"
+_FORMAT = 1
 _PLAIN = bool | int | float | str | None
 
 
-def write_stage(checkpoints: Path, iteration: int, stage_index: int, state: dict[str, Any]) -> None:
+def write_stage(
+    checkpoints: Path,
+    iteration: int,
+    stage_index: int,
+    state: dict[str, Any],
+    about: dict[str, Any] | None = None,
+) -> None:
     """Write one stage's state to the unfinished checkpoint of an iteration.
+
+    Args:
+        about: plain values for ``read_about``, which says whose checkpoint it is.
 
     Raises:
         CheckpointError: the file cannot be written; what was saved before is untouched.
@@ -40,10 +56,13 @@ def write_stage(checkpoints: Path, iteration: int, stage_index: int, state: dict
     folder = _unfinished(checkpoints, iteration)
     tensors: dict[str, Tensor] = {}
     header = json.dumps(_take_apart(state, "state", tensors))
+    place = {"format": _FORMAT, "iteration": iteration, "stage": stage_index}
+    metadata = {_HEADER: header, _ABOUT: json.dumps({**place, **(about or {})})}
     path, digest = folder / _STAGE.format(stage_index), folder / _DIGEST.format(stage_index)
     try:
+        set_aside(checkpoints / _FOLDER.format(iteration))  # a stranger's: the name is needed
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata={_HEADER: header})
+        save_file(tensors, path, metadata=metadata)
         digest.write_text(f"{_sha256(path)}  {path.name}\n", encoding="utf-8")
         synchronise(path)
         synchronise(digest)
@@ -73,9 +92,10 @@ def finish(checkpoints: Path, iteration: int) -> None:
         raise CheckpointError(f"cannot finish a checkpoint ({unfinished}): {error}") from error
 
 
-def prune(checkpoints: Path, keep: int) -> None:
+def prune(checkpoints: Path, keep: int, newest: int) -> None:
     """Drop all but the newest checkpoints, once every rank has finished the newest."""
-    for old in find(checkpoints)[:-keep]:
+    ours = [iteration for iteration in find(checkpoints) if iteration <= newest]
+    for old in ours[:-keep]:
         _remove(checkpoints, old)
 
 
@@ -84,45 +104,114 @@ def rewind(checkpoints: Path, iteration: int) -> None:
     for later in find(checkpoints):
         if later > iteration:
             _remove(checkpoints, later)
-    for unfinished in checkpoints.glob(f"iteration-*{_UNFINISHED}"):
-        shutil.rmtree(unfinished, ignore_errors=True)
+    for unfinished in _iterations(checkpoints, unfinished=True):
+        shutil.rmtree(_unfinished(checkpoints, unfinished), ignore_errors=True)
 
 
 def find(checkpoints: Path) -> list[int]:
     """List the iterations of the finished checkpoints, oldest first."""
-    names = (path.name for path in checkpoints.glob("iteration-*") if path.is_dir())
-    return sorted(int(name.removeprefix("iteration-")) for name in names if name[-1].isdigit())
+    return _iterations(checkpoints, unfinished=False)
+
+
+def path_of(checkpoints: Path, iteration: int) -> Path:
+    """Return the folder of a finished checkpoint."""
+    return checkpoints / _FOLDER.format(iteration)
+
+
+def set_aside(path: Path) -> Path | None:
+    """Give a file or folder another name, at which nothing looks; None if there is none."""
+    goal = name_aside(path)
+    try:
+        os.rename(path, goal)
+    except FileNotFoundError:
+        return None  # or another rank on this disk was first
+    return goal
+
+
+def name_aside(path: Path) -> Path:
+    """Return a free name beside a damaged file or folder."""
+    goal, number = path.with_name(f"{path.name}.damaged"), 2
+    while os.path.lexists(goal):
+        goal, number = path.with_name(f"{path.name}.damaged-{number}"), number + 1
+    return goal
+
+
+def read_about(checkpoints: Path, iteration: int, stage_index: int) -> dict[str, Any]:
+    """Check one stage's file, and read what ``write_stage`` was given with its state.
+
+    Raises:
+        DamagedCheckpointError: the file is missing or corrupt, or has another one's place.
+        CheckpointError: it cannot be read, or is of another version.
+    """
+    with _opened(checkpoints, iteration, stage_index) as (_, about):
+        return about
 
 
 def read_stage(checkpoints: Path, iteration: int, stage_index: int) -> dict[str, Any]:
     """Read one stage's state.
 
     Raises:
-        CheckpointError: the file is missing or corrupt.
+        DamagedCheckpointError, CheckpointError: as ``read_about``.
     """
-    folder = checkpoints / _FOLDER.format(iteration)
-    path = folder / _STAGE.format(stage_index)
-    try:
-        expected = (folder / _DIGEST.format(stage_index)).read_text(encoding="utf-8").split()[:1]
-        if [_sha256(path)] != expected:
-            raise ValueError("its sha256 is not the one written beside it")
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_HEADER])
-            state = _put_together(header, file)
+    with _opened(checkpoints, iteration, stage_index) as (file, _):
+        state = _put_together(parse_json(file.metadata()[_HEADER]), file)
         if not isinstance(state, dict):
             raise ValueError("no state in it")
+        return state
+
+
+@contextmanager
+def _opened(
+    checkpoints: Path, iteration: int, stage_index: int
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Within the block, a sound file is open; what is wrong with it there is damage, too."""
+    folder = path_of(checkpoints, iteration)
+    path = folder / _STAGE.format(stage_index)
+    try:
+        expected = (folder / _DIGEST.format(stage_index)).read_text(encoding="utf-8").split()
+        if [_sha256(path), path.name] != expected:
+            raise ValueError("its sha256 is not the one written beside it")
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            about = parse_json(metadata[_ABOUT]) if _ABOUT in metadata else {}
+            if _HEADER not in metadata or not isinstance(about, dict):
+                raise ValueError("no state in it")
+            if about.get("format") != _FORMAT:
+                raise CheckpointError(
+                    f"the checkpoint is of another version of delaygrad ({path}); continue with "
+                    "the version that wrote it, or train again"
+                )
+            place = {"iteration": iteration, "stage": stage_index}
+            if {name: about.get(name) for name in place} != place:
+                raise ValueError(
+                    f"it is stage {about.get('stage')} of iteration {about.get('iteration')}"
+                )
+            yield file, about
+    except CheckpointError:
+        raise
     except FileNotFoundError as error:
-        raise CheckpointError(f"a checkpoint file is missing ({error.filename})") from None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DamagedCheckpointError(f"a checkpoint file is missing ({error.filename})") from None
+    except PermissionError as error:
         raise CheckpointError(
-            f"a checkpoint file is corrupt ({path}): {error}; remove its folder to continue from "
-            "the checkpoint before"
-        ) from error
-    return state
+            f"cannot read a checkpoint ({error.filename}): {error.strerror}; give this user the "
+            "right to read it"
+        ) from None
+    except (OSError, SafetensorError, RecursionError, KeyError, TypeError, ValueError) as error:
+        raise DamagedCheckpointError(f"a checkpoint file is corrupt ({path}): {error}") from error
+
+
+def _iterations(checkpoints: Path, *, unfinished: bool) -> list[int]:
+    found = []
+    for path in checkpoints.glob("iteration-*"):
+        match = _NAME.fullmatch(path.name)
+        if match and bool(match[2]) == unfinished and path.is_dir():
+            if path.name.startswith(_FOLDER.format(int(match[1]))):  # nine digits begin with no 0
+                found.append(int(match[1]))
+    return sorted(found)
 
 
 def _unfinished(checkpoints: Path, iteration: int) -> Path:
-    return checkpoints / (_FOLDER.format(iteration) + _UNFINISHED)
+    return checkpoints / f"{_FOLDER.format(iteration)}{_UNFINISHED}"
 
 
 def _remove(checkpoints: Path, iteration: int) -> None:

@@ -9,6 +9,7 @@ import math
 import tomllib
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -227,6 +228,11 @@ class TrainConfig:
                     f"{switch} {setting}, not {chosen}: leave it out"
                 )
 
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that decide the trained network, as plain values."""
+        values = {**self.to_json(), "lr": self.base_lr}
+        return {name: value for name, value in values.items() if name not in _NOT_DECIDING}
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values; ``config_from_json`` reads them back."""
         return {
@@ -236,6 +242,11 @@ class TrainConfig:
 
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+
+_NOT_DECIDING = frozenset({
+    "runtime", "timeout_s", "data_dir", "run_dir", "log_every", "evaluate_every",
+    "evaluation_batch_size", "checkpoint_every", "keep_checkpoints", "trace", "probe_every",
+})  # fmt: skip
 
 METHOD_OPTIONS = (
     "slack", "micro_batches", "recompute", "stash_dtype", "boundary_dtype", "weights",
@@ -275,6 +286,13 @@ def config_from_json(values: dict[str, Any], source: str = "config") -> TrainCon
             raise ConfigError(_unknown(f"key in {source}", key, kinds, label="key"))
         checked[key] = _convert(key, value, kinds[key], source)
     return TrainConfig(**checked)
+
+
+def require_settings(names: Iterable[str]) -> None:
+    """Raise ConfigError unless all are names of settings."""
+    for name in names:
+        if name not in _DEFAULTS:
+            raise ConfigError(_unknown("setting", name, _DEFAULTS))
 
 
 def load_config(path: Path) -> TrainConfig:

@@ -24,6 +24,7 @@ from delaygrad.training.direction_probe import DirectionProbe
 from delaygrad.training.evaluation import Evaluation, evaluate
 from delaygrad.training.learning_rate import learning_rate
 from delaygrad.training.reporter import Reporter
+from delaygrad.training.resuming import describe
 from delaygrad.training.tracing import Tracing
 
 
@@ -213,15 +214,19 @@ class TrainingLoop:
         self._receive_losses(until=done)
         folder = self._run_dir / run_folder.CHECKPOINTS
         with self._aside():
+            about = self._team.broadcast(self._about() if self._reporter else None)
             state = self._pipeline.state_dict()
             for k, stage_state in state.pop("stages").items():
-                checkpoint.write_stage(folder, done, int(k), {**state, "stage": stage_state})
+                checkpoint.write_stage(folder, done, int(k), {**state, "stage": stage_state}, about)
             self._team.barrier()  # all stages are written
             checkpoint.finish(folder, done)
             self._team.barrier()  # and on every disk
-            checkpoint.prune(folder, self._config.keep_checkpoints)
+            checkpoint.prune(folder, self._config.keep_checkpoints, done)
         if self._reporter:
             self._reporter.event("checkpoint", done)
+
+    def _about(self) -> dict[str, Any]:
+        return describe(self._config, self._source, self._run_dir)
 
     def _finish(self, tracing: Tracing) -> dict[str, Any] | None:
         self._pipeline.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from pathlib import Path
@@ -28,6 +29,11 @@ def announce(text: str, *, quiet: bool) -> None:
     console = Console(stderr=True, quiet=quiet)
     if console.is_terminal:
         console.print(text, highlight=False)
+
+
+def warn(text: str) -> None:
+    """Tell every user what should not go unnoticed."""
+    print(f"delaygrad: {text}", file=sys.stderr)
 
 
 class Reporter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from delaygrad.runtime import Launch, launched_by_torchrun, run_workers
 from delaygrad.runtime.launch import joined, require_single_process
 from delaygrad.runtime.team import Ranks, Solo, Team
 from delaygrad.training import checkpoint, run_folder
-from delaygrad.training.assembly import build_pipeline, first_batch_sha256, load_data, resolve
-from delaygrad.training.config import TrainConfig, config_from_json, load_config
+from delaygrad.training.assembly import build_pipeline, load_data, resolve
+from delaygrad.training.config import TrainConfig, config_from_json, load_config, require_settings
 from delaygrad.training.loop import TrainingLoop
-from delaygrad.training.reporter import announce
+from delaygrad.training.reporter import announce, warn
+from delaygrad.training.resuming import Resume, Start, changes, find_start, require_allowed
+from delaygrad.training.run_lock import RunLock
 
 
 def train(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any] | None:
@@ -36,7 +39,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any] | None:
     """
     if _restarted(config):
         assert config.run_dir is not None
-        return _continue(config.run_dir, quiet, data_dir=config.data_dir)
+        return _continue(config.run_dir, Resume(), quiet, data_dir=config.data_dir)
     return _dispatch(config, None, quiet)
 
 
@@ -56,52 +59,65 @@ def _restarted(config: TrainConfig) -> bool:
     return asked == begun
 
 
-def resume(run_dir: Path, *, quiet: bool = False) -> dict[str, Any] | None:
+def resume(
+    run_dir: Path, *, allow_changes: Sequence[str] = (), strict: bool = False, quiet: bool = False
+) -> dict[str, Any] | None:
     """Continue an interrupted run from its newest checkpoint; ends as the whole run would have.
 
+    A damaged newest checkpoint is set aside, with a message, and the one before it is taken.
+
+    Args:
+        run_dir: the run's folder.
+        allow_changes: names of settings that may differ from those of the checkpoint; ``data``
+            for the contents of the data. The records tell of what has changed.
+        strict: refuse a run whose newest checkpoint is damaged or missing.
+        quiet: show no progress.
+
     Raises:
-        ConfigError: there is no run in the folder, or it is finished.
-        CheckpointError: it has no checkpoint, or a corrupt one.
+        ConfigError: there is no run in the folder, it is finished, or another process works on it.
+        CheckpointError: it has no sound checkpoint, or its settings or data have changed.
         DataError: the hosts do not have the same data.
     """
-    return _continue(run_dir, quiet)
+    require_settings(allow_changes)
+    return _continue(run_dir, Resume(allow_changes=tuple(allow_changes), strict=strict), quiet)
 
 
-def _continue(run_dir: Path, quiet: bool, *, data_dir: Path | None = None) -> dict[str, Any] | None:
-    if not (run_dir / run_folder.CONFIG).exists():
+def _continue(
+    run_dir: Path, request: Resume, quiet: bool, *, data_dir: Path | None = None
+) -> dict[str, Any] | None:
+    if not run_folder.holds_run(run_dir):
         raise ConfigError(f"there is no run in this folder ({run_dir}); it has no config.json")
     config = load_config(run_dir / run_folder.CONFIG)
     if (run_dir / run_folder.SUMMARY).exists():
         raise ConfigError(f"the run is finished ({run_dir}); its summary.json is there")
-    found = checkpoint.find(run_dir / run_folder.CHECKPOINTS)
-    if not found:
+    if not checkpoint.find(run_dir / run_folder.CHECKPOINTS):
         raise CheckpointError(
             f"the run has no checkpoint ({run_dir}); start again with delaygrad train --config "
             f"{run_dir / run_folder.CONFIG} --run-dir FOLDER"
         )
     # The folder may have moved, and each host may have its own data.
     config = dataclasses.replace(config, run_dir=run_dir, data_dir=data_dir or config.data_dir)
-    return _dispatch(config, found[-1], quiet)
+    return _dispatch(config, request, quiet)
 
 
-def _dispatch(config: TrainConfig, iteration: int | None, quiet: bool) -> dict[str, Any] | None:
+def _dispatch(config: TrainConfig, request: Resume | None, quiet: bool) -> dict[str, Any] | None:
     config.check()
     device = _device(config)
     launch = Launch(num_workers=config.stages, threads=config.threads, timeout_s=config.timeout_s)
     if config.runtime == "distributed" and launched_by_torchrun():
-        resuming = iteration is not None
-        return _rank_main(config.to_json(), resuming, quiet, launch, prepared=False)
+        return _rank_main(config.to_json(), request, quiet, launch, prepared=False)
     if config.runtime == "local":
         require_single_process()
     source = load_data(config)
-    config = _prepare(config, source, iteration)
-    if config.runtime == "distributed":
-        announce(f"starting {config.stages} processes, one for each stage", quiet=quiet)
-        arguments = (config.to_json(), iteration is not None, quiet, launch)
-        summary: dict[str, Any] = run_workers(_rank_main, launch, *arguments)[0]
-        return summary
-    torch.set_num_threads(config.threads)
-    return _run(config, source, Solo(), device, iteration, quiet, rank=None)
+    with RunLock() as lock:
+        config, start = _prepare(config, source, request, lock)
+        if config.runtime == "distributed":
+            announce(f"starting {config.stages} processes, one for each stage", quiet=quiet)
+            arguments = (config.to_json(), start, quiet, launch)
+            summary: dict[str, Any] = run_workers(_rank_main, launch, *arguments)[0]
+            return summary
+        torch.set_num_threads(config.threads)
+        return _run(config, source, Solo(), device, start, quiet, rank=None)
 
 
 def _device(config: TrainConfig) -> torch.device:
@@ -120,9 +136,19 @@ def _device(config: TrainConfig) -> torch.device:
 
 
 def _rank_main(
-    values: dict[str, Any], resuming: bool, quiet: bool, launch: Launch, *, prepared: bool = True
+    values: dict[str, Any],
+    start: int | Resume | None,
+    quiet: bool,
+    launch: Launch,
+    *,
+    prepared: bool = True,
 ) -> dict[str, Any] | None:
-    """What every rank does; ``prepared``: the process that started it has called ``_prepare``."""
+    """What every rank does; ``prepared``: the process that started it has called ``_prepare``.
+
+    Args:
+        start: the iteration of the checkpoint; or, where that is yet to be found, how to continue.
+            None: at the beginning.
+    """
     config = config_from_json(values)
     device = torch.device(config.device)
     if device.type != "cpu":
@@ -130,26 +156,25 @@ def _rank_main(
             raise ConfigError("LOCAL_RANK is not set: nothing says which GPU is this process's")
         device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
         torch.accelerator.set_device_index(device.index)
-    with joined(launch, device) as rank:
+    with joined(launch, device) as rank, RunLock() as lock:
         team = Ranks(timeout_s=config.timeout_s)
         source = load_data(config)
         if not prepared:
-            require_alike(config, source, resuming, team)
-        iteration = _common_checkpoint(config, team) if resuming else None
-        if not prepared:
-            config = _prepare_together(config, source, iteration, team)
-        return _run(config, source, team, device, iteration, quiet, rank=rank)
+            assert not isinstance(start, int)
+            require_alike(source, start is not None, team)
+            config, start = _prepare_together(config, source, start, team, lock)
+        assert not isinstance(start, Resume)
+        return _run(config, source, team, device, start, quiet, rank=rank)
 
 
-def require_alike(config: TrainConfig, source: DataSource, resuming: bool, team: Team) -> None:
+def require_alike(source: DataSource, resuming: bool, team: Team) -> None:
     """Raise, on every rank, unless all have the same data, and begin or continue together.
 
     Raises:
         DataError: the data differ.
         ConfigError: some have a run to continue, some have not.
     """
-    digest = first_batch_sha256(config, source)
-    told = f"{source.train.num_samples} samples, {source.num_classes} classes, first batch {digest}"
+    told = f"{source.train.num_samples} samples, {source.num_classes} classes, {source.sha256}"
     found = team.gather((told, resuming))
     texts, continuing = team.broadcast(
         ([text for text, _ in found], [rank for rank, (_, flag) in enumerate(found) if flag])
@@ -164,53 +189,81 @@ def require_alike(config: TrainConfig, source: DataSource, resuming: bool, team:
         )
 
 
-def _prepare(config: TrainConfig, source: DataSource, iteration: int | None) -> TrainConfig:
-    """Resolve a new run and make its folder, or bring the folder of an old one in line."""
-    if iteration is None:
-        if config.run_dir is not None:
-            run_folder.require_no_run(config.run_dir)
-        config = resolve(config, source)
-        run_folder.create(config)
-    else:
-        assert config.run_dir is not None
-        run_folder.rewind_records(config.run_dir, iteration)
-        checkpoint.rewind(config.run_dir / run_folder.CHECKPOINTS, iteration)
+def _prepare(
+    config: TrainConfig, source: DataSource, request: Resume | None, lock: RunLock
+) -> tuple[TrainConfig, int | None]:
+    """Make the folder of a new run, or bring that of an old one in line, before any rank starts.
+
+    Returns:
+        The resolved configuration, and the iteration to continue from.
+    """
+    if request is None:
+        return _begin(config, source, lock), None
+    assert config.run_dir is not None
+    lock.take(config.run_dir)
+    start = find_start(config.run_dir, range(config.stages), Solo(), strict=request.strict)
+    _rewind(config, source, request, start)
+    return config, start.iteration
+
+
+def _begin(config: TrainConfig, source: DataSource, lock: RunLock) -> TrainConfig:
+    """Resolve a new run and make its folder."""
+    if config.run_dir is not None:
+        run_folder.require_no_run(config.run_dir)
+    config = resolve(config, source)
+    assert config.run_dir is not None
+    lock.take(config.run_dir)
+    run_folder.require_no_run(config.run_dir)  # another process may have made one meanwhile
+    run_folder.create(config)
     return config
 
 
+def _rewind(config: TrainConfig, source: DataSource, request: Resume, start: Start) -> None:
+    """Bring a run folder to where the checkpoint was written, and note what is unusual."""
+    assert config.run_dir is not None
+    changed = changes(config, source, start)
+    require_allowed(changed, request.allow_changes)
+    mark = start.about.get("records")
+    notes = list(start.notes)
+    damage = run_folder.rewind_records(config.run_dir, start.iteration, mark)
+    if damage:
+        notes.append(damage)
+    checkpoint.rewind(config.run_dir / run_folder.CHECKPOINTS, start.iteration)
+    run_folder.append_event(
+        config.run_dir, "resumed", iteration=start.iteration, changes=changed, notes=notes
+    )
+    for note in notes:
+        warn(note)
+
+
 def _prepare_together(
-    config: TrainConfig, source: DataSource, iteration: int | None, team: Team
-) -> TrainConfig:
+    config: TrainConfig, source: DataSource, request: Resume | None, team: Team, lock: RunLock
+) -> tuple[TrainConfig, int | None]:
     """Do the same on all ranks: rank 0 decides, and every host has a folder, shared or its own."""
     own = config
-    if own.run_dir is not None and iteration is None:
+    if own.run_dir is not None and request is None:
         run_folder.require_no_run(own.run_dir)
     team.barrier()  # all have looked, before the first folder is made
-    decided = _prepare(config, source, iteration).to_json() if team.rank == 0 else None
-    config = config_from_json(team.broadcast(decided))
+    lock.token = team.broadcast(lock.token)
+    if team.rank == 0 and request is None:
+        config = _begin(config, source, lock)
+    config = config_from_json(team.broadcast(config.to_json()))
     config = dataclasses.replace(
         config, run_dir=own.run_dir or config.run_dir, data_dir=own.data_dir
     )
     assert config.run_dir is not None
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # one rank of each host
+        lock.take(config.run_dir)
     if not run_folder.holds_run(config.run_dir):
         run_folder.create(config)
-    if iteration is not None:
-        checkpoint.rewind(config.run_dir / run_folder.CHECKPOINTS, iteration)
+    start = None
+    if request is not None:
+        start = find_start(config.run_dir, [team.rank], team, strict=request.strict)
+        if team.rank == 0:
+            _rewind(config, source, request, start)
+        checkpoint.rewind(config.run_dir / run_folder.CHECKPOINTS, start.iteration)
     team.barrier()  # all is in line, before anything new is written
-    return config
-
-
-def _common_checkpoint(config: TrainConfig, team: Team) -> int:
-    """Find the newest checkpoint that every rank's disk has."""
-    assert config.run_dir is not None
-    everywhere = team.gather(checkpoint.find(config.run_dir / run_folder.CHECKPOINTS))
-    newest: int | None = None
-    if everywhere:
-        newest = max(set.intersection(*map(set, everywhere)), default=None)
-    newest = team.broadcast(newest)
-    if newest is None:
-        raise CheckpointError("the hosts have no checkpoint in common; start the run again")
-    return newest
+    return config, None if start is None else start.iteration
 
 
 def _run(
@@ -231,4 +284,7 @@ def _run(
         states = {k: checkpoint.read_stage(folder, iteration, k) for k in indices}
         stages = {str(k): state.pop("stage") for k, state in states.items()}
         pipeline.load_state_dict({**states[indices[0]], "stages": stages})
+        for optimizer in filter(None, pipeline.optimizers):  # the configuration decides
+            for group in optimizer.param_groups:
+                group.update(optimizer.defaults)
     return TrainingLoop(config, source, pipeline, team, device, quiet=quiet).run()

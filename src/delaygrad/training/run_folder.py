@@ -7,6 +7,7 @@ tensorboard/         the same curves as events
 model.safetensors    the final network under its un-split names
 trace-events.json    what --trace recorded
 summary.json         the result; written last
+run.lock             who works on the run
 curves.png           a figure of it
 trace.json           the timeline, for Perfetto or chrome://tracing
 trace.png            a few iterations of it
@@ -18,7 +19,9 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -32,12 +35,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from delaygrad.errors import ConfigError
-from delaygrad.records import TRACE_EVENTS, Trace, read_events
-from delaygrad.training.checkpoint import synchronise
+from delaygrad.records import TRACE_EVENTS, Trace, log_line, read_sound_events
+from delaygrad.training.checkpoint import name_aside, synchronise
 from delaygrad.training.config import TrainConfig
 
 CONFIG, RECORDS, SUMMARY = "config.json", "records.jsonl", "summary.json"
 CHECKPOINTS, MODEL, TENSORBOARD = "checkpoints", "model.safetensors", "tensorboard"
+LOCK = "run.lock"
 
 
 def new_run_dir(config: TrainConfig) -> Path:
@@ -119,19 +123,61 @@ def _draft_of(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def rewind_records(run_dir: Path, iteration: int) -> None:
-    """Drop the events after an iteration: a resumed run writes them again."""
-    path = run_dir / RECORDS
-    if not path.exists():
-        return
-    kept = [event for event in read_events(path) if _iterations_before(event) <= iteration]
+def records_mark(run_dir: Path) -> list[int]:
+    """Return the size and checksum of the records so far, for ``rewind_records``."""
+    content = _records(run_dir)
+    return [len(content), zlib.crc32(content)]
+
+
+def rewind_records(run_dir: Path, iteration: int, mark: list[int] | None = None) -> str | None:
+    """Drop the events after an iteration: a resumed run writes them again.
+
+    Args:
+        mark: what ``records_mark`` returned there; None if that is not known.
+
+    Returns:
+        What is wrong with the events up to there, None if nothing is. Then those that are sound
+        stay, and the file as it was is kept under another name.
+    """
+    path, content = run_dir / RECORDS, _records(run_dir)
+    sound = mark is not None and [mark[0], zlib.crc32(content[: mark[0]])] == mark
+    if not content and (sound or mark is None):
+        return None
+    events, damaged = read_sound_events(path) if content else ([], [])
+    problem = None
+    if not sound and (damaged or mark is not None):
+        lines = f"lines: {', '.join(map(str, damaged))}" if damaged else "lines are missing"
+        problem = f"the records up to the checkpoint are damaged ({path}, {lines})"
+        if content:
+            problem += f"; what is sound stays, and the file is kept as {_keep_copy(path).name}"
+    kept = [event for event in events if _iterations_before(event) <= iteration]
     with _draft_of(path) as draft:
-        draft.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
+        draft.write_text("".join(map(log_line, kept)), encoding="utf-8")
+    return problem
+
+
+def _records(run_dir: Path) -> bytes:
+    try:
+        return (run_dir / RECORDS).read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the records ({run_dir / RECORDS}): {error.strerror}; move them away"
+        ) from error
+
+
+def _keep_copy(path: Path) -> Path:
+    """Copy a file to a name at which nothing looks."""
+    goal = name_aside(path)
+    with writing(goal):
+        shutil.copyfile(path, goal)
+    return goal
 
 
 def _iterations_before(event: dict[str, Any]) -> int:
     """Iterations that a run must have done to write an event."""
-    count: int = event.get("iteration", 0)
+    count: int = event.get("iteration", 0)  # an int, or the line is damaged
     # A direction is named by the batch that it is of, counted from 0.
     return count + 1 if event["event"] == "direction" else count
 
@@ -139,7 +185,7 @@ def _iterations_before(event: dict[str, Any]) -> int:
 def append_event(run_dir: Path, event: str, **fields: Any) -> None:
     """Append one event to the records beside the process that writes them, if they are here."""
     path = run_dir / RECORDS
-    line = json.dumps({"event": event, **fields}) + "\n"
+    line = log_line({"event": event, **fields})
     with suppress(OSError):
         if path.exists():
             with path.open("a", encoding="utf-8") as file:
@@ -149,8 +195,8 @@ def append_event(run_dir: Path, event: str, **fields: Any) -> None:
 def last_loss(run_dir: Path) -> float | None:
     """Return the newest training loss on record, None if there is none."""
     path = run_dir / RECORDS
-    events = read_events(path) if path.exists() else []
-    losses = [event["loss"] for event in events if event["event"] == "training"]
+    events = read_sound_events(path)[0] if path.exists() else []
+    losses = [event.get("loss") for event in events if event["event"] == "training"]
     return losses[-1] if losses else None
 
 

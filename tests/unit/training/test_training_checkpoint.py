@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from delaygrad.errors import CheckpointError
+from delaygrad.errors import CheckpointError, DamagedCheckpointError
 from delaygrad.training import checkpoint
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8)
@@ -203,17 +203,71 @@ def test_pickle_in_place_of_a_checkpoint_runs_nothing(tmp_path: Path, writer: An
 @pytest.mark.parametrize("header", [None, "", "[", "5", '{"x": 1}', '{"tensor": "9 q"}', "{}"])
 def test_file_of_another_origin_is_refused(tmp_path: Path, header: str | None) -> None:
     save(tmp_path, 1, {"w": torch.ones(1)})
-    metadata = None if header is None else {"delaygrad": header}
+    about = json.dumps({"format": 1, "iteration": 1, "stage": 0})
+    metadata = None if header is None else {"delaygrad": header, "about": about}
     checkpoint.save_file(load_file(path_of(tmp_path)), path_of(tmp_path), metadata=metadata)
     rewrite_digest(tmp_path)
     with pytest.raises(CheckpointError, match="corrupt"):
         checkpoint.read_stage(tmp_path, 1, 0)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "iteration-00000010-2", "iteration-00000010.old", "iteration-10", "iteration-0000000010",
+        "iteration-", "iteration-²²²²²²²²", "iteration-00000010.unfinished.bak", "copy",
+    ],
+)  # fmt: skip
+def test_foreign_folders_are_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "file").write_text("mine")
+    for iteration in (10, 20, 30):
+        save(tmp_path, iteration, {"w": torch.ones(1)}, keep=1)
+    assert checkpoint.find(tmp_path) == [30]
+    checkpoint.rewind(tmp_path, 5)
+    assert [path.name for path in tmp_path.rglob("*")] == [name, "file"]
+
+
+def test_a_later_foreign_checkpoint_does_not_push_the_newest_out(tmp_path: Path) -> None:
+    (tmp_path / "iteration-00000020").mkdir()  # in the way of a checkpoint to come
+    (tmp_path / "iteration-00000020" / "file").write_text("mine")
+    (tmp_path / "iteration-99999999").mkdir()
+    save(tmp_path, 10, {"w": torch.ones(1)}, keep=1)
+    save(tmp_path, 20, {"w": torch.zeros(1)}, keep=1)
+    assert checkpoint.find(tmp_path) == [20, 99999999]
+    assert_same(checkpoint.read_stage(tmp_path, 20, 0), {"w": torch.zeros(1)})
+    assert (tmp_path / "iteration-00000020.damaged" / "file").read_text() == "mine"
+
+
+def test_a_file_in_the_place_of_another_is_found(tmp_path: Path) -> None:
+    for iteration in (1, 2):
+        for stage in (0, 1):
+            checkpoint.write_stage(tmp_path, iteration, stage, {"w": torch.ones(1)})
+        checkpoint.finish(tmp_path, iteration)
+    (tmp_path / "iteration-00000002").rename(tmp_path / "iteration-00000003")
+    with pytest.raises(DamagedCheckpointError, match="it is stage 0 of iteration 2"):
+        checkpoint.read_stage(tmp_path, 3, 0)
+    folder = tmp_path / "iteration-00000001"
+    (folder / "stage1.safetensors").replace(folder / "stage0.safetensors")
+    rewrite_digest(tmp_path)
+    with pytest.raises(DamagedCheckpointError, match="it is stage 1 of iteration 1"):
+        checkpoint.read_stage(tmp_path, 1, 0)
+
+
+def test_another_version_is_not_damage(tmp_path: Path) -> None:
+    save(tmp_path, 1, {"w": torch.ones(1)})
+    metadata = {"delaygrad": "{}", "about": json.dumps({"format": 0})}
+    checkpoint.save_file(load_file(path_of(tmp_path)), path_of(tmp_path), metadata=metadata)
+    rewrite_digest(tmp_path)
+    with pytest.raises(CheckpointError, match="of another version") as caught:
+        checkpoint.read_about(tmp_path, 1, 0)
+    assert not isinstance(caught.value, DamagedCheckpointError)
+
+
 def save(folder: Path, iteration: int, state: dict[Any, Any], keep: int = 1) -> None:
     checkpoint.write_stage(folder, iteration, 0, state)
     checkpoint.finish(folder, iteration)
-    checkpoint.prune(folder, keep)
+    checkpoint.prune(folder, keep, iteration)
 
 
 def path_of(folder: Path) -> Path:

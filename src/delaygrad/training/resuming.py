@@ -1,0 +1,176 @@
+"""What a run continues from: the newest sound checkpoint, of the same settings and data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from delaygrad.data import DataSource
+from delaygrad.errors import CheckpointError, DamagedCheckpointError
+from delaygrad.records import read_sound_events
+from delaygrad.runtime.team import Team
+from delaygrad.training import checkpoint, run_folder
+from delaygrad.training.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """How to continue a run.
+
+    Attributes:
+        allow_changes: settings that may differ from those of the checkpoint; ``data`` stands for
+            the contents of the data, too.
+        strict: refuse a run whose newest checkpoint is damaged or missing.
+    """
+
+    allow_changes: tuple[str, ...] = ()
+    strict: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a resumed run starts.
+
+    Attributes:
+        iteration: of the checkpoint.
+        about: what the checkpoint says of its run.
+        notes: what the user should know.
+    """
+
+    iteration: int
+    about: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+def describe(config: TrainConfig, source: DataSource, run_dir: Path) -> dict[str, Any]:
+    """Say, for a checkpoint, of which settings, data and records it is."""
+    return {
+        "settings": config.deciding(),
+        "data": source.sha256,
+        "records": run_folder.records_mark(run_dir),
+    }
+
+
+def find_start(run_dir: Path, stages: Iterable[int], team: Team, *, strict: bool) -> Start:
+    """Choose the newest checkpoint that is sound for every rank; all ranks call it.
+
+    Damaged ones that are newer are set aside.
+
+    Args:
+        stages: whose files this rank answers for.
+
+    Raises:
+        CheckpointError: there is none; or, if strict, it is not the newest.
+    """
+    checkpoints = run_dir / run_folder.CHECKPOINTS
+    stages, rejected = list(stages), dict[int, str]()
+    while True:
+        common = set.intersection(*map(set, _share(team, checkpoint.find(checkpoints))))
+        candidates = common - rejected.keys()
+        if not candidates:
+            raise CheckpointError(
+                f"no checkpoint is sound ({'; '.join(rejected.values())}); train again"
+                if rejected
+                else "the hosts have no checkpoint in common; start the run again"
+            )
+        newest = max(candidates)
+        about, problem = _examine(team, checkpoints, newest, stages)
+        if problem is None:
+            break
+        rejected[newest] = problem
+        if strict:
+            raise CheckpointError(f"{problem}; without --strict, the checkpoint before is taken")
+    start = Start(iteration=newest, about=about)
+    for iteration, problem in rejected.items():
+        checkpoint.set_aside(checkpoint.path_of(checkpoints, iteration))
+        start.notes.append(
+            f"{problem}; continuing from iteration {newest}, the damaged checkpoint is kept as "
+            f"{checkpoint.path_of(checkpoints, iteration).name}.damaged"
+        )
+    recorded = team.broadcast(_last_recorded(run_dir) if team.is_reporter else None)
+    if recorded > max([newest, *rejected]):
+        gone = f"the newest checkpoint is gone (iteration: {recorded}, found: {newest})"
+        if strict:
+            raise CheckpointError(f"{gone}; without --strict, the run continues from this one")
+        start.notes.append(f"{gone}; continuing from iteration {newest}")
+    return start
+
+
+def changes(config: TrainConfig, source: DataSource, start: Start) -> dict[str, dict[str, Any]]:
+    """Return the settings that differ from those of the checkpoint: there and here, by name."""
+    there, here = start.about.get("settings"), json.loads(json.dumps(config.deciding()))
+    if not isinstance(there, dict):
+        there = {}
+    found = {
+        name: {"there": there.get(name, "absent"), "here": here.get(name, "absent")}
+        for name in {**there, **here}
+        if name not in there or name not in here or there[name] != here[name]
+    }
+    if "data" not in found and start.about.get("data") != source.sha256:
+        found["data"] = {"there": f"sha256 {start.about.get('data')}", "here": source.sha256}
+    return found
+
+
+def require_allowed(found: dict[str, dict[str, Any]], allowed: tuple[str, ...]) -> None:
+    """Raise unless all changed settings may change.
+
+    Raises:
+        CheckpointError: another one has changed; says which, and how.
+    """
+    refused = {name: values for name, values in found.items() if name not in allowed}
+    if refused:
+        told = "; ".join(
+            f"{name} there: {values['there']}, here: {values['here']}"
+            for name, values in refused.items()
+        )
+        raise CheckpointError(
+            f"the run has changed since its checkpoint ({told}); undo the change of its "
+            f"{run_folder.CONFIG} or data, or resume with --allow-changes {' '.join(refused)}"
+        )
+
+
+def _examine(
+    team: Team, checkpoints: Path, iteration: int, stages: list[int]
+) -> tuple[dict[str, Any], str | None]:
+    """Read what a checkpoint says of its run, and say what is damaged; the same on all ranks."""
+    found = [_about(checkpoints, iteration, stage) for stage in stages]
+    everywhere = [one for rank in _share(team, found) for one in rank]
+    for kind, told in everywhere:
+        if kind == "refused":
+            raise CheckpointError(told)
+    damage = [told for kind, told in everywhere if kind == "damaged"]
+    if damage:
+        return {}, damage[0]
+    runs = [
+        {name: told.get(name) for name in ("settings", "data", "records")} for _, told in everywhere
+    ]
+    if any(run != runs[0] for run in runs):
+        folder = checkpoint.path_of(checkpoints, iteration)
+        return {}, f"the files of a checkpoint are of different runs ({folder})"
+    return runs[0], None
+
+
+def _about(checkpoints: Path, iteration: int, stage: int) -> tuple[str, Any]:
+    try:
+        return "sound", checkpoint.read_about(checkpoints, iteration, stage)
+    except DamagedCheckpointError as error:
+        return "damaged", str(error)
+    except CheckpointError as error:
+        return "refused", str(error)
+
+
+def _share(team: Team, value: Any) -> list[Any]:
+    """Return the values of all ranks on every rank."""
+    shared: list[Any] = team.broadcast(team.gather(value))
+    return shared
+
+
+def _last_recorded(run_dir: Path) -> int:
+    """Return the iteration of the newest checkpoint on record, -1 if there is none."""
+    path = run_dir / run_folder.RECORDS
+    events = read_sound_events(path)[0] if path.exists() else []
+    written = (event["iteration"] for event in events if event["event"] == "checkpoint")
+    return max(written, default=-1)

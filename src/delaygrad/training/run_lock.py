@@ -1,0 +1,86 @@
+"""One run in a folder at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from delaygrad.errors import ConfigError
+from delaygrad.training.run_folder import LOCK, writing
+
+_NOTED_S = 1.0  # for a holder to write who it is
+
+
+class RunLock:
+    """Keeps other processes out of a run's folder; a context manager that gives the lock back.
+
+    The operating system gives the lock back too when this process ends, however it ends. The file
+    stays: it says who held the lock last. Where several hosts of one run share a disk, the first
+    holds the lock, and the others recognise their run by its token.
+    """
+
+    def __init__(self) -> None:
+        self.token = uuid.uuid4().hex
+        """Of the run that this process works on; ranks of one run share one."""
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def take(self, run_dir: Path) -> None:
+        """Take the lock, or find it in the hands of the same run; taking it again does nothing.
+
+        Raises:
+            ConfigError: a process of another run holds it; or the folder refuses.
+        """
+        if self._file is not None:
+            return
+        path = run_dir / LOCK
+        with writing(path):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                pid, host, token = _holder(file)
+            if token != self.token:
+                raise ConfigError(
+                    f"another process works on this run ({run_dir}, pid: {pid}, host: {host}); "
+                    "wait until it ends, or stop it"
+                ) from None
+        except OSError:
+            file.close()  # a disk without locks
+        else:
+            self._file = file
+            with writing(path):
+                file.truncate(0)
+                file.write(f"{os.getpid()} {socket.gethostname()} {self.token}\n")
+                file.flush()
+
+
+def _holder(file: TextIO) -> tuple[str, str, str]:
+    deadline = time.monotonic() + _NOTED_S
+    while True:
+        file.seek(0)
+        words = file.read().split()
+        if len(words) == 3:
+            return words[0], words[1], words[2]
+        if time.monotonic() > deadline:
+            return "unknown", "unknown", ""
+        time.sleep(_NOTED_S / 20)
