@@ -14,10 +14,11 @@ from delaygrad.boundary import Tree
 from delaygrad.errors import CheckpointError, WorkerError
 from delaygrad.methods import Method
 from delaygrad.records import StageTrace
+from delaygrad.runtime.batch_identity import BatchId, require_batch_id
 from delaygrad.runtime.worker import Worker
 from delaygrad.schedule import Action, Schedule, validate
 
-_FORMAT = 5
+_FORMAT = 6
 
 
 class Pipeline(ABC):
@@ -105,7 +106,7 @@ class Pipeline(ABC):
         """
         return [worker.trace() for worker in self._workers.values()]
 
-    def step(self, inputs: Tree, targets: Any) -> Tensor | None:
+    def step(self, inputs: Tree, targets: Any, *, batch_id: BatchId | None = None) -> Tensor | None:
         """Run one iteration on one batch.
 
         The batch goes forward through every stage; each stage goes backward with the batch that its
@@ -116,7 +117,9 @@ class Pipeline(ABC):
                 only, elsewhere ignored. Any B, a short last batch included, but no fewer samples
                 than the method has micro-batches. It may be refilled once this returns.
             targets: what ``loss_fn`` takes; read where ``wants_targets``: by the last stage, and
-                by all where the method's synthesizers see labels.
+                by all where the method's synthesizers see labels. Where stage 0 is given them too,
+                their checksums are compared.
+            batch_id: the batch's name, an int or a str; ranks that give one must give the same.
 
         Returns:
             The loss of this batch at the parameters before this iteration's update: 0-d, detached.
@@ -128,12 +131,14 @@ class Pipeline(ABC):
             NonFiniteLossError: the loss is NaN or infinite, and that was not allowed.
             WorkerError: the network, the loss or the optimizer failed; names stage and action. Or
                 the pipeline failed before, or is closed.
-            TransportError: a neighbour is late, gone, or out of step.
+            TransportError: a neighbour is late, gone, or out of step; or the ranks were given
+                different batches.
         """
         self._check_usable()
+        batch_id = require_batch_id(batch_id)
         for worker in self._workers.values():
             worker.clock.begin_iteration(self.iteration)
-            worker.offer(self.iteration, inputs, targets)
+            worker.offer(self.iteration, inputs, targets, batch_id)
         first, end = self._ticks(self.iteration), self._ticks(self.iteration + 1)
         phase = self._enter_phase()
         loss = self._run(

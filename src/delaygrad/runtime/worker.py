@@ -10,6 +10,7 @@ from torch import Tensor
 from delaygrad.boundary import Tree, flatten, parts_of, unflatten
 from delaygrad.errors import DelaygradError, TransportError, WorkerError
 from delaygrad.records import Event, Iteration, Span, StageClock, StageTrace
+from delaygrad.runtime.batch_identity import BatchId, Identity, identity_of, require_same
 from delaygrad.schedule import Action, Kind
 from delaygrad.stage import Stage
 from delaygrad.transport import Message, Receiver, Sender
@@ -97,6 +98,9 @@ class Worker:
         self._inputs: dict[int, Tree] = {}
         self._targets: dict[int, Any] = {}
         self._shares: dict[int, float] = {}
+        self._identities: dict[int, Identity] = {}
+        # One process reads each batch once.
+        self._compares = rank is not None and stage.num_stages > 1
         below, self._above = activations
         above, self._below = gradients
         self._activations = None if below is None else Inbox(below)
@@ -111,7 +115,9 @@ class Worker:
         """Forget the links; no action can be run any more."""
         self._activations = self._gradients = self._above = self._below = None
 
-    def offer(self, iteration: int, inputs: Tree, targets: Any) -> None:
+    def offer(
+        self, iteration: int, inputs: Tree, targets: Any, batch_id: BatchId | None = None
+    ) -> None:
         """Take what the user gives for a batch, in micro-batches where the method wants them.
 
         Where it has to wait beyond its iteration (an offset), take a copy.
@@ -122,6 +128,10 @@ class Worker:
         """
         try:
             self._offer(iteration, inputs, targets)
+            if self._compares and (self.stage.is_first or self.stage.wants_targets):
+                first = iteration * self._schedule.micro_batches
+                parts = range(first, first + self._schedule.micro_batches)
+                self._identities.update(dict.fromkeys(parts, identity_of(batch_id, targets)))
         except DelaygradError as error:
             raise type(error)(f"[{self.place}, iteration {iteration}] {error}") from error
 
@@ -190,6 +200,7 @@ class Worker:
             "inputs": _saved(self._inputs),
             "targets": _saved(self._targets),
             "shares": {str(batch): share for batch, share in self._shares.items()},
+            "identities": {str(batch): known for batch, known in self._identities.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -198,17 +209,22 @@ class Worker:
         self._inputs = _restored(state["inputs"])
         self._targets = _restored(state["targets"])
         self._shares = {int(batch): share for batch, share in state["shares"].items()}
+        self._identities = {int(batch): known for batch, known in state["identities"].items()}
         for inbox, name in ((self._activations, "activations"), (self._gradients, "gradients")):
             if inbox is not None:
                 inbox.refill([Message.from_state_dict(entry) for entry in state[name]])
 
     def _forward(self, batch_index: int) -> Tensor | None:
         stage = self.stage
+        identity = self._identities.pop(batch_index, None)
         if self._activations is None:
             inputs = self._inputs.pop(batch_index)
         else:
             with self._measure("wait", Kind.FORWARD, batch_index):
-                inputs = self._activations.take(batch_index, self.phase).activation()
+                received = self._activations.take(batch_index, self.phase)
+            if identity is not None:
+                require_same(received.identity, identity)
+            inputs, identity = received.activation(), received.identity
         with self._measure("forward", Kind.FORWARD, batch_index):
             targets, share = None, 1.0
             if stage.wants_targets:
@@ -217,7 +233,7 @@ class Worker:
         if self._above is None:
             return outputs if isinstance(outputs, Tensor) else None
         with self._measure("send", Kind.FORWARD, batch_index) as span:
-            message = Message.of_activation(batch_index, outputs, self.phase)
+            message = Message.of_activation(batch_index, outputs, self.phase, identity)
             span.num_bytes = message.num_bytes
             self._above.send(message)
         return None

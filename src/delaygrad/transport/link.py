@@ -20,18 +20,26 @@ class Message:
             stands for an error gradient that there is not.
         structure: rebuilds an activation; see ``delaygrad.boundary``.
         phase: the first batch since the sender's last flush.
+        identity: what stage 0 knows of an activation's batch; a JSON value.
     """
 
     batch_index: int
     tensors: tuple[Tensor | None, ...]
     structure: Structure = None
     phase: int = 0
+    identity: dict[str, Any] | None = None
 
     @classmethod
-    def of_activation(cls, batch_index: int, activation: Tree, phase: int = 0) -> Message:
+    def of_activation(
+        cls,
+        batch_index: int,
+        activation: Tree,
+        phase: int = 0,
+        identity: dict[str, Any] | None = None,
+    ) -> Message:
         """Pack what ``Stage.forward`` returned."""
         tensors, structure = flatten(activation)
-        return cls(batch_index, tuple(tensors), structure, phase)
+        return cls(batch_index, tuple(tensors), structure, phase, identity)
 
     @property
     def num_bytes(self) -> int:
@@ -50,6 +58,7 @@ class Message:
             "requires_grad": [t is not None and t.requires_grad for t in self.tensors],
             "structure": self.structure,
             "phase": self.phase,
+            "identity": self.identity,
         }
 
     @classmethod
@@ -59,7 +68,7 @@ class Message:
             None if tensor is None else tensor.detach().clone().requires_grad_(wanted)
             for tensor, wanted in zip(state["tensors"], state["requires_grad"], strict=True)
         )
-        return cls(state["batch"], tensors, state["structure"], state["phase"])
+        return cls(state["batch"], tensors, state["structure"], state["phase"], state["identity"])
 
 
 class Sender(Protocol):

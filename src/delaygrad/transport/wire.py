@@ -1,8 +1,8 @@
 """A link over torch.distributed: one direction, from one rank to another.
 
 A message is a header and a payload. The header is a JSON text after its length: batch, phase,
-structure, and for each tensor its dtype, shape, memory order and whether it wants a gradient. The
-payload is the tensors' bytes.
+identity of the batch, structure, and for each tensor its dtype, shape, memory order and whether it
+wants a gradient. The payload is the tensors' bytes.
 
     sender    isend(header)  isend(payload)          never waits for this message, only for old ones
     receiver  irecv(header)  irecv(payload)          posted before the message is asked for
@@ -141,6 +141,7 @@ class WireSender:
         header = {
             "batch": message.batch_index,
             "phase": message.phase,
+            "identity": message.identity,
             "structure": message.structure,
             "bytes": payload.numel(),
             "tensors": [
@@ -237,7 +238,9 @@ class WireReceiver:
         self._capacity = wire.next_capacity(self._latest)
         self._post_ahead()
         tensors = _unpack(payload, header["tensors"], shared=shared)
-        return Message(header["batch"], tensors, header["structure"], header["phase"])
+        return Message(
+            header["batch"], tensors, header["structure"], header["phase"], header["identity"]
+        )
 
     def _read_header(self) -> tuple[dict[str, Any], Tensor]:
         """Return the header, and the payload behind it, which may be empty."""
