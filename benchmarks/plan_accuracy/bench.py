@@ -74,13 +74,12 @@ def predict(workload: str) -> dict[str, Any]:
     planning_s = time.perf_counter() - start
     (found,) = plan.forecasts
     assert plan.link is not None
-    seconds = [stage.seconds for stage in found.stages]
     return {
-        "cuts": found.cuts,
+        "cuts": list(found.cuts),
         "one_device_s": plan.whole.total_s,
-        "stages": [{**vars(stage), "total_s": stage.total_s} for stage in seconds],
+        "stages": [{**stage.times(), "total_s": stage.total_s} for stage in found.stage_plans],
         "own_devices_s": found.iteration_s,
-        "here_s": found.here_s,
+        "here_s": found.here.iteration_s,
         "slowdown": plan.slowdown,
         **vars(plan.link),
         "planning_s": planning_s,

@@ -67,7 +67,7 @@ def test_prediction_is_met(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     link = Link(bandwidth_bytes_per_s=1e9, latency_s=2e-4)
     plan = dg.plan(network(), batch()[0], method=METHODS[name], make_optimizer=make_sgd, link=link)
     (found,) = plan.forecasts
-    assert found.cuts == ["3"]
+    assert found.cuts == ("3",)
     predicted_s = found.iteration_s
     measured_s = max(run_ranks(train, 2, args=(name, found.cuts)))
     assert 0.7 < predicted_s / measured_s < 1.3

@@ -96,10 +96,6 @@ class PlanConfig:
     """Also measure how much slower processes compute at the same time on this machine."""
 
     def __post_init__(self) -> None:
-        if not self.stages or min(self.stages) < 1:
-            raise ConfigError(f"stages must be at least 1 (stages: {list(self.stages)})")
-        if not all(0 < speed < math.inf for speed in self.speeds):
-            raise ConfigError(f"speeds must be positive and finite (speeds: {list(self.speeds)})")
         if (self.bandwidth is None) != (self.latency_ms is None):
             raise ConfigError(
                 f"a link has a bandwidth and a latency (bandwidth: {self.bandwidth}, latency_ms: "
@@ -113,7 +109,7 @@ class PlanConfig:
             ConfigError: settings contradict each other.
         """
         shared = {name: getattr(self, name) for name in _shared_settings()}
-        config = TrainConfig(stages=max(self.stages), **shared)
+        config = TrainConfig(stages=max(self.stages, default=0), **shared)
         config.check()
         return config
 
@@ -192,7 +188,7 @@ def train_command(config: PlanConfig, forecast: Forecast) -> str:
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             words += [f"--{flag}", str(value)]
-    words += ["--stages", str(len(forecast.stages))]
+    words += ["--stages", str(forecast.stages)]
     words += ["--cuts", *forecast.cuts] if forecast.cuts else []
     return shlex.join([*words, "--runtime", "distributed"])
 

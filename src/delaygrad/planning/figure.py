@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from delaygrad.errors import ConfigError
-from delaygrad.partition.costs import Seconds
-from delaygrad.planning.forecast import Forecast, StageForecast
+from delaygrad.planning.forecast import Forecast, StagePlan
 from delaygrad.planning.planner import Plan
-from delaygrad.planning.stage_memory import StageMemory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,12 +44,12 @@ def draw_plan(plan: Plan, path: Path, title: str = "") -> Path:
     """
     from matplotlib.figure import Figure
 
-    bars = sum(len(forecast.stages) + 1 for forecast in plan.forecasts)
+    bars = sum(forecast.stages + 1 for forecast in plan.forecasts)
     figure = Figure(figsize=(10 + 0.25 * bars, 4.8), layout="constrained")
     figure.suptitle(title)
     speed, times, memory = figure.subplots(1, 3, width_ratios=[4, 3 + 0.12 * bars, 3 + 0.12 * bars])
     _draw_speed(speed, plan)
-    _draw_stages(times, plan.forecasts, _SECONDS, lambda stage: stage.seconds, 1e3)
+    _draw_stages(times, plan.forecasts, _SECONDS, lambda stage: stage, 1e3)
     times.set(title="time of each stage", ylabel="ms per iteration")
     _draw_stages(memory, plan.forecasts, _MEMORY, lambda stage: stage.memory, 2**-20)
     memory.set(title="memory of each stage", ylabel="MiB")
@@ -63,8 +61,8 @@ def draw_plan(plan: Plan, path: Path, title: str = "") -> Path:
 
 
 def _draw_speed(axes: Axes, plan: Plan) -> None:
-    rows = sorted(plan.forecasts, key=lambda forecast: len(forecast.stages))
-    counts = [len(row.stages) for row in rows]
+    rows = sorted(plan.forecasts, key=lambda forecast: forecast.stages)
+    counts = [row.stages for row in rows]
     rivals = [row.data_parallel for row in rows]
     worst = [plan.whole.total_s / rival.worst_s for rival in rivals]
     best = [plan.whole.total_s / rival.best_s for rival in rivals]
@@ -81,18 +79,18 @@ def _draw_stages(
     axes: Axes,
     forecasts: Sequence[Forecast],
     labels: dict[str, str],
-    value_of: Callable[[StageForecast], Seconds | StageMemory],
+    value_of: Callable[[StagePlan], object],
     scale: float,
 ) -> None:
     positions, stages = [], []
     place = 0.0
     for forecast in forecasts:
-        middle = place + (len(forecast.stages) - 1) / 2
+        middle = place + (forecast.stages - 1) / 2
         axes.annotate(
-            f"K = {len(forecast.stages)}", (middle, 0), xycoords=("data", "axes fraction"),
+            f"K = {forecast.stages}", (middle, 0), xycoords=("data", "axes fraction"),
             xytext=(0, -28), textcoords="offset points", ha="center", fontsize="small",
         )  # fmt: skip
-        for stage in forecast.stages:
+        for stage in forecast.stage_plans:
             positions.append(place)
             stages.append(stage)
             place += 1
@@ -102,7 +100,7 @@ def _draw_stages(
         heights = [scale * getattr(value_of(stage), name) for stage in stages]
         axes.bar(positions, heights, bottom=bottom, color=colour, label=label)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-    numbers = [str(k) for forecast in forecasts for k in range(len(forecast.stages))]
+    numbers = [str(k) for forecast in forecasts for k in range(forecast.stages)]
     axes.set_xticks(positions, numbers, fontsize="small")
     axes.set_xlabel("stage", labelpad=16)
     _place_legend(axes)

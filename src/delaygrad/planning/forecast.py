@@ -6,9 +6,8 @@ Nothing is measured here: times, bytes and the link go in, seconds, bytes and ad
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from delaygrad.methods import Method
 from delaygrad.partition.costs import LayerCost, Seconds
@@ -17,7 +16,7 @@ from delaygrad.planning.simulate import Boundary, iteration_s
 from delaygrad.planning.stage_memory import StageMemory, stage_memory
 from delaygrad.schedule import locked
 
-__all__ = ["DataParallel", "Forecast", "Here", "StageForecast", "data_parallel", "forecast"]
+__all__ = ["DataParallel", "Forecast", "Here", "Host", "StagePlan", "data_parallel", "forecast"]
 
 _SLACKS = (0, 1, 2)  # that are tried
 _WORTH = 0.03  # a gain below this is not worth a longer delay
@@ -41,11 +40,11 @@ class DataParallel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Here:
-    """All processes of a pipeline on this machine.
+class Host:
+    """This machine.
 
     Args:
-        cores: of this machine.
+        cores: that it has.
         threads: of each process.
         slowdown: time of processes that compute at once over the time of one alone.
         link: between two of them; None costs nothing.
@@ -56,30 +55,36 @@ class Here:
     slowdown: float = 1.0
     link: Link | None = None
 
-    @property
-    def at_once(self) -> int:
-        """How many processes have cores of their own."""
-        return max(self.cores // self.threads, 1)
+
+@dataclass(frozen=True, kw_only=True)
+class Here:
+    """All processes of the pipeline on this machine; ``crowded``: they want more cores."""
+
+    iteration_s: float
+    cores: int
+    crowded: bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageForecast:
-    """One stage.
+class StagePlan(Seconds):
+    """One stage; its seconds are those on its device, recomputation included.
 
     Args:
+        stage: its index.
         first_layer: its name.
         speed: of its device.
         lag: ticks between forward and backward.
         delay: updates between forward and backward, at most.
-        seconds: of a batch on its device, recomputation included.
+        share: part of the seconds of all stages.
         memory: in bytes.
     """
 
+    stage: int
     first_layer: str
     speed: float
     lag: int
     delay: int
-    seconds: Seconds
+    share: float
     memory: StageMemory
 
 
@@ -88,107 +93,40 @@ class Forecast:
     """A pipeline on K devices.
 
     Args:
-        method: by which it trains.
         stages: K.
-        boundaries: bytes per iteration.
-        one_device_s: seconds of an iteration of the whole network on one device.
+        method: by which it trains, in words.
+        cuts: first layers of all stages but the first.
         iteration_s: seconds of an iteration in steady state, on K devices of their own.
-        slack_s: seconds of an iteration by slack, where there is a choice.
-        here: this machine.
-        here_s: seconds of an iteration with all processes on this machine.
+        speedup: over one device.
+        efficiency: the speed-up over the sum of the devices' speeds.
+        slowest_stage_s: seconds of the slowest stage.
+        exposed_s: seconds of an iteration in which even that stage waits.
+        sent_bytes: per iteration over all boundaries, in both directions.
+        boundaries: bytes per iteration of each.
+        iteration_by_slack_s: where there is a choice.
         data_parallel: the rival.
+        here: all processes on this machine.
+        stage_plans: of each stage.
         advice: what to do, in sentences.
         command: what cuts the network like this.
     """
 
-    method: Method
-    stages: tuple[StageForecast, ...]
-    boundaries: tuple[Boundary, ...]
-    one_device_s: float
+    stages: int
+    method: str
+    cuts: tuple[str, ...]
     iteration_s: float
-    slack_s: dict[int, float]
-    here: Here
-    here_s: float
+    speedup: float
+    efficiency: float
+    slowest_stage_s: float
+    exposed_s: float
+    sent_bytes: float
+    boundaries: tuple[Boundary, ...]
+    iteration_by_slack_s: dict[int, float]
     data_parallel: DataParallel
+    here: Here
+    stage_plans: tuple[StagePlan, ...]
     advice: tuple[str, ...]
     command: str
-
-    @property
-    def cuts(self) -> list[str]:
-        """First layers of all stages but the first."""
-        return [stage.first_layer for stage in self.stages[1:]]
-
-    @property
-    def slowest_s(self) -> float:
-        """Seconds of the slowest stage."""
-        return max(stage.seconds.total_s for stage in self.stages)
-
-    @property
-    def exposed_s(self) -> float:
-        """Seconds of an iteration in which even the slowest stage waits."""
-        return max(self.iteration_s - self.slowest_s, 0.0)
-
-    @property
-    def sent_bytes(self) -> float:
-        """Bytes per iteration over all boundaries, in both directions."""
-        return sum(each.activation_bytes + each.gradient_bytes for each in self.boundaries)
-
-    @property
-    def speedup(self) -> float:
-        """Over one device."""
-        return self.one_device_s / self.iteration_s
-
-    @property
-    def efficiency(self) -> float:
-        """Speed-up per device, weighed by its speed."""
-        return self.speedup / sum(stage.speed for stage in self.stages)
-
-    @property
-    def crowded(self) -> bool:
-        """Whether the processes want more cores than this machine has."""
-        return len(self.stages) * self.here.threads > self.here.cores
-
-    def shares(self) -> list[float]:
-        """Return what part of all stages' seconds each stage takes."""
-        seconds = [stage.seconds.total_s for stage in self.stages]
-        return [each / sum(seconds) if sum(seconds) else 0.0 for each in seconds]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {
-            "stages": len(self.stages),
-            "method": repr(self.method),
-            "cuts": self.cuts,
-            "iteration_s": self.iteration_s,
-            "speedup": self.speedup,
-            "efficiency": self.efficiency,
-            "slowest_stage_s": self.slowest_s,
-            "exposed_s": self.exposed_s,
-            "sent_bytes": self.sent_bytes,
-            "boundaries": [vars(boundary) for boundary in self.boundaries],
-            "iteration_by_slack_s": {str(slack): time for slack, time in self.slack_s.items()},
-            "data_parallel": vars(self.data_parallel),
-            "here": {
-                "iteration_s": self.here_s,
-                "cores": self.here.cores,
-                "crowded": self.crowded,
-            },
-            "stage_plans": [
-                {
-                    "stage": k,
-                    "first_layer": stage.first_layer,
-                    "speed": stage.speed,
-                    "lag": stage.lag,
-                    "delay": stage.delay,
-                    **stage.seconds.times(),
-                    "share": share,
-                    "memory": {**vars(stage.memory), "total_bytes": stage.memory.total_bytes},
-                }
-                for k, (stage, share) in enumerate(zip(self.stages, self.shares(), strict=True))
-            ],
-            "advice": list(self.advice),
-            "command": self.command,
-        }
 
 
 def forecast(
@@ -198,7 +136,7 @@ def forecast(
     link: Link | None,
     *,
     speeds: Sequence[float] | None = None,
-    here: Here | None = None,
+    host: Host | None = None,
 ) -> Forecast:
     """Predict an iteration of a pipeline.
 
@@ -210,15 +148,11 @@ def forecast(
         method: its schedule, and what it keeps, sends and computes again.
         link: between neighbours; None costs nothing.
         speeds: of each stage's device, relative to that one; by default all 1.
-        here: this machine; by default it has a core for each stage.
+        host: this machine; by default it has a core for each stage.
     """
     num_stages, schedule = len(stages), method.schedule
     speeds = [1.0] * num_stages if speeds is None else speeds
-    found = tuple(
-        _stage(stage, method, k, num_stages, speed)
-        for k, (stage, speed) in enumerate(zip(stages, speeds, strict=True))
-    )
-    seconds = [stage.seconds for stage in found]
+    plans = _stage_plans(stages, method, speeds)
     fraction = 1.0 if method.boundary_dtype is None else 0.5
     boundaries = tuple(
         Boundary(
@@ -227,29 +161,34 @@ def forecast(
         )
         for stage in stages[:-1]
     )
-    time = partial(iteration_s, seconds, boundaries=boundaries, link=link)
+    time = partial(iteration_s, plans, boundaries=boundaries, link=link)
     slacks = () if schedule.slack is None else _SLACKS
     own_s = time(schedule)
     slack_s = {slack: time(locked(slack, schedule.micro_batches)) for slack in slacks}
+    slowest_s = max(plan.total_s for plan in plans)
     rival = data_parallel(whole, num_stages, link, slowest_speed=min(speeds))
-    here = here or Here(cores=num_stages)
-    names = ", ".join(repr(stage.name) for stage in stages[1:])
+    cuts = tuple(stage.name for stage in stages[1:])
     return Forecast(
-        method=method,
-        stages=found,
-        boundaries=boundaries,
-        one_device_s=whole.total_s,
+        stages=num_stages,
+        method=repr(method),
+        cuts=cuts,
         iteration_s=own_s,
-        slack_s=slack_s,
-        here=here,
-        here_s=_here_s(found, method, boundaries, here),
+        speedup=whole.total_s / own_s,
+        efficiency=whole.total_s / own_s / sum(speeds),
+        slowest_stage_s=slowest_s,
+        exposed_s=max(own_s - slowest_s, 0.0),
+        sent_bytes=sum(each.activation_bytes + each.gradient_bytes for each in boundaries),
+        boundaries=boundaries,
+        iteration_by_slack_s=slack_s,
         data_parallel=rival,
+        here=_here(plans, method, boundaries, host or Host(cores=num_stages)),
+        stage_plans=plans,
         advice=(
-            *_advice_on_link(seconds, boundaries, link),
+            *_advice_on_link(slowest_s, boundaries, link),
             *_advice_on_slack(own_s, slack_s, schedule.slack),
             *_advice_on_rival(min([own_s, *slack_s.values()]), boundaries, rival),
         ),
-        command=f"dg.split(model, {num_stages}, cuts=[{names}])",
+        command=f"dg.split(model, {num_stages}, cuts={list(cuts)})",
     )
 
 
@@ -286,41 +225,48 @@ def data_parallel(
     )
 
 
-def _stage(
-    cost: LayerCost, method: Method, stage_index: int, num_stages: int, speed: float
-) -> StageForecast:
-    schedule = method.schedule
-    lag = schedule.lag(stage_index, num_stages)
-    again_s = cost.forward_s if method.recompute and lag > 0 else 0.0
-    return StageForecast(
-        first_layer=cost.name,
-        speed=speed,
-        lag=lag,
-        delay=schedule.delay(stage_index, num_stages),
-        seconds=Seconds(
-            forward_s=cost.forward_s / speed,
-            backward_s=(cost.backward_s + again_s) / speed,
-            update_s=cost.update_s / speed,
-        ),
-        memory=stage_memory(cost, method, stage_index, num_stages),
-    )
+def _stage_plans(
+    stages: Sequence[LayerCost], method: Method, speeds: Sequence[float]
+) -> tuple[StagePlan, ...]:
+    num_stages, schedule, found = len(stages), method.schedule, []
+    for k, (cost, speed) in enumerate(zip(stages, speeds, strict=True)):
+        lag = schedule.lag(k, num_stages)
+        again_s = cost.forward_s if method.recompute and lag > 0 else 0.0
+        found.append(
+            StagePlan(
+                stage=k,
+                first_layer=cost.name,
+                speed=speed,
+                lag=lag,
+                delay=schedule.delay(k, num_stages),
+                forward_s=cost.forward_s / speed,
+                backward_s=(cost.backward_s + again_s) / speed,
+                update_s=cost.update_s / speed,
+                share=0.0,
+                memory=stage_memory(cost, method, k, num_stages),
+            )
+        )
+    total_s = sum(plan.total_s for plan in found) or 1.0
+    return tuple(replace(plan, share=plan.total_s / total_s) for plan in found)
 
 
-def _here_s(
-    stages: Sequence[StageForecast], method: Method, boundaries: Sequence[Boundary], here: Here
-) -> float:
+def _here(
+    stages: Sequence[StagePlan], method: Method, boundaries: Sequence[Boundary], host: Host
+) -> Here:
     together = any(stage.lag for stage in stages)
-    slowed = [stage.seconds.slowed(here.slowdown if together else 1.0) for stage in stages]
-    time = iteration_s(slowed, method.schedule, boundaries=boundaries, link=here.link)
-    if len(stages) * here.threads > here.cores:  # the cores cannot do more work than there is time
-        time = max(time, sum(stage.total_s for stage in slowed) / here.at_once)
-    return time
+    slowed = [stage.slowed(host.slowdown if together else 1.0) for stage in stages]
+    time = iteration_s(slowed, method.schedule, boundaries=boundaries, link=host.link)
+    crowded = len(stages) * host.threads > host.cores
+    if crowded:  # the cores cannot do more work than there is time
+        time = max(
+            time, sum(stage.total_s for stage in slowed) / max(host.cores // host.threads, 1)
+        )
+    return Here(iteration_s=time, cores=host.cores, crowded=crowded)
 
 
 def _advice_on_link(
-    seconds: Sequence[Seconds], boundaries: Sequence[Boundary], link: Link | None
+    slowest_s: float, boundaries: Sequence[Boundary], link: Link | None
 ) -> list[str]:
-    slowest_s = max(stage.total_s for stage in seconds)
     largest = max((max(vars(each).values()) for each in boundaries), default=0.0)
     transfer_s = link.transfer_s(largest) if link else 0.0
     if transfer_s <= slowest_s:

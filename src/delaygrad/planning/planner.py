@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from delaygrad.partition.measured_cuts import MeasuredCuts, measured_cuts
 from delaygrad.partition.measurement import MakeOptimizer, Measurement, measuring
 from delaygrad.partition.sharing import find_ties
 from delaygrad.partition.split import separable_groups
-from delaygrad.planning.forecast import Forecast, Here, forecast
+from delaygrad.planning.forecast import Forecast, Host, forecast
 from delaygrad.planning.link import Link
 from delaygrad.planning.stage_memory import fits_within
 from delaygrad.planning.tables import tables
@@ -45,6 +45,7 @@ class Plan:
         slowdown: time of processes that compute at once over the time of one alone; None: not
             measured.
         processes: how many were measured at once.
+        threads: of each.
         forecasts: one for each K.
     """
 
@@ -54,6 +55,7 @@ class Plan:
     link_measured: bool
     slowdown: float | None
     processes: int
+    threads: int
     forecasts: tuple[Forecast, ...]
 
     def with_commands(self, command: Callable[[Forecast], str]) -> Plan:
@@ -69,7 +71,7 @@ class Plan:
             "side_by_side": {"slowdown": self.slowdown, "processes": self.processes},
             "one_device": {"iteration_s": self.whole.total_s, **self.whole.to_json()},
             "layers": [cost.to_json() for cost in self.layers],
-            "plans": [each.to_json() for each in self.forecasts],
+            "plans": [_plain(each) for each in self.forecasts],
         }
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -85,7 +87,7 @@ def plan(
     model: nn.Module,
     sample_inputs: Tree,
     *,
-    num_stages: Sequence[int] = (2,),
+    num_stages: int | Sequence[int] = 2,
     method: Method = DDG(),  # noqa: B008
     loss: Callable[[Any], Tensor] | None = None,
     make_optimizer: MakeOptimizer | None = None,
@@ -127,18 +129,10 @@ def plan(
         >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
         >>> found = plan(net, torch.ones(16, 8), num_stages=[1, 3])
         >>> [each.cuts for each in found.forecasts]
-        [[], ['1', '2']]
+        [(), ('1', '2')]
     """
-    if method.synthesizes:
-        raise ConfigError(
-            f"the cost of synthesizers is not measured (method: {method.name}); plan ddg or bp"
-        )
-    counts = list(dict.fromkeys(num_stages))
-    if speeds is not None and counts != [len(speeds)]:
-        raise ConfigError(
-            f"speeds give each stage of one K a number (speeds: {list(speeds)}, stages: "
-            f"{list(num_stages)})"
-        )
+    counts = [num_stages] if isinstance(num_stages, int) else list(dict.fromkeys(num_stages))
+    _check(method, counts, speeds)
     say = say or (lambda text: None)
     # All that can be refused, before anything is measured for long.
     layers = list_layers(model)
@@ -155,7 +149,7 @@ def plan(
             measurement, costs, k, groups=groups[k], speeds=speeds, again=again, fits=fits
         )
 
-    here = Here(cores=os.cpu_count() or 1, threads=threads)
+    cores, work = os.cpu_count() or 1, list[tuple[nn.Module, Tree]]()
     with (
         _torch_threads(threads),
         measuring(model, sample_inputs, make_optimizer=make_optimizer, loss=loss) as measurement,
@@ -164,23 +158,21 @@ def plan(
         costs = measurement.layers()
         (whole,) = with_seconds([join(costs)], measurement.stages([]))
         found = {k: cut(measurement, costs, k) for k in counts}
-        work: list[tuple[nn.Module, Tree]] = []
-        together = min(max(counts), here.at_once)  # with more, cores would be shared
-        if side_by_side and together > 1:
-            groups.setdefault(together, separable_groups(len(layers), together, ties))
-            cuts = (found.get(together) or cut(measurement, costs, together)).cuts
-            inputs = measurement.stage_inputs(cuts)
-            work = list(zip(split(model, together, cuts=cuts), inputs, strict=True))
-    machine = Machine(latency_s=None, bandwidth_bytes_per_s=None, slowdown=None, processes=1)
+        at_once = min(max(counts), max(cores // threads, 1))  # with more, they would share cores
+        if side_by_side and at_once > 1:
+            own = separable_groups(len(layers), at_once, ties)
+            measured = found.get(at_once) or measured_cuts(measurement, costs, at_once, groups=own)
+            inputs = measurement.stage_inputs(measured.cuts)
+            work = list(zip(split(model, at_once, cuts=measured.cuts), inputs, strict=True))
+    machine, loopback = Machine(), None
     if max(counts) > 1 and (work or link == "loopback"):
         say(f"timing {max(len(work), 2)} processes side by side")
         machine = measure_machine(work, threads=threads, link=link == "loopback")
-    loopback = None
-    if machine.latency_s is not None and machine.bandwidth_bytes_per_s is not None:
-        loopback = Link(
-            bandwidth_bytes_per_s=machine.bandwidth_bytes_per_s, latency_s=machine.latency_s
-        )
-    here = replace(here, slowdown=machine.slowdown or 1.0, link=loopback)
+        if machine.latency_s is not None and machine.bandwidth_bytes_per_s is not None:
+            loopback = Link(
+                bandwidth_bytes_per_s=machine.bandwidth_bytes_per_s, latency_s=machine.latency_s
+            )
+    host = Host(cores=cores, threads=threads, slowdown=machine.slowdown or 1.0, link=loopback)
     used = loopback if link == "loopback" else link
     return Plan(
         whole=whole,
@@ -189,11 +181,36 @@ def plan(
         link_measured=link == "loopback",
         slowdown=machine.slowdown,
         processes=machine.processes,
+        threads=threads,
         forecasts=tuple(
-            forecast(each.stages, whole, method, used, speeds=speeds, here=here)
+            forecast(each.stages, whole, method, used, speeds=speeds, host=host)
             for each in found.values()
         ),
     )
+
+
+def _check(method: Method, counts: list[int], speeds: Sequence[float] | None) -> None:
+    if method.synthesizes:
+        raise ConfigError(
+            f"the cost of synthesizers is not measured (method: {method.name}); plan ddg or bp"
+        )
+    if min(counts, default=0) < 1:
+        raise ConfigError(f"stages must be at least 1 (stages: {counts})")
+    if speeds is None:
+        return
+    if counts != [len(speeds)]:
+        raise ConfigError(
+            f"speeds give each stage of one K a number (speeds: {list(speeds)}, stages: {counts})"
+        )
+    if not all(0 < speed < math.inf for speed in speeds):
+        raise ConfigError(f"speeds must be positive and finite (speeds: {list(speeds)})")
+
+
+def _plain(forecast: Forecast) -> dict[str, Any]:
+    found = asdict(forecast)
+    for row, stage in zip(found["stage_plans"], forecast.stage_plans, strict=True):
+        row["memory"]["total_bytes"] = stage.memory.total_bytes
+    return found
 
 
 @contextmanager

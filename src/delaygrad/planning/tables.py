@@ -31,6 +31,8 @@ def tables(plan: Plan) -> Iterator[RenderableType]:
         megabits = f"{8 * link.bandwidth_bytes_per_s / 1e6:,.0f} Mbit/s"
         origin = "measured on loopback" if plan.link_measured else "as given"
         yield Text(f"link        {megabits}, {milliseconds(link.latency_s)} one way ({origin})")
+    elif any(forecast.boundaries for forecast in plan.forecasts):
+        yield Text("link        none: messages cost nothing")
     if plan.slowdown is not None:
         yield Text(
             f"this host   {plan.processes} processes at once compute "
@@ -39,8 +41,14 @@ def tables(plan: Plan) -> Iterator[RenderableType]:
     yield _overview(plan)
     for forecast in plan.forecasts:
         yield _stages(forecast)
-        for sentence in (*forecast.advice, *_crowded(forecast)):
+        for sentence in forecast.advice:
             yield Text(f"  - {sentence}")
+        if forecast.here.crowded:
+            yield Text(
+                f"  - this host has too few cores ({forecast.here.cores}) for {forecast.stages} "
+                f"processes (threads of each: {plan.threads}); here an iteration would take "
+                f"{milliseconds(forecast.here.iteration_s)}"
+            )
         yield Text(f"  {forecast.command}", no_wrap=True, overflow="ignore")
 
 
@@ -52,13 +60,13 @@ def _overview(plan: Plan) -> Table:
     for each in plan.forecasts:
         rival = each.data_parallel
         table.add_row(
-            str(len(each.stages)),
+            str(each.stages),
             _milliseconds(each.iteration_s),
             _milliseconds(each.exposed_s),
             f"{each.speedup:.2f}",
             f"{each.efficiency:.0%}",
             _mebibytes(each.sent_bytes),
-            _milliseconds(each.here_s) + ("*" if each.crowded else ""),
+            _milliseconds(each.here.iteration_s) + ("*" if each.here.crowded else ""),
             f"{_milliseconds(rival.best_s)} to {_milliseconds(rival.worst_s)}",
         )
     table.caption = (
@@ -73,35 +81,26 @@ def _overview(plan: Plan) -> Table:
 
 def _stages(forecast: Forecast) -> Table:
     table = _table(
-        f"{len(forecast.stages)} stages, {forecast.method!r} (times in ms, sizes in MiB)",
+        f"{forecast.stages} stages, {forecast.method} (times in ms, sizes in MiB)",
         "stage", "first layer", "delay", "forward", "backward", "update", "share", "memory",
         "waiting",
     )  # fmt: skip
-    for k, (stage, share) in enumerate(zip(forecast.stages, forecast.shares(), strict=True)):
+    for stage in forecast.stage_plans:
         memory = stage.memory
         waiting = (
             memory.graph_bytes + memory.boundary_bytes + memory.message_bytes
             + memory.stale_parameter_bytes
         )  # fmt: skip
         table.add_row(
-            str(k),
+            str(stage.stage),
             stage.first_layer,
             str(stage.delay),
-            *(_milliseconds(seconds) for seconds in stage.seconds.times().values()),
-            f"{share:.1%}",
+            *(_milliseconds(seconds) for seconds in stage.times().values()),
+            f"{stage.share:.1%}",
             _mebibytes(memory.total_bytes),
             _mebibytes(waiting),
         )
     return table
-
-
-def _crowded(forecast: Forecast) -> Iterator[str]:
-    if forecast.crowded:
-        yield (
-            f"this host has too few cores ({forecast.here.cores}) for {len(forecast.stages)} "
-            f"processes (threads of each: {forecast.here.threads}); here an iteration would take "
-            f"{milliseconds(forecast.here_s)}"
-        )
 
 
 def _table(title: str, *headings: str) -> Table:

@@ -36,10 +36,10 @@ class Machine:
         processes: how many computed at once.
     """
 
-    latency_s: float | None
-    bandwidth_bytes_per_s: float | None
-    slowdown: float | None
-    processes: int
+    latency_s: float | None = None
+    bandwidth_bytes_per_s: float | None = None
+    slowdown: float | None = None
+    processes: int = 1
 
 
 def measure_machine(

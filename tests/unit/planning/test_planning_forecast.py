@@ -40,7 +40,7 @@ def test_without_a_link_balanced_stages_run_side_by_side():
     found = predict(4)
     assert found.iteration_s == pytest.approx(3.5) and found.exposed_s == pytest.approx(0, abs=1e-9)
     assert found.sent_bytes == 3 * 2 * 1000
-    assert [stage.memory.graph_bytes for stage in found.stages] == [
+    assert [stage.memory.graph_bytes for stage in found.stage_plans] == [
         4 * (600 + 0), 3 * 600, 2 * 600, 600
     ]  # fmt: skip
     assert found.data_parallel.worst_s == pytest.approx(3.0 + 2.0)
@@ -51,7 +51,7 @@ def test_a_hop_is_exposed_and_slack_is_advised_to_hide_it():
     # Two iterations go once around: both stages, but for the upper one's update, and two hops.
     assert found.iteration_s == pytest.approx((3.5 + 3.0 + 2.0) / 2)
     assert found.exposed_s == pytest.approx(0.75)
-    assert found.slack_s == pytest.approx({0: 4.25, 1: 3.5, 2: 3.5})
+    assert found.iteration_by_slack_s == pytest.approx({0: 4.25, 1: 3.5, 2: 3.5})
     assert any("use slack 1" in sentence for sentence in found.advice)
 
 
@@ -92,16 +92,16 @@ def test_bounds_of_data_parallelism_say_what_is_hidden():
 
 
 def test_slow_devices_and_recomputation_count():
-    assert predict(2, speeds=[1.0, 0.5]).slowest_s == pytest.approx(7.0)
+    assert predict(2, speeds=[1.0, 0.5]).slowest_stage_s == pytest.approx(7.0)
     again = predict(3, method=DDG(recompute=True))
-    assert [stage.seconds.backward_s for stage in again.stages] == [3.0, 3.0, 2.0]
+    assert [stage.backward_s for stage in again.stage_plans] == [3.0, 3.0, 2.0]
     assert again.iteration_s == pytest.approx(4.5)
 
 
 def test_backpropagation_has_no_slack_to_choose():
     found = predict(3, method=BP())
-    assert found.slack_s == {} and found.iteration_s == pytest.approx(9.5)
-    assert [stage.memory.stale_parameter_bytes for stage in found.stages] == [0, 0, 0]
+    assert found.iteration_by_slack_s == {} and found.iteration_s == pytest.approx(9.5)
+    assert [stage.memory.stale_parameter_bytes for stage in found.stage_plans] == [0, 0, 0]
 
 
 def test_one_stage_has_no_rival():

@@ -108,3 +108,10 @@ def test_fixed_costs_give_the_recorded_plan(
     for row in found["plans"]:
         del row["method"], row["command"]
     assert found == RECORDED[name]
+
+
+def test_processes_side_by_side_may_be_fewer_than_the_stages(
+    planned: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CASES, "uneven", {"speeds": (1.0, 0.5, 2.0), "side_by_side": True})
+    assert planned("uneven")["side_by_side"] == {"slowdown": 1.07, "processes": 2}
