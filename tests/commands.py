@@ -81,7 +81,11 @@ def workers(process: subprocess.Popen) -> list[int]:
 
     def is_worker(pid: int) -> bool:
         try:
-            return "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+            # A fork server's child has its command line.
+            parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+            return all(
+                "forkserver" in Path(f"/proc/{p}/cmdline").read_text() for p in (pid, parent)
+            )
         except OSError:
             return False
 

@@ -22,9 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import delaygrad as dg
+from delaygrad.launch import Launch, joined, keep_freed_memory, run_workers
 from delaygrad.models import gpt, resnet
-from delaygrad.runtime import Launch, keep_freed_memory, run_workers
-from delaygrad.runtime.launch import joined
 from delaygrad.training.run_folder import environment
 
 STAGES = 2

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 import delaygrad as dg
+from delaygrad.launch import Launch, joined, run_workers
 from delaygrad.models import mlp, resnet
 from delaygrad.partition import cuts_of
 from delaygrad.records import StageClock
-from delaygrad.runtime import Launch, Pipeline, run_workers
-from delaygrad.runtime.launch import joined
+from delaygrad.runtime import Pipeline
+from delaygrad.runtime.exchange import broadcast
 from delaygrad.training.run_folder import environment
 
 HALF_S = {1: 0.25, 2: 1.0}  # of a round, by the number of stages
@@ -111,16 +111,16 @@ def resnet_worker(launch: Launch, rounds: int) -> dict[str, Any]:
             torch.manual_seed(0)
             return resnet(20, num_classes=10).to(memory_format=torch.channels_last)
 
-        cuts = [cuts_of(dg.split(network(), 2, sample_inputs=data[0])) if rank == 0 else None]
-        dist.broadcast_object_list(cuts, src=0)
-        stage = dg.split(network(), 2, cuts=cuts[0])[rank]
+        cuts = cuts_of(dg.split(network(), 2, sample_inputs=data[0])) if rank == 0 else None
+        cuts = broadcast(cuts)
+        stage = dg.split(network(), 2, cuts=cuts)[rank]
         pipeline = dg.DistributedPipeline(stage, nn.functional.cross_entropy, make_sgd)
-        found = [max(1, round(HALF_S[2] / seconds(pipeline, data, 5, traced=False)))]
-        dist.broadcast_object_list(found, src=0)  # all take the same steps
+        iterations = max(1, round(HALF_S[2] / seconds(pipeline, data, 5, traced=False)))
+        iterations = broadcast(iterations)  # all take the same steps
         name = "resnet20, batch 32, K=2"
-        result = contest(name, pipeline, data, found[0], rounds)
+        result = contest(name, pipeline, data, iterations, rounds)
         pipeline.flush()
-    return {**result, "cuts": cuts[0]}
+    return {**result, "cuts": cuts}
 
 
 def main() -> None:

@@ -22,9 +22,9 @@ from delaygrad.bench.results import evaluate
 from delaygrad.bench.rounds import Rounds
 from delaygrad.bench.workload import Workload, load_workload
 from delaygrad.errors import PartitionError
+from delaygrad.launch import Launch, joined, launched_by_torchrun, run_workers
 from delaygrad.partition import cuts_of, split
-from delaygrad.runtime import Launch, launched_by_torchrun, run_workers
-from delaygrad.runtime.launch import joined
+from delaygrad.runtime import exchange
 
 # All ranks meet before and after everything; torch.compile may keep rank 0 for minutes before.
 _MEETING_TIMEOUT_S = 3600.0
@@ -124,8 +124,7 @@ class _Contest:
         rounds.prepare(config.turn_s, _SMOKE_ITERATIONS if smoke else config.iterations)
         num_rounds = _SMOKE_ROUNDS if smoke else config.rounds
         rounds.run(num_rounds)
-        memory: list[Any] = [None] * config.stages
-        dist.all_gather_object(memory, _peak_memory_bytes())
+        memory = exchange.all_gather(_peak_memory_bytes())
         if self._rank != 0:
             return None
         contestants = rounds.records()
@@ -158,7 +157,7 @@ class _Contest:
             cuts[0] = list(config.cuts) or _balanced_cuts(self._workload, config.stages)
             if any(entry.chunked for entry in self._entries):
                 cuts[1] = _chunk_cuts(self._workload, config.stages)
-        dist.broadcast_object_list(cuts, src=0)
+        cuts = exchange.broadcast(cuts)
         return Setting(
             workload=self._workload,
             cuts=cuts[0],

@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from delaygrad.errors import ConfigError
+from delaygrad.launch import Launch, joined, run_workers
 from delaygrad.methods import Method
 from delaygrad.partition import cuts_of, layer_names, measure, split
 from delaygrad.partition.costs import stages_of
 from delaygrad.planning.stage_memory import StageMemory, stage_memory
-from delaygrad.runtime import DistributedPipeline, Launch, LocalPipeline, run_workers
-from delaygrad.runtime.launch import joined
+from delaygrad.runtime import DistributedPipeline, LocalPipeline
 
 ITERATIONS = 4  # beyond the fill
 

@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 
 from delaygrad.bench.contestant import Contestant, Entry, Setting
+from delaygrad.runtime.exchange import all_gather
 
 _WARM_UP = 3
 _PROBE = 2
@@ -139,7 +140,7 @@ class Rounds:
             self._agree(competitor, _error_of(partial(self._steps, competitor, 1), competitor))
             if competitor.reason is not None:
                 return
-            known = [loss for loss in _everyone(_loss_of(competitor)) if loss is not None]
+            known = [loss for loss in all_gather(_loss_of(competitor)) if loss is not None]
             competitor.losses.append(sum(known) / len(known))  # of equal shares of the batch
 
     def _turn(
@@ -162,7 +163,7 @@ class Rounds:
         if competitor.contestant is not None:
             error = _error_of(competitor.contestant.finish, competitor)
         self._agree(competitor, error)
-        of_ranks = [of_rank for of_rank in _everyone(seconds) if of_rank]
+        of_ranks = [of_rank for of_rank in all_gather(seconds) if of_rank]
         slowest_s = max((of_rank.pop("iteration") for of_rank in of_ranks), default=0.0)
         return slowest_s / self._batches(competitor), [rest for rest in of_ranks if rest]
 
@@ -196,7 +197,7 @@ class Rounds:
 
     def _agree(self, competitor: _Competitor, error: str | None) -> None:
         """Take the contestant out if it failed on some rank."""
-        errors = [text for text in _everyone(error) if text is not None]
+        errors = [text for text in all_gather(error) if text is not None]
         if errors:
             # A rank whose neighbour failed has an error too, but not the telling one.
             competitor.reason = min(errors, key=lambda text: text.startswith(_CONSEQUENCES))
@@ -236,13 +237,6 @@ def _first_cause(error: BaseException) -> str:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300]
-
-
-def _everyone(value: Any) -> list[Any]:
-    """Collect one value from each rank, on every rank."""
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _record(competitor: _Competitor, threads: int) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from delaygrad.cli.tables import print_summary
 from delaygrad.cli.trace import TraceRun, draw_trace
 from delaygrad.data import download
 from delaygrad.errors import ConfigError, DelaygradError
+from delaygrad.launch import keep_freed_memory, launched_by_torchrun
 from delaygrad.records import read_trace
 from delaygrad.report import draw_curves
-from delaygrad.runtime import keep_freed_memory, launched_by_torchrun
 from delaygrad.training import TrainConfig, load_config, resume, train
 
 
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line.
 
     Exits with 1 on an error, 2 on wrong usage, 130 on Ctrl-C, 141 when nobody reads what it prints
-    any more, 143 on SIGTERM.
+    any more, 143 on SIGTERM, 129 when the terminal is closed.
     """
     with _output_may_end_early():
         _run(sys.argv[1:] if arguments is None else arguments)
@@ -107,7 +107,7 @@ def _run(given: list[str]) -> None:
     try:
         command = _parse(given)
         if not launched_by_torchrun():  # a rank that waits for another would not hear it
-            signal.signal(signal.SIGTERM, _stop)
+            _stop_at(signal.SIGTERM, signal.SIGHUP)
         keep_freed_memory()
         command()
     except DelaygradError as error:
@@ -145,6 +145,13 @@ def _is_deserted(pipe: int) -> bool:
     watched = select.poll()
     watched.register(pipe, 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in watched.poll(0))
+
+
+def _stop_at(*numbers: signal.Signals) -> None:
+    """From now on, stop at these signals as at Ctrl-C; not at one that nohup has made ignored."""
+    for number in numbers:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

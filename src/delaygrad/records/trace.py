@@ -87,6 +87,27 @@ class StageTrace:
     iterations: tuple[Iteration, ...]
     clock: ClockReading = ClockReading(0, 0, 0)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; ``from_json`` reads them back."""
+        return {
+            "stage_index": self.stage_index,
+            "delay": self.delay,
+            "clock": self.clock._asdict(),
+            "iterations": self.iterations,
+            "events": self.events,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> StageTrace:
+        """Rebuild what ``to_json`` returned."""
+        return cls(
+            stage_index=values["stage_index"],
+            delay=values["delay"],
+            clock=ClockReading(**values["clock"]),
+            iterations=tuple(Iteration(*row) for row in values["iterations"]),
+            events=tuple(Event(*row) for row in values["events"]),
+        )
+
     def on_first_clock(self, readings: Sequence[ClockReading]) -> StageTrace:
         """Return the same trace in the time of rank 0.
 
@@ -149,16 +170,7 @@ class Trace:
             "num_processes": self.num_processes,
             "event_fields": Event._fields,
             "iteration_fields": Iteration._fields,
-            "stages": [
-                {
-                    "stage_index": stage.stage_index,
-                    "delay": stage.delay,
-                    "clock": stage.clock._asdict(),
-                    "iterations": stage.iterations,
-                    "events": stage.events,
-                }
-                for stage in self.stages
-            ],
+            "stages": [stage.to_json() for stage in self.stages],
         }
 
     @classmethod
@@ -170,16 +182,7 @@ class Trace:
         """
         if values["format"] != _FORMAT:
             raise ValueError(f"unknown format (format: {values['format']})")
-        stages = tuple(
-            StageTrace(
-                stage_index=stage["stage_index"],
-                delay=stage["delay"],
-                clock=ClockReading(**stage["clock"]),
-                iterations=tuple(Iteration(*row) for row in stage["iterations"]),
-                events=tuple(Event(*row) for row in stage["events"]),
-            )
-            for stage in values["stages"]
-        )
+        stages = tuple(map(StageTrace.from_json, values["stages"]))
         return cls(method=values["method"], num_processes=values["num_processes"], stages=stages)
 
 

@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 
 from delaygrad.errors import DelaygradError
-from delaygrad.runtime import keep_freed_memory
-from delaygrad.runtime.lifetime import end_with_parent
+from delaygrad.launch import end_with_parent, keep_freed_memory
 from delaygrad.training import load_config, resume, train
 
 

@@ -13,6 +13,7 @@ from torch.distributed import distributed_c10d
 
 from delaygrad.errors import ScheduleError, TransportError
 from delaygrad.methods import Method
+from delaygrad.runtime import exchange
 from delaygrad.schedule import Schedule
 from delaygrad.transport.wire import Wire, WireReceiver, WireSender, reason_of
 
@@ -73,10 +74,8 @@ class Links:
             ScheduleError: they do not.
             TransportError: a rank is missing.
         """
-        headers = self.groups.first
-        said: list[Any] = [None] * dist.get_world_size(headers)
         with self._meeting():
-            dist.all_gather_object(said, (repr(method), torch.initial_seed()), group=headers)
+            said = exchange.all_gather((repr(method), torch.initial_seed()), self.groups.first)
         if len({name for name, _ in said}) > 1:
             given = ", ".join(f"stage {k}: {name}" for k, (name, _) in enumerate(said))
             raise ScheduleError(f"the ranks were given different methods ({given})")

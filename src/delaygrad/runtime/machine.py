@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from delaygrad.boundary import Tree, flatten, unflatten
-from delaygrad.runtime.launch import Launch, joined, run_workers
+from delaygrad.launch import Launch, joined, private_folder, run_workers
 
 _LATENCY_ROUNDS, _BANDWIDTH_ROUNDS = 200, 20
 _BANDWIDTH_BYTES = 8 * 2**20
@@ -62,23 +61,23 @@ def measure_machine(
     """
     work = work if len(work) > 1 else []
     launch = Launch(num_workers=max(2, len(work)), threads=threads, timeout_s=120.0)
-    with tempfile.TemporaryDirectory(prefix="delaygrad-") as folder:
+    with private_folder() as folder:
         for rank, piece in enumerate(work):
-            torch.save(piece, Path(folder, f"{rank}.pt"))
+            torch.save(piece, folder / f"{rank}.pt")
         found = run_workers(_rank_main, launch, launch, folder, len(work), link, budget_s)
     of_rank_0: Machine = found[0]
     return of_rank_0
 
 
 def _rank_main(
-    launch: Launch, folder: str, num_pieces: int, link: bool, budget_s: float
+    launch: Launch, folder: Path, num_pieces: int, link: bool, budget_s: float
 ) -> Machine:
     with joined(launch, torch.device("cpu")) as rank:
         latency_s, bandwidth = _link(rank) if link else (None, None)
         slowdown = None
         if num_pieces:
             # Written by the process that started this one.
-            module, inputs = torch.load(Path(folder, f"{rank}.pt"), weights_only=False)
+            module, inputs = torch.load(folder / f"{rank}.pt", weights_only=False)
             slowdown = _slowdown(rank, num_pieces, lambda: _pass(module, inputs), budget_s)
         dist.barrier()
     return Machine(

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from delaygrad.errors import TransportError
 from delaygrad.records import ClockReading
+from delaygrad.runtime import exchange
 from delaygrad.runtime.clock_reading import read_clocks
 from delaygrad.transport import Message
 from delaygrad.transport.wire import Wire, WireReceiver, WireSender, reason_of
@@ -37,11 +39,19 @@ class Team(ABC):
 
     @abstractmethod
     def gather(self, value: Any) -> list[Any]:
-        """Collect one value from each rank on rank 0 (elsewhere empty); all ranks call it."""
+        """Collect one value from each rank on rank 0 (elsewhere empty); all ranks call it.
+
+        Args:
+            value: of what JSON knows; a tuple becomes a list where there are several ranks.
+        """
+
+    @abstractmethod
+    def gather_tensors(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Collect named tensors from each rank on rank 0 (elsewhere empty); all ranks call it."""
 
     @abstractmethod
     def broadcast(self, value: Any) -> Any:
-        """Return rank 0's value on every rank; all ranks call it."""
+        """Return rank 0's value on every rank; all ranks call it. Values are as for ``gather``."""
 
     def barrier(self) -> None:
         """Return once all ranks are here."""
@@ -73,6 +83,9 @@ class Solo(Team):
     def gather(self, value: Any) -> list[Any]:
         return [value]
 
+    def gather_tensors(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        return [tensors]
+
     def broadcast(self, value: Any) -> Any:
         return value
 
@@ -95,7 +108,7 @@ class Ranks(Team):
 
     def __init__(self, *, timeout_s: float) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self._objects, reports = _gloo_group(timeout_s), _gloo_group(timeout_s)
+        self._values, reports = _gloo_group(timeout_s), _gloo_group(timeout_s)
         self._mine: deque[list[float]] = deque()  # a single rank is both ends
         self._sender = self._receiver = None
         if self.size > 1 and self.rank in (0, self.size - 1):
@@ -109,20 +122,20 @@ class Ranks(Team):
                 self._sender = WireSender(wire)
 
     def gather(self, value: Any) -> list[Any]:
-        values: list[Any] | None = [None] * self.size if self.rank == 0 else None
         with self._together():
-            dist.gather_object(value, values, dst=0, group=self._objects)
-        return values or []
+            return exchange.gather(value, self._values)
+
+    def gather_tensors(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        with self._together():
+            return exchange.gather_tensors(tensors, self._values)
 
     def broadcast(self, value: Any) -> Any:
-        values = [value]
         with self._together():
-            dist.broadcast_object_list(values, src=0, group=self._objects)
-        return values[0]
+            return exchange.broadcast(value, self._values)
 
     def read_clocks(self) -> list[ClockReading]:
         with self._together():
-            return read_clocks(self._objects)
+            return read_clocks(self._values)
 
     def send_losses(self, losses: list[float]) -> None:
         if self._sender is None:

@@ -236,10 +236,10 @@ class TrainingLoop:
         if self._source.validation is not None:
             self._evaluate(self._num_iterations, "validation")
         result = self._evaluate(self._num_iterations, "test")
-        mine = [dict(module.state_dict()) for module in self._pipeline.modules]
-        parts = self._team.gather([{n: t.cpu() for n, t in part.items()} for part in mine])
+        mine = {n: t for m in self._pipeline.modules for n, t in m.state_dict().items()}
+        parts = self._team.gather_tensors(mine)
         clocks = self._team.gather((self._pipeline.stage_seconds(), train_s))
-        tensors = {name: t for rank in parts for part in rank for name, t in part.items()}
+        tensors = {name: t.cpu() for part in parts for name, t in part.items()}
         if self._team.is_reporter:
             run_folder.write_model(self._run_dir, tensors)
         trace = tracing.finish()

@@ -12,8 +12,13 @@ import torch
 
 from delaygrad.data import DataSource
 from delaygrad.errors import CheckpointError, ConfigError, DataError
-from delaygrad.runtime import Launch, launched_by_torchrun, run_workers
-from delaygrad.runtime.launch import joined, require_single_process
+from delaygrad.launch import (
+    Launch,
+    joined,
+    launched_by_torchrun,
+    require_single_process,
+    run_workers,
+)
 from delaygrad.runtime.team import Ranks, Solo, Team
 from delaygrad.training import checkpoint, run_folder
 from delaygrad.training.assembly import build_pipeline, load_data, resolve

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from delaygrad.records import ClockReading, Trace, measure_trace
+from delaygrad.records import ClockReading, StageTrace, Trace, measure_trace
 from delaygrad.runtime import Pipeline
 from delaygrad.runtime.team import Team
 from delaygrad.training import run_folder
@@ -58,12 +58,12 @@ class Tracing:
         if not self._config.trace or not self._recorded:
             return None
         self._readings.append(self._team.read_clocks())
-        gathered = self._team.gather(self._pipeline.stage_traces())
+        gathered = self._team.gather([t.to_json() for t in self._pipeline.stage_traces()])
         if not self._team.is_reporter:
             return None
         by_rank: list[tuple[ClockReading, ...]] = list(zip(*self._readings, strict=True))
         stages = [
-            stage.on_first_clock(readings)
+            StageTrace.from_json(stage).on_first_clock(readings)
             for readings, held in zip(by_rank, gathered, strict=True)
             for stage in held
         ]

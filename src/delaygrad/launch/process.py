@@ -1,14 +1,43 @@
-"""How a process that trains asks the system for memory."""
+"""What every process that trains asks of its system: when to end, and how to hold memory."""
 
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
+import signal
+import threading
+import time
+
+_POLL_S = 0.2
 
 # Of glibc's malloc.h; see mallopt(3).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _NEVER = -1
 _USERS_OWN = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "LD_PRELOAD")
+
+
+def end_with_parent() -> None:
+    """From now on, end this process when the one that started it has ended, however it ends."""
+    starter = multiprocessing.parent_process()  # a fork server's child has two: this, and getppid
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent and (starter is None or starter.is_alive()):
+            time.sleep(_POLL_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_at_interrupt() -> None:
+    """From now on, end this process at SIGINT, at once and silently.
+
+    Python's own handler would first wait for a neighbour's message. A process that was started
+    with SIGINT ignored (a background job of a script) goes on ignoring it.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def keep_freed_memory() -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 COUNT = """
 import resource, torch
-from delaygrad.runtime import keep_freed_memory
+from delaygrad.launch import keep_freed_memory
 
 def iteration():
     graph = [torch.zeros(2**20) for _ in range(40)]  # 4 MiB each, as activations are
