@@ -43,6 +43,7 @@ from delaygrad.stage.network import (
     require_loss,
     require_no_replicas,
 )
+from delaygrad.stage.references import References
 from delaygrad.stash import (
     BufferStash,
     ParameterStash,
@@ -105,6 +106,7 @@ class Stage:
             require_no_replicas(module)
         self._recomputes = method.recompute and self._waits
         require_modes(module, stage_index)
+        self._references = References(module, stage_index)
         self._predictions = PredictionGuard(module, stage_index)
         self.device = device_of(module) if device is None else device
         self.version = 0
@@ -162,8 +164,9 @@ class Stage:
             wanted. On the last stage, the loss: 0-d, detached.
 
         Raises:
-            StageError: an output is not made of tensors, the loss is not a 0-d tensor, or the
-                losses of micro-batches do not add up to that of their batch.
+            StageError: an output is not made of tensors, the stage trains a tensor that is not its
+                own, the loss is not a 0-d tensor, or the losses of micro-batches do not add up to
+                that of their batch.
             NonFiniteLossError: the loss is NaN or infinite.
         """
         if not self._accumulated:
@@ -376,6 +379,7 @@ class Stage:
             if self.loss is not None:
                 outputs = self.loss(outputs, batch.targets, batch.share)
         tensors, structure = flatten(outputs)
+        self._references.look(tensors, stand_ins=weights, inputs=leaves, targets=batch.targets)
         if self.is_last:
             batch.roots = list(tensors)
             return tensors[0].detach()
