@@ -81,6 +81,7 @@ class NaiveDelayedGradients:
             for n in (range(1, last + 2) if last else [0])
         ]
         self._blocks: dict[int, list[Gradients]] = {}
+        self._sums: list[Gradients] = [[None] * len(list(s.parameters())) for s in self.stages]
         self._iteration = 0
         self._first = 0
 
@@ -128,13 +129,16 @@ class NaiveDelayedGradients:
             block: Gradients = [None] * len(list(stage.parameters()))
             if s >= self._first:
                 block = self._blocks[s][k]
-            for parameter, gradient in zip(stage.parameters(), block, strict=True):
-                if s % self._micro_batches and parameter.grad is not None and gradient is not None:
-                    gradient = parameter.grad + gradient
+            sums, last_part = self._sums[k], (s + 1) % self._micro_batches == 0
+            for i, (parameter, gradient) in enumerate(zip(stage.parameters(), block, strict=True)):
+                total = sums[i]
+                if s % self._micro_batches and total is not None and gradient is not None:
+                    gradient = total + gradient
                 # A parameter that has been frozen since does not move.
-                parameter.grad = gradient if parameter.requires_grad else None
+                sums[i] = gradient if parameter.requires_grad else None
+                if last_part or s < self._first:
+                    parameter.grad = sums[i]
             optimizer = self.optimizers[k]
-            last_part = (s + 1) % self._micro_batches == 0
             if s >= self._first and last_part and optimizer is not None:
                 optimizer.step()
 
@@ -157,9 +161,11 @@ class NaiveDelayedGradients:
             self._random_states[k] = torch.get_rng_state()
         torch.set_rng_state(outside)
         value.backward()
-        # The forward has moved the running statistics once, on the copy.
+        # The forward has moved the running statistics once, on the copy; and what else it moves.
         with torch.no_grad():
             for stage, stage_at_s in zip(self.stages, at_s, strict=True):
                 for ours, moved in zip(stage.buffers(), stage_at_s.buffers(), strict=True):
                     ours.copy_(moved)
+                for ours, moved in zip(stage.parameters(), stage_at_s.parameters(), strict=True):
+                    ours.data.copy_(moved)
         return value.detach(), [[p.grad for p in stage.parameters()] for stage in at_s]

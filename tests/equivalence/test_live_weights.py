@@ -41,8 +41,8 @@ class NaiveLive:
             at_t = copy.deepcopy(stage)
             at_t.zero_grad(set_to_none=True)
             x = at_t(leaf if last == 0 else leaf.clone())
-            for ours, moved in zip(stage.buffers(), at_t.buffers(), strict=True):
-                ours.data.copy_(moved)
+            for name, moved in at_t.state_dict().items():  # a forward may write parameters too
+                stage.state_dict()[name].copy_(moved)
             x = cross_entropy(x, targets) if k == last else x
             self._passages[k, t] = at_t, leaf, x
         for k in range(last, -1, -1):

@@ -59,14 +59,14 @@ def test_a_backward_adds_to_the_one_before_until_an_update(index: int) -> None:
         stage.forward(0, alone, targets)
         stage.backward(0, error)
         singles.append(stage.module.weight.grad.clone())
-        stage._accumulated = 0  # as if there had been an update, without the update
+        stage.partial.count = 0  # as if there had been an update, without the update
 
     for batch, inputs in enumerate((x, y, x)):
         stage.forward(batch, inputs, targets)
     stage.backward(0, error)
     stage.backward(1, error)
     torch.testing.assert_close(stage.module.weight.grad, singles[0] + singles[1])
-    stage._accumulated = 0
+    stage.partial.count = 0
     stage.backward(2, error)
     assert_same(stage.module.weight.grad, singles[0])
 

@@ -167,6 +167,8 @@ class Pipeline(ABC):
         )
         self._first_batch = self.iteration
         for worker in self._workers.values():
+            worker.stage.partial.forget_applied()
+        for worker in self._workers.values():
             if worker.stage.loss is not None:
                 worker.stage.loss.settle()
 
@@ -253,6 +255,7 @@ class Pipeline(ABC):
         loss = None
         try:
             for worker in self._workers.values():
+                worker.stage.partial.take_up()
                 for action in actions:
                     worker.announce(action)
             for action in actions:
@@ -260,6 +263,8 @@ class Pipeline(ABC):
                     result = self._workers[action.stage_index].run(action)
                     if result is not None:
                         loss = result if loss is None else loss + result
+            for worker in self._workers.values():
+                worker.stage.partial.set_aside()
         except BaseException as error:
             self._failure = f"{type(error).__name__}: {error}"
             raise

@@ -94,6 +94,16 @@ class Schedule:
         """
         return self.lag_rule.slack if isinstance(self.lag_rule, _StagesAbove) else None
 
+    def splits_batches(self, stage_index: int, num_stages: int) -> bool:
+        """Say whether a stage updates within an iteration, some parts of a batch before its end.
+
+        Example:
+            >>> [locked(micro_batches=2).splits_batches(k, 4) for k in range(4)]
+            [True, False, True, False]
+        """
+        age = self.offset(stage_index, num_stages) + self.lag(stage_index, num_stages)
+        return age % self.micro_batches != 0
+
     def messages_under_way(self, stage_index: int, num_stages: int) -> int:
         """Messages of one direction between a stage and the next that need not wait in turn.
 

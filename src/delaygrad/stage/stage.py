@@ -48,6 +48,7 @@ from delaygrad.stash import (
     BufferStash,
     ParameterStash,
     ParameterVersion,
+    PartialGradients,
     Pending,
     Stash,
     as_it_was,
@@ -111,8 +112,10 @@ class Stage:
         self.device = device_of(module) if device is None else device
         self.version = 0
         """Updates so far."""
-        self._accumulated = 0  # backward passes since the last update
         self._clear = False  # no gradients are there
+        splits_batches = method.schedule.splits_batches(stage_index, num_stages)
+        self.partial = PartialGradients(module, splits_batches=splits_batches)
+        """Gradients since the last update."""
         self._parameter_list = list(module.parameters())
         self.optimizer = make_own_optimizer(make_optimizer, self._parameter_list, stage_index)
         self.loss = None
@@ -169,7 +172,7 @@ class Stage:
                 that of their batch.
             NonFiniteLossError: the loss is NaN or infinite.
         """
-        if not self._accumulated:
+        if not self.partial.count:
             self._clear_gradients()  # in the fill no backward follows that would replace them
         leaves, structure = self._enter(inputs)
         batch = Pending(
@@ -177,7 +180,7 @@ class Stage:
             structure=structure,
             targets=targets,
             share=share,
-            weights=self._parameters.current() if self._waits else None,
+            weights=self._parameters.enter() if self._waits else None,
             random_state=self._random.state() if self._waits else None,
             autocast=autocast_dtype(self.device) if self._waits else None,
             buffers=self._buffers.current() if self._waits else {},
@@ -186,6 +189,8 @@ class Stage:
             self.loss.begin(batch_index)
         with self._random.drawing():
             outputs = self._build(batch)
+        if batch.weights is not None:
+            self._parameters.leave(batch.weights)
         if self._recomputes:
             batch.roots = None
         self._pending.put(batch_index, batch)
@@ -221,7 +226,7 @@ class Stage:
             for root, grad in zip(batch.roots, grads, strict=True)
             if root is not None and (self.is_last or grad is not None)
         ]
-        if not self._accumulated and not self._clear:  # a drain: no forward has cleared them
+        if not self.partial.count and not self._clear:  # a drain: no forward has cleared them
             self._clear_gradients()
         self._clear = False
         if ends:
@@ -231,7 +236,7 @@ class Stage:
             batch.weights.move_gradients()
         if not len(self._pending):
             self._parameters.forget()
-        self._accumulated += 1
+        self.partial.count += 1
         return [self._outgoing(leaf) for leaf in batch.inputs]
 
     def update(self) -> None:
@@ -240,8 +245,8 @@ class Stage:
         if self.optimizer is not None:
             self.optimizer.step()
             forget_casts(self.device)
+        self.partial.end()
         self.version += 1
-        self._accumulated = 0
         self._clear = False
 
     def predict(self, inputs: Tree) -> Tree:
@@ -289,12 +294,13 @@ class Stage:
             "optimizer_name": optimizer_name(self.optimizer),
             "version": self.version,
             "edition": edition,
-            "accumulated": {"count": self._accumulated, "gradients": self._partial_gradients()},
+            "accumulated": self.partial.state_dict(),
             "random": self._random.state(),
             "pending": [
                 entry.describe(batch_index, buffers) for batch_index, entry in self._pending
             ],
             "weights": {str(number): kept.tensors() for number, kept in stale.items()},
+            "written": sorted(self._parameters.written),
         }
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
@@ -319,33 +325,15 @@ class Stage:
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.version = state["version"]
         self._clear_gradients()
-        self._accumulated = state["accumulated"]["count"]
-        for name, parameter in self.module.named_parameters():
-            gradient = state["accumulated"]["gradients"].get(name)
-            parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
+        self.partial.load_state_dict(state["accumulated"])
         self._random.set_state(state["random"])
-        stale = {
-            int(number): self._parameters.restore(int(number), values)
-            for number, values in state["weights"].items()
-        }
-        for entry in state["pending"]:
-            current = entry["edition"] == state["edition"]
-            weights = self._parameters.current() if current else stale[entry["edition"]]
+        self._parameters.written = set(state.get("written", ()))
+        for entry, weights in self._parameters.restored(state):
             buffers = self._buffers.current()
             batch = Pending.from_description(entry, weights, buffers, self.device)
             if not self._recomputes:
                 self._rebuild(batch)
             self._pending.put(entry["batch"], batch)
-
-    def _partial_gradients(self) -> dict[str, Tensor]:
-        """Return the gradients that await those of further micro-batches, by parameter name."""
-        if not self._accumulated:
-            return {}
-        return {
-            name: parameter.grad.clone()
-            for name, parameter in self.module.named_parameters()
-            if parameter.grad is not None
-        }
 
     def _clear_gradients(self) -> None:
         self._clear = True

@@ -1,19 +1,18 @@
 """What waits between the forward and the backward of a batch: its graph and its parameters."""
 
 from delaygrad.stash.batches import Pending, Stash
-from delaygrad.stash.parameters import (
-    ParameterSlot,
-    ParameterStash,
-    ParameterVersion,
-)
+from delaygrad.stash.parameters import ParameterStash
+from delaygrad.stash.partial_gradients import PartialGradients
 from delaygrad.stash.replay import BufferStash, as_it_was, autocast_dtype
 from delaygrad.stash.rounding import saving_rounded
+from delaygrad.stash.version import ParameterSlot, ParameterVersion
 
 __all__ = [
     "BufferStash",
     "ParameterSlot",
     "ParameterStash",
     "ParameterVersion",
+    "PartialGradients",
     "Pending",
     "Stash",
     "as_it_was",

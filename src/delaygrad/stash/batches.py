@@ -12,7 +12,7 @@ from torch import Tensor
 from delaygrad.boundary import Structure, flatten, unflatten
 from delaygrad.errors import CheckpointError, StashError
 from delaygrad.random_stream import RandomState
-from delaygrad.stash.parameters import ParameterVersion
+from delaygrad.stash.version import ParameterVersion
 
 Entry = TypeVar("Entry")
 
@@ -123,6 +123,7 @@ class Pending:
             "targets": {"tensors": tensors, "structure": structure},
             "share": self.share,
             "edition": self.weights.edition,
+            "changed": self.weights.changed(),
             "random": self.random_state,
             "autocast": None if self.autocast is None else str(self.autocast).split(".")[1],
             "buffers": {

@@ -21,112 +21,17 @@ activations are to be computed again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from delaygrad.errors import StageError, StashError
+from delaygrad.stash.forward_effects import Entered, Met, carry, effect, expects_writes, is_checked
+from delaygrad.stash.version import ParameterSlot, ParameterVersion, install
 
 _Place: TypeAlias = tuple[int, int, bool]
 """Identity of a live parameter, address of its memory, whether it wants a gradient."""
-
-_GONE: Final = nn.Parameter(torch.empty(0), requires_grad=False)
-
-
-class ParameterSlot(NamedTuple):
-    """One place in a module that holds a parameter, and what stands in for it."""
-
-    name: str
-    owner: nn.Module
-    attribute: str
-    live: nn.Parameter
-    alias: nn.Parameter
-
-
-@dataclass(frozen=True)
-class ParameterVersion:
-    """The parameters of a stage as a forward met them, and which of them were frozen.
-
-    Attributes:
-        edition: those of one edition are equal.
-        past: of live parameters that have moved on, the values by name; else empty.
-    """
-
-    edition: int
-    slots: list[ParameterSlot] = field(repr=False)
-    past: dict[str, Tensor] = field(default_factory=dict, repr=False)
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Within the block, the module computes with this version."""
-        outside = []
-        for _, owner, attribute, _, alias in self.slots:
-            outside.append((owner, attribute, owner._parameters.get(attribute, _GONE)))
-            _install(owner, attribute, alias)
-        try:
-            yield
-        finally:
-            for owner, attribute, parameter in outside:
-                if parameter is _GONE:  # taken out since the forward, by pruning for instance
-                    del owner._parameters[attribute]
-                else:
-                    _install(owner, attribute, parameter)
-
-    @contextmanager
-    def replayed(self) -> Iterator[None]:
-        """Within the block, live parameters have the values that they had in the forward."""
-        present = [slot.alias.data.clone() for slot in self.slots] if self.past else []
-        for slot in self.slots[: len(present)]:
-            slot.alias.data.copy_(self.past[slot.name])
-        try:
-            yield
-        finally:
-            for slot, values in zip(self.slots, present, strict=False):
-                slot.alias.data.copy_(values)
-
-    def move_gradients(self) -> None:
-        """Add the gradients to those of the live parameters; None adds nothing.
-
-        A parameter that has been frozen since gets none: it must not move any more.
-        """
-        for _, _, _, live, alias in self.slots:
-            gradient, alias.grad = alias.grad, None  # so tied parameters, in two slots, move once
-            if not live.requires_grad:
-                live.grad = None
-            elif live.grad is None:
-                live.grad = gradient
-            elif gradient is not None:
-                live.grad.add_(gradient)
-
-    def parameters(self) -> list[Tensor]:
-        """The tensors that stand in for the live parameters."""
-        return [slot.alias for slot in self.slots]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the values by parameter name, for a checkpoint; frozen ones want no gradient.
-
-        They do not change any more: what is still the memory of a live parameter is copied.
-        """
-        return {
-            slot.name: self._kept(slot).requires_grad_(slot.alias.requires_grad)
-            for slot in self.slots
-        }
-
-    def _kept(self, slot: ParameterSlot) -> Tensor:
-        if slot.name in self.past:
-            return self.past[slot.name].detach()
-        shared = slot.alias.data_ptr() == slot.live.data_ptr()
-        return slot.alias.detach().clone() if shared else slot.alias.detach()
-
-
-def _install(owner: nn.Module, attribute: str, parameter: nn.Parameter | None) -> None:
-    if isinstance(owner, nn.RNNBase):  # keeps a second list of its weights, by setattr
-        setattr(owner, attribute, parameter)
-    else:
-        owner._parameters[attribute] = parameter
 
 
 class _Shared(NamedTuple):
@@ -156,6 +61,10 @@ class ParameterStash:
         self._met: list[_Place] | None = None  # what forwards of this edition have met
         self._shared: dict[int, _Shared] = {}  # by the identity of the live parameter
         self._present: list[ParameterVersion] = []  # with live parameters, made since an update
+        self._entered: dict[int, Entered] = {}  # by the identity of the live parameter
+        self._forwards = 0  # since the last reset
+        self.written: set[str] = set()
+        """Parameters that forwards are known to write, by name."""
 
     def edition(self) -> int:
         """Return that of the live parameters; a new one, if somebody has changed them by hand."""
@@ -166,24 +75,78 @@ class ParameterStash:
     def current(self) -> ParameterVersion:
         """Return the live parameters as a version; it shares their memory until an update."""
         self.require_unspoilt()
-        current = self._alias(self.edition(), values=None)
-        self._met = [_place(slot.live) for slot in current.slots]
-        if self._live:
-            self._present.append(current)
-        else:
-            for name, _, _, live, _ in current.slots:
-                self._shared[id(live)] = _Shared(live, name, live.data_ptr(), live._version)
-        return current
+        return self._share(self._alias(self.edition(), values=None))
 
-    def restore(self, edition: int, values: dict[str, Tensor]) -> ParameterVersion:
-        """Return a version with the values that ``ParameterVersion.tensors`` gave."""
+    def enter(self) -> ParameterVersion:
+        """Return ``current`` for a forward that may write into it; ``leave`` comes after it."""
+        self.require_unspoilt()
+        edition = self.edition()
+        old, early = self._guard(), expects_writes(self._forwards)
+        version = self._alias(edition, values=None)
+        self._forwards += 1
+        for name, _, _, live, _ in version.slots:
+            known = early or name in self.written
+            self._entered[id(live)] = Entered(
+                live.data_ptr(), live._version, old.get(id(live)), known
+            )
+        return version
+
+    def leave(self, version: ParameterVersion) -> None:
+        """Let the live parameters be what a forward has made of its version, that of ``enter``.
+
+        Raises:
+            StageError: it has changed them in a way that cannot be carried over.
+        """
+        seen: dict[int, Met | None] = {}
+        for name, _, _, live, alias in version.slots:
+            if id(live) not in seen:
+                seen[id(live)] = self._leave_one(name, live, alias)
+            met = seen[id(live)]
+            if met is not None:
+                version.met[name] = met
+        self._put_in_place(version)
+        self._entered.clear()
+        changed = version.changed()
+        self.written.update(changed)
+        values = version.tensors() if self._present and changed else {}
+        for earlier in self._present:
+            for name in changed:
+                earlier.past.setdefault(name, values[name])
+        self._share(version)
+        if changed:
+            self._begin(self._edition + 1)
+
+    def restore(
+        self, edition: int, values: dict[str, Tensor], changed: Iterable[str] = ()
+    ) -> ParameterVersion:
+        """Return a version with the values that ``ParameterVersion.tensors`` gave.
+
+        Args:
+            edition: of the version.
+            values: by parameter name.
+            changed: what ``ParameterVersion.changed`` gave.
+        """
         if not self._live:
-            return self._alias(edition, values)
+            version = self._alias(edition, values)
+            for name, _, _, _, alias in version.slots:
+                if name in changed:
+                    version.met[name] = Met(alias.data, alias.requires_grad, dict(vars(alias)))
+            return version
         restored = self._alias(edition, values=None)
         restored.past.update({name: tensor.detach().clone() for name, tensor in values.items()})
         for slot in restored.slots:
             slot.alias.requires_grad_(values[slot.name].requires_grad)
         return restored
+
+    def restored(self, state: dict[str, Any]) -> Iterator[tuple[dict[str, Any], ParameterVersion]]:
+        """Yield the waiting batches of a stage's state, as described, with their parameters."""
+        kept: dict[tuple[int, int], ParameterVersion] = {}
+        for entry in state["pending"]:
+            edition, changed = entry["edition"], entry.get("changed", ())
+            key = edition, entry["batch"] if changed else -1  # apart where the forward writes
+            if edition != state["edition"] and key not in kept:
+                kept[key] = self.restore(edition, state["weights"][str(edition)], changed)
+            yield entry, kept.get(key) or self.current()
 
     def require_unspoilt(self) -> None:
         """Raise unless the memory that versions share is as their forwards left it.
@@ -211,7 +174,8 @@ class ParameterStash:
                 values[version.edition] = {
                     slot.name: slot.alias.detach().clone() for slot in version.slots
                 }
-            version.past.update(values[version.edition])
+            for name, value in values[version.edition].items():
+                version.past.setdefault(name, value)
         self._present.clear()
         self.require_unspoilt()
         moving = [shared.live for shared in self._shared.values() if shared.live.requires_grad]
@@ -228,7 +192,61 @@ class ParameterStash:
     def reset(self, edition: int) -> None:
         """Forget everything; the live parameters are of this edition."""
         self.forget()
+        self._forwards = 0
         self._begin(edition)
+
+    def _guard(self) -> dict[int, Tensor]:
+        """Keep contents that the next forward may change, by the identity of the parameter."""
+        everything = is_checked(self._forwards)
+        if not everything and not self.written:
+            return {}
+        guarded = [
+            live
+            for name, live in self._module.named_parameters()
+            if everything or name in self.written
+        ]
+        if self._live:
+            return {id(live): live.data.clone() for live in guarded}
+        old = {id(live): live.data for live in guarded}
+        _move(guarded)
+        return old
+
+    def _leave_one(self, name: str, live: nn.Parameter, alias: nn.Parameter) -> Met | None:
+        before = self._entered[id(live)]
+        met = effect(name, live, alias, before)
+        if met is None:
+            if before.old is not None and not self._live:
+                live.data = alias.data = before.old
+            return None
+        if self._live and alias.data_ptr() != before.memory:
+            raise StageError(
+                "the forward gave a parameter new memory, which backward passes with "
+                f'weights="live" do not see (parameter: {name}); write in place: '
+                "parameter.data.copy_(new_values)"
+            )
+        carry(met, live, alias)
+        return met
+
+    def _put_in_place(self, version: ParameterVersion) -> None:
+        """Leave in the module what a forward has put in the place of a frozen parameter."""
+        for slot, parameter in version.replaced:
+            if slot.live.requires_grad or (parameter is not None and parameter.requires_grad):
+                raise StageError(
+                    "the forward put another object in the place of a parameter that is trained "
+                    f"(parameter: {slot.name}), which no optimizer would move; change its values: "
+                    "parameter.data = new_values"
+                )
+            install(slot.owner, slot.attribute, parameter)
+
+    def _share(self, version: ParameterVersion) -> ParameterVersion:
+        """Note that a version has the live parameters' memory."""
+        self._met = self._places()
+        if self._live:
+            self._present.append(version)
+        else:
+            for name, _, _, live, _ in version.slots:
+                self._shared[id(live)] = _Shared(live, name, live.data_ptr(), live._version)
+        return version
 
     def _begin(self, edition: int) -> None:
         self._edition, self._met = edition, None
