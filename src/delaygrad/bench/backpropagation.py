@@ -8,11 +8,35 @@ import torch
 from torch import Tensor, nn
 
 from delaygrad.bench.contestant import Contestant, Setting
-from delaygrad.bench.workload import Workload
 
 
-class Backpropagation(Contestant):
+class Loop(Contestant):
     """The loop that a user would write.
+
+    Args:
+        compute_loss: of inputs and targets.
+        optimizer: of the network in it.
+        batch: inputs and targets of every iteration.
+    """
+
+    def __init__(
+        self,
+        compute_loss: Callable[[Tensor, Tensor], Tensor],
+        optimizer: torch.optim.Optimizer,
+        batch: tuple[Tensor, Tensor],
+    ) -> None:
+        self._compute_loss, self._optimizer, self._batch = compute_loss, optimizer, batch
+
+    def step(self) -> None:
+        self._optimizer.zero_grad()
+        loss = self._compute_loss(*self._batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self.last_loss = loss.detach()
+
+
+class Backpropagation(Loop):
+    """This loop on the whole network, in one process.
 
     Args:
         setting: the contest.
@@ -22,32 +46,19 @@ class Backpropagation(Contestant):
 
     def __init__(self, setting: Setting, *, compiled: bool = False) -> None:
         workload = setting.workload
-        self._inputs, self._targets = workload.batch()
-        network = _WithLoss(workload)
-        self._optimizer = workload.make_optimizer(list(network.parameters()))
-        self._compute_loss: Callable[[Tensor, Tensor], Tensor] = (
-            torch.compile(network, dynamic=False) if compiled else network
-        )
-        self._loss: Tensor | None = None
-
-    def step(self) -> None:
-        self._optimizer.zero_grad()
-        loss = self._compute_loss(self._inputs, self._targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-        self._loss = loss.detach()
-
-    def loss(self) -> float | None:
-        return None if self._loss is None else float(self._loss)
+        batch = workload.batch()
+        network = WithLoss(workload.model(), workload.loss_fn)
+        optimizer = workload.make_optimizer(list(network.parameters()))
+        compute_loss = torch.compile(network, dynamic=False) if compiled else network
+        super().__init__(compute_loss, optimizer, batch)
 
 
-class _WithLoss(nn.Module):
-    """The network and its loss as one module, so that both are compiled."""
+class WithLoss(nn.Module):
+    """A network and its loss as one module, so that both are compiled."""
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, network: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self.network = workload.model()
-        self._loss_fn = workload.loss_fn
+        self.network, self._loss_fn = network, loss_fn
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         return self._loss_fn(self.network(inputs), targets)

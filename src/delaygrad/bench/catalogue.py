@@ -31,58 +31,33 @@ SLEEPERS = (
     "ddp", "ddg", "ddg-slack1",
 )  # fmt: skip
 
+_COMPILED = partial(Backpropagation, compiled=True)
 _SOLO = {
-    "bp": Entry(name="bp", title="BP, 1 thread", family="bp", start=Backpropagation, alone=True),
-    "bp-all": Entry(
-        name="bp-all",
-        title="BP, all threads",
-        family="bp",
-        start=Backpropagation,
-        alone=True,
-        all_cores=True,
-    ),
-    "bp-compile": Entry(
-        name="bp-compile",
-        title="BP, torch.compile, 1 thread",
-        family="bp",
-        start=partial(Backpropagation, compiled=True),
-        alone=True,
-    ),
-    "bp-compile-all": Entry(
-        name="bp-compile-all",
-        title="BP, torch.compile, all threads",
-        family="bp",
-        start=partial(Backpropagation, compiled=True),
-        alone=True,
-        all_cores=True,
-    ),
-    "ceiling": Entry(
-        name="ceiling",
-        title="ceiling: a BP on every rank, independent",
-        family="ceiling",
-        start=Backpropagation,
-        independent=True,
-    ),
-    "ddp": Entry(name="ddp", title="DDP", family="ddp", start=DataParallel),
-    "ddp-fp16": Entry(
-        name="ddp-fp16",
-        title="DDP, gradients in fp16",
-        family="ddp",
-        start=partial(DataParallel, compressed=True),
-    ),
-}
+    entry.name: entry
+    for entry in (
+        Entry("bp", "BP, 1 thread", "bp", Backpropagation, alone=True),
+        Entry("bp-all", "BP, all threads", "bp", Backpropagation, alone=True, all_cores=True),
+        Entry("bp-compile", "BP, torch.compile, 1 thread", "bp", _COMPILED, alone=True),
+        Entry(
+            "bp-compile-all", "BP, torch.compile, all threads", "bp", _COMPILED,
+            alone=True, all_cores=True,
+        ),
+        Entry(
+            "ceiling", "ceiling: a BP on every rank, independent", "ceiling", Backpropagation,
+            independent=True,
+        ),
+        Entry("ddp", "DDP", "ddp", DataParallel),
+        Entry("ddp-fp16", "DDP, gradients in fp16", "ddp", partial(DataParallel, compressed=True)),
+    )
+}  # fmt: skip
 
-_DDG_OPTIONS = {
-    r"slack(\d+)": ("slack", "slack {}"),
-    r"m(\d+)": ("micro_batches", "{} micro-batches"),
-    r"bf16": ("boundary_dtype", "bf16 between stages"),
-    r"stash16": ("stash_dtype", "bf16 stash"),
-    r"recompute": ("recompute", "recomputing"),
-}
-_FLAGS: dict[str, Any] = {
-    "boundary_dtype": torch.bfloat16,
-    "stash_dtype": torch.bfloat16,
-    "recompute": True,
+# Pattern -> option, its value where the pattern has no number, and the title's words.
+_DDG_OPTIONS: dict[str, tuple[str, Any, str]] = {
+    r"slack(\d+)": ("slack", None, "slack {}"),
+    r"m(\d+)": ("micro_batches", None, "{} micro-batches"),
+    r"bf16": ("boundary_dtype", torch.bfloat16, "bf16 between stages"),
+    r"stash16": ("stash_dtype", torch.bfloat16, "bf16 stash"),
+    r"recompute": ("recompute", True, "recomputing"),
 }
 
 
@@ -104,28 +79,23 @@ def entry(name: str) -> Entry:
         return _SOLO[name]
     if match := re.fullmatch(rf"({'|'.join(SCHEDULES)})-m([1-9]\d*)", name):
         schedule, count = SCHEDULES[match[1]], int(match[2])
-        return Entry(
-            name=name,
-            title=f"{schedule.title}, {count} micro-batches",
-            family="pipeline",
-            start=partial(TorchPipeline, schedule=schedule, num_micro_batches=count),
-            chunked=schedule.chunks > 1,
-        )
+        start = partial(TorchPipeline, schedule=schedule, num_micro_batches=count)
+        title = f"{schedule.title}, {count} micro-batches"
+        return Entry(name, title, "pipeline", start, chunked=schedule.chunks > 1)
     first, *options = name.split("-")
     if first == "ddg":
         parsed = [_ddg_option(name, option) for option in options]
         given = {key: value for key, value, _ in parsed}
         title = ", ".join(["DDG", *(words for _, _, words in parsed)])
-        return Entry(name=name, title=title, family="ddg", start=partial(Delayed, **given))
+        return Entry(name, title, "ddg", partial(Delayed, **given))
     raise _unknown(name)
 
 
 def _ddg_option(name: str, option: str) -> tuple[str, Any, str]:
-    for pattern, (key, words) in _DDG_OPTIONS.items():
+    for pattern, (key, value, words) in _DDG_OPTIONS.items():
         if match := re.fullmatch(pattern, option):
-            if match.groups():
-                return key, int(match[1]), words.format(match[1])
-            return key, _FLAGS[key], words
+            value = int(match[1]) if match.groups() else value
+            return key, value, words.format(*match.groups())
     raise _unknown(name)
 
 

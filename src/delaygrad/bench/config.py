@@ -10,6 +10,11 @@ from delaygrad.errors import ConfigError
 
 WorkloadName: TypeAlias = Literal["resnet8", "resnet56", "resnet110", "gpt25m", "mlp", "sleep"]
 
+_LEAST = {"rounds": 1, "stages": 1, "threads": 1, "iterations": 1, "boundary_bytes": 4}
+_OF_SLEEPERS = (
+    "forward_s", "backward_s", "boundary_bytes", "stage_forward_s", "stage_backward_s",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class ContestConfig:
@@ -60,33 +65,19 @@ class ContestConfig:
 
     def check(self) -> None:
         """Raise ConfigError if a setting is out of range or without effect."""
-        for name in ("rounds", "stages", "threads"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "use at least 1")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            _require(value is None or value >= least, name, value, f"use at least {least}")
         for name in ("turn_s", "timeout_s", "forward_s", "backward_s"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, value, "use more than 0 seconds")
-        _require(
-            self.iterations is None or self.iterations >= 1,
-            "iterations",
-            self.iterations,
-            "use at least 1",
-        )
-        _require(
-            self.boundary_bytes is None or self.boundary_bytes >= 4,
-            "boundary_bytes",
-            self.boundary_bytes,
-            "use at least 4",
-        )
         self._check_stage_times()
-        if self.workload != "sleep":
-            for name in (
-                "forward_s", "backward_s", "boundary_bytes", "stage_forward_s", "stage_backward_s",
-            ):  # fmt: skip
-                if (value := getattr(self, name)) not in (None, ()):
-                    raise ConfigError(
-                        f"{name} is for sleeping stages ({name}: {value}, workload: "
-                        f"{self.workload}); leave it out or set --workload sleep"
-                    )
+        for name in _OF_SLEEPERS if self.workload != "sleep" else ():
+            if (value := getattr(self, name)) not in (None, ()):
+                raise ConfigError(
+                    f"{name} is for sleeping stages ({name}: {value}, workload: {self.workload}); "
+                    "leave it out or set --workload sleep"
+                )
         if self.cuts and len(self.cuts) != self.stages - 1:
             raise ConfigError(
                 f"cuts do not fit the stages (cuts: {len(self.cuts)}, stages: {self.stages}); "
@@ -97,10 +88,9 @@ class ContestConfig:
 
     def _check_stage_times(self) -> None:
         forward_s, backward_s = self.stage_forward_s, self.stage_backward_s
-        _require(
-            all(0 < seconds < math.inf for seconds in (*forward_s, *backward_s)),
-            "a stage's seconds", [*forward_s, *backward_s], "use more than 0, finite",
-        )  # fmt: skip
+        positive = all(0 < seconds < math.inf for seconds in (*forward_s, *backward_s))
+        given = [*forward_s, *backward_s]
+        _require(positive, "a stage's seconds", given, "use more than 0, finite")
         if {len(forward_s), len(backward_s)} not in ({0}, {self.stages}):
             raise ConfigError(
                 f"stage times do not fit the stages (stage_forward_s: {len(forward_s)}, "

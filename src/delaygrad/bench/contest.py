@@ -18,8 +18,8 @@ from rich.console import Console
 
 from delaygrad.bench.config import ContestConfig
 from delaygrad.bench.contestant import Entry, Setting
-from delaygrad.bench.results import evaluate
 from delaygrad.bench.rounds import Rounds
+from delaygrad.bench.throughput import evaluate
 from delaygrad.bench.workload import Workload, load_workload
 from delaygrad.errors import PartitionError
 from delaygrad.launch import Launch, joined, launched_by_torchrun, run_workers
@@ -66,22 +66,23 @@ def run_contest(config: ContestConfig, *, quiet: bool = False) -> dict[str, Any]
     launch = Launch(num_workers=config.stages, threads=config.threads, timeout_s=_MEETING_TIMEOUT_S)
     if launched_by_torchrun():
         return _rank_main(config, names, launch, quiet)
-    with _all_cores_allowed():
+    with variables(OMP_NUM_THREADS=str(_cores())):  # for contestants that use every core
         results: dict[str, Any] = run_workers(_rank_main, launch, config, names, launch, quiet)[0]
     return results
 
 
 @contextmanager
-def _all_cores_allowed() -> Iterator[None]:
-    """Within the block, new processes may use every core."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(_cores())
+def variables(**values: str) -> Iterator[None]:
+    """Within the block, new processes find these environment variables."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        del os.environ["OMP_NUM_THREADS"]
-        if before is not None:
-            os.environ["OMP_NUM_THREADS"] = before
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 def _rank_main(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from delaygrad.bench.contestant import Contestant, Setting
+from delaygrad.bench.backpropagation import Loop, WithLoss
+from delaygrad.bench.contestant import Setting
 
 # Running statistics stay where they are; torch has renamed the option.
 _OPTIONS = inspect.signature(DistributedDataParallel).parameters
@@ -17,7 +17,7 @@ _NEW, _OLD = "forward_sync_buffers", "broadcast_buffers"
 _NO_BUFFERS: dict[str, Any] = {_NEW if _NEW in _OPTIONS else _OLD: False}
 
 
-class DataParallel(Contestant):
+class DataParallel(Loop):
     """``DistributedDataParallel`` with the options that make it fast.
 
     Gradients are views of the buckets, the graph is declared static, and running statistics are
@@ -36,10 +36,8 @@ class DataParallel(Contestant):
         inputs, targets = workload.batch()
         if len(inputs) % num_ranks:
             raise ValueError(f"{num_ranks} ranks do not divide a batch of {len(inputs)}")
-        self._inputs = inputs.chunk(num_ranks)[rank]
-        self._targets = targets.chunk(num_ranks)[rank]
-        self._loss_fn = workload.loss_fn
-        self._network = DistributedDataParallel(
+        share = inputs.chunk(num_ranks)[rank], targets.chunk(num_ranks)[rank]
+        network = DistributedDataParallel(
             workload.model(),
             process_group=setting.group,
             gradient_as_bucket_view=True,
@@ -47,16 +45,6 @@ class DataParallel(Contestant):
             **_NO_BUFFERS,
         )
         if compressed:
-            self._network.register_comm_hook(setting.group, default_hooks.fp16_compress_hook)
-        self._optimizer = workload.make_optimizer(list(self._network.parameters()))
-        self._loss: Tensor | None = None
-
-    def step(self) -> None:
-        self._optimizer.zero_grad()
-        loss: Tensor = self._loss_fn(self._network(self._inputs), self._targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-        self._loss = loss.detach()
-
-    def loss(self) -> float | None:
-        return None if self._loss is None else float(self._loss)
+            network.register_comm_hook(setting.group, default_hooks.fp16_compress_hook)
+        optimizer = workload.make_optimizer(list(network.parameters()))
+        super().__init__(WithLoss(network, workload.loss_fn), optimizer, share)

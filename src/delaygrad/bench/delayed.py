@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from delaygrad.bench.contestant import Contestant, Setting
 from delaygrad.methods import DDG
 from delaygrad.partition import split
@@ -32,13 +30,9 @@ class Delayed(Contestant):
             timeout_s=setting.timeout_s,
         )
         self.fill = method.schedule.delay(0, setting.num_stages)
-        self._loss: Tensor | None = None
 
     def step(self) -> None:
-        self._loss = self._pipeline.step(self._inputs, self._targets)
-
-    def loss(self) -> float | None:
-        return None if self._loss is None else float(self._loss)
+        self.last_loss = self._pipeline.step(self._inputs, self._targets)
 
     def finish(self) -> None:
         self._pipeline.flush()

@@ -14,8 +14,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -26,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from delaygrad.bench.contest import variables
 from delaygrad.errors import ConfigError
 from delaygrad.launch import Launch, joined, run_workers
 from delaygrad.methods import Method
@@ -35,6 +35,8 @@ from delaygrad.planning.stage_memory import StageMemory, stage_memory
 from delaygrad.runtime import DistributedPipeline, LocalPipeline
 
 ITERATIONS = 4  # beyond the fill
+# New processes print only errors of torch's profiler and allocator.
+_QUIET = {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 Training: TypeAlias = tuple[nn.Sequential, Tensor, Tensor]
 LossFn: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -83,25 +85,9 @@ def measure_peaks(case: MemoryCase, cuts: Sequence[str]) -> list[Peaks]:
     if case.resident:
         _kilobytes("VmHWM")  # complain here
     launch = Launch(num_workers=case.num_stages)
-    with _quiet_profiler():
+    with variables(**_QUIET):
         found = run_workers(_worker, launch, case, tuple(cuts))
     return [found[k] for k in range(case.num_stages)]
-
-
-@contextmanager
-def _quiet_profiler() -> Iterator[None]:
-    """Within the block, new processes print only errors of torch's profiler and allocator."""
-    quiet = {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    before = {name: os.environ.get(name) for name in quiet}
-    os.environ.update(quiet)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def measure_total_on_gpu(case: MemoryCase, cuts: Sequence[str]) -> int:

@@ -121,7 +121,7 @@ class Rounds:
                     competitor.stages.append(stages)
 
     def records(self) -> list[dict[str, Any]]:
-        """Return what became of each contestant; see ``delaygrad.bench.results.evaluate``."""
+        """Return what became of each contestant; see ``delaygrad.bench.throughput.evaluate``."""
         return [_record(competitor, self._setting.threads) for competitor in self._competitors]
 
     def _set_up(self, competitor: _Competitor) -> None:
