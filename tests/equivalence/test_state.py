@@ -131,20 +131,11 @@ def test_a_resumed_run_is_the_uninterrupted_run_with_every_option(
     second = make_pipe(num_stages, init_seed=1, method=method)
     losses_of(second, data[:3])
     second.load_state_dict(saved)
-    assert_same(outcome(second)[2], outcome_gradients_between_updates(saved, second))
+    assert all(p.grad is None for stage in second.stages for p in stage.parameters())
     late = losses_of(second, data[stop:])
     second.flush()
     assert_same(early + late, losses)
     assert_same(outcome(second), outcome(pipe))
-
-
-def outcome_gradients_between_updates(
-    saved: dict[str, Any], pipe: dg.LocalPipeline
-) -> list[list[Tensor | None]]:
-    return [
-        [state["accumulated"]["gradients"].get(name) for name, _ in stage.named_parameters()]
-        for state, stage in zip(saved["stages"].values(), pipe.stages, strict=True)
-    ]
 
 
 @pytest.mark.parametrize("num_stages", [1, 2, 3])
