@@ -27,7 +27,7 @@ train: setup  ## train DDG on the embedded digits: 2 stages in 2 processes, on t
 	$(BIN)/delaygrad train --runtime distributed --stages 2 $(TRAIN_ARGS)
 
 test: lint typecheck  ## all checks: format, lint, types, spelling, tests and doctests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 lint: setup  ## check format, style and spelling
 	$(BIN)/python -m ruff format --check .

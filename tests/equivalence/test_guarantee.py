@@ -75,7 +75,7 @@ class AllSequences:
         return self.chain.squared_gradient_norms(self.weights[:, : self.updates]).mean(-1)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(num_stages=STAGES, share=SHARES, seed=SEEDS)
 def test_every_bound_holds_for_the_exact_expectation(
     num_stages: int, share: float, seed: int
@@ -159,7 +159,7 @@ def test_in_the_fill_the_published_lemma_does_not_hold() -> None:
     assert losses[2] - losses[1] < promised[1] < 0  # after it
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     num_stages=STAGES,
     slack=st.integers(0, 2),
@@ -194,7 +194,7 @@ def test_virtual_iterates_are_plain_sgd_with_gradients_from_elsewhere(
         )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(num_stages=STAGES, share=SHARES, seed=SEEDS, size=st.sampled_from([1, 4, None]))
 def test_bounds_hold_along_random_runs(
     num_stages: int, share: float, seed: int, size: int | None
@@ -248,7 +248,7 @@ def test_the_virtual_bound_holds_for_a_warm_up_and_a_cosine() -> None:
     assert measured.max() <= bound
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(num_stages=STAGES, share=st.floats(0.05, 0.99), seed=SEEDS)
 def test_full_batches_below_the_certified_step_obey_the_bound_without_m(
     num_stages: int, share: float, seed: int

@@ -14,6 +14,7 @@ import pytest
 import torch
 from equivalence.naive import NaiveDelayedGradients
 from exact import assert_same
+from grids import grid
 from networks import CLASSES, NETWORKS, OPTIMIZERS, batches, into_stages, mlp
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -90,9 +91,9 @@ def values(stage: nn.Module) -> dict[str, Tensor]:
 # --- the grid ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("num_stages", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize(
+    ("num_stages", "optimizer", "network"), grid([1, 2, 3, 5, 8], OPTIMIZERS, NETWORKS)
+)
 def test_every_iteration_and_the_flush_match_the_naive_loop(
     num_stages: int, optimizer: str, network: str
 ) -> None:
@@ -129,9 +130,7 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("num_stages", [1, 2, 4])
+@pytest.mark.parametrize(("num_stages", "network", "rule"), grid([1, 2, 4], NETWORKS, RULES))
 def test_every_option_matches_the_naive_loop(num_stages: int, network: str, rule: str) -> None:
     make_blocks, shape = NETWORKS[network]
     stages = into_stages(make_blocks(), num_stages)
@@ -615,9 +614,11 @@ def plain_loop(
     return model, losses
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam"])
-@pytest.mark.parametrize("method", [dg.DDG(), dg.BP()], ids=repr)
+@pytest.mark.parametrize(
+    ("method", "optimizer", "network"),
+    grid([dg.DDG(), dg.BP()], ["sgd", "nesterov", "adam"], NETWORKS),
+    ids=repr,
+)
 def test_one_stage_is_plain_training(method: dg.Method, optimizer: str, network: str) -> None:
     make_blocks, shape = NETWORKS[network]
     stages = into_stages(make_blocks(), 1)

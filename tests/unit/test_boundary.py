@@ -36,7 +36,6 @@ trees = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(trees)
 def test_any_tree_is_rebuilt_from_its_tensors_and_a_json_text(tree: Any) -> None:
     tensors, structure = flatten(tree)
@@ -44,7 +43,6 @@ def test_any_tree_is_rebuilt_from_its_tensors_and_a_json_text(tree: Any) -> None
     assert_same(unflatten(sent, tensors), tree)
 
 
-@settings(deadline=None)
 @given(trees)
 def test_the_tensors_are_the_trees_own(tree: Any) -> None:
     tensors, structure = flatten(tree)
@@ -85,7 +83,7 @@ def strided(draw: st.DrawFn) -> Tensor:
     return base
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(strided())
 def test_a_dense_tensor_survives_the_wire_with_its_strides(tensor: Tensor) -> None:
     filled = dense(tensor)
@@ -144,7 +142,7 @@ def without_gaps(draw: st.DrawFn) -> tuple[list[int], list[int]]:
     ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(without_gaps())
 @example(([0, 1, 1, 1], [1, 1, 1, 1]))  # torch's order of an empty tensor's dimensions: 1, 2, 3, 0
 def test_the_usual_strides_are_known_without_asking_torch(

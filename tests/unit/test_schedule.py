@@ -6,7 +6,7 @@ import dataclasses
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from delaygrad.errors import ScheduleError
@@ -33,6 +33,10 @@ SCHEDULES = [
     flush(micro_batches=2),
     dataclasses.replace(UNLOCKED, micro_batches=2),
 ]
+
+
+# Without the addresses of functions, which differ between the workers of a parallel run.
+NAMES = [f"{index} {schedule.name}" for index, schedule in enumerate(SCHEDULES)]
 
 
 def drawn(schedule: Schedule, num_stages: int, num_batches: int, drain: int = 0) -> list[str]:
@@ -91,7 +95,6 @@ def test_micro_batches_update_after_the_last_backward_of_their_batch() -> None:
     assert told(2) == "F0 B0 F1 B1 U1 F2 B2 F3 B3 U3 F4 B4 F5 B5 U5"
 
 
-@settings(deadline=None)
 @given(
     num_stages=st.integers(1, 7),
     slack=st.integers(0, 2),
@@ -130,8 +133,7 @@ def test_delays_of_the_paper() -> None:
     assert LOCKED.delay(0, 1) == 0
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@settings(deadline=None)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=NAMES)
 @given(num_stages=st.integers(1, 9), lengths=st.lists(st.integers(0, 12), max_size=3))
 def test_every_phase_uses_every_batch_once_in_an_order_that_works(
     schedule: Schedule, num_stages: int, lengths: list[int]
@@ -148,8 +150,7 @@ def test_every_phase_uses_every_batch_once_in_an_order_that_works(
     assert len(everything) == num_stages * (2 * sum(lengths) + sum(lengths) // parts)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@settings(deadline=None)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=NAMES)
 @given(t=st.integers(0, 30), num_stages=st.integers(1, 9))
 def test_an_actions_iteration_is_that_in_which_it_is_listed(
     schedule: Schedule, t: int, num_stages: int
@@ -159,8 +160,7 @@ def test_an_actions_iteration_is_that_in_which_it_is_listed(
     assert iterations == {t // schedule.micro_batches}
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@settings(deadline=None)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=NAMES)
 @given(t=st.integers(0, 30), num_stages=st.integers(1, 9), data=st.data())
 def test_the_actions_of_some_stages_are_those_of_all_without_the_others(
     schedule: Schedule, t: int, num_stages: int, data: st.DataObject
@@ -189,7 +189,6 @@ def test_a_stage_that_does_not_exist_is_refused(stage: int) -> None:
         LOCKED.delay(stage, 3)
 
 
-@settings(deadline=None)
 @given(st.builds(Action, st.integers(0, 99), st.sampled_from(Kind), st.integers(0, 10**6)))
 def test_what_an_action_prints_it_reads(action: Action) -> None:
     assert Action.parse(str(action)) == action

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from delaygrad.data.augment import crop_and_flip
@@ -11,7 +11,6 @@ def images(batch: int) -> np.ndarray:
     return np.random.default_rng(0).integers(1, 256, (batch, 3, 32, 32), dtype=np.uint8)
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.integers(0, 2**32), st.integers(0, 20))
 def test_batch_equals_a_naive_loop_over_its_images(seed: int, batch: int) -> None:
     before = images(batch)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from delaygrad.data.order import (
@@ -31,7 +31,6 @@ def epoch_order(seed: int, epoch: int, num_samples: int, batch_size: int) -> np.
     )
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(seeds, st.integers(0, 2**40), num_samples, batch_sizes)
 def test_every_sample_comes_exactly_once_per_epoch(
     seed: int, epoch: int, num_samples: int, batch_size: int
@@ -41,7 +40,6 @@ def test_every_sample_comes_exactly_once_per_epoch(
     assert np.array_equal(np.sort(order), np.arange(num_samples))
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(num_samples, batch_sizes)
 def test_only_the_last_batch_of_an_epoch_is_short(num_samples: int, batch_size: int) -> None:
     iterations = iterations_per_epoch(num_samples, batch_size)
@@ -53,7 +51,6 @@ def test_only_the_last_batch_of_an_epoch_is_short(num_samples: int, batch_size: 
     assert lengths[-1] == num_samples - batch_size * (iterations - 1) > 0
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(seeds, st.lists(st.integers(0, 500), min_size=1), num_samples, batch_sizes)
 def test_batch_depends_on_nothing_that_was_asked_before(
     seed: int, iterations: list[int], num_samples: int, batch_size: int
@@ -68,7 +65,6 @@ def test_batch_depends_on_nothing_that_was_asked_before(
     assert forwards == backwards
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(seeds, st.integers(0, 1000), batch_sizes, batch_sizes)
 def test_batch_size_cuts_the_same_order(seed: int, epoch: int, one: int, other: int) -> None:
     assert np.array_equal(epoch_order(seed, epoch, 97, one), epoch_order(seed, epoch, 97, other))
@@ -92,7 +88,6 @@ def test_caller_may_change_its_batch() -> None:
     assert np.array_equal(batch_indices(**order), before)
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(seeds, st.integers(0, 2**64 - 1))
 def test_augmentation_repeats_for_its_iteration_and_differs_from_the_next(
     seed: int, iteration: int
@@ -105,7 +100,6 @@ def test_augmentation_repeats_for_its_iteration_and_differs_from_the_next(
     assert draw(seed, iteration) != draw((seed + 1) % 2**64, iteration)
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(seeds, st.integers(0, 2**63))
 def test_purposes_share_no_bits(seed: int, number: int) -> None:
     orders = {tuple(permutation(100, key=(seed, number), purpose=purpose)) for purpose in Purpose}

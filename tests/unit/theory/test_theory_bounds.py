@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from delaygrad.theory import (
@@ -98,7 +98,6 @@ def test_more_of_what_is_bad_never_promises_more(
 
 
 @pytest.mark.parametrize("proof", PROOFS)
-@settings(deadline=None)
 @given(
     known=ASSUMPTIONS, num_stages=STAGES, share=st.floats(0.001, 1), iterations=st.integers(1, 90)
 )

@@ -36,7 +36,7 @@ def hessian_of(chain: LeakyChain, weights: torch.Tensor) -> torch.Tensor:
     return hessian
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(STAGES), st.floats(0, 3), st.integers(0, 10**6))
 def test_no_gradient_and_no_hessian_exceeds_the_constants(
     num_stages: int, scale: float, seed: int

@@ -52,7 +52,7 @@ STATES = st.dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(state=STATES)
 def test_state_comes_back_exactly(tmp_path_factory: Any, state: dict[Any, Any]) -> None:
     folder = tmp_path_factory.mktemp("checkpoints")
@@ -159,7 +159,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         checkpoint.read_stage(tmp_path, 1, 0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_one_flipped_bit_is_found(tmp_path_factory: Any, where: float, bit: int) -> None:
     folder = tmp_path_factory.mktemp("checkpoints")
