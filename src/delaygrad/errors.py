@@ -12,6 +12,7 @@ __all__ = [
     "DamagedCheckpointError",
     "DataError",
     "DelaygradError",
+    "DelaygradWarning",
     "NonFiniteLossError",
     "PartitionError",
     "ReproductionError",
@@ -25,6 +26,10 @@ __all__ = [
 
 class DelaygradError(Exception):
     """The root of all errors of this library."""
+
+
+class DelaygradWarning(UserWarning):
+    """Something in the user's program probably does not do what it is there for."""
 
 
 class ConfigError(DelaygradError):

@@ -52,6 +52,10 @@ class DistributedPipeline(Pipeline):
         TransportError: torch.distributed is not initialised, this rank is not in the group, or
             another rank does not make its pipeline within ``timeout_s``.
         ScheduleError: the ranks were given different methods.
+        PartitionError: two ranks hold equal parameters under one name: copies that drift apart.
+
+    Warns:
+        DelaygradWarning: two ranks hold equal parameters under two names.
     """
 
     def __init__(
@@ -79,6 +83,8 @@ class DistributedPipeline(Pipeline):
         device = device_of(stage) if device is None else device
         links = Links(device, group, timeout_s, method.schedule)
         try:
+            seed = links.agree(method)
+            links.require_untied(stage)
             arithmetic = stage_class(method, index, num_stages)(
                 stage,
                 make_optimizer,
@@ -89,7 +95,7 @@ class DistributedPipeline(Pipeline):
                 loss_weight=loss_weight,
                 allow_nonfinite_loss=allow_nonfinite_loss,
                 device=device,
-                seed=links.agree(method),
+                seed=seed,
             )
         except BaseException:
             links.groups.give_back(failed=True)

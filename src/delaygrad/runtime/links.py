@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed import distributed_c10d
 
 from delaygrad.errors import ScheduleError, TransportError
 from delaygrad.methods import Method
 from delaygrad.runtime import exchange
+from delaygrad.runtime.tied_parameters import require_untied
 from delaygrad.schedule import Schedule
 from delaygrad.transport.wire import Wire, WireReceiver, WireSender, reason_of
 
@@ -81,6 +83,16 @@ class Links:
             raise ScheduleError(f"the ranks were given different methods ({given})")
         seed: int = said[0][1]
         return seed
+
+    def require_untied(self, stage: nn.Module) -> None:
+        """Compare the parameters of all stages; see ``delaygrad.runtime.tied_parameters``.
+
+        Raises:
+            PartitionError: two ranks hold one parameter.
+            TransportError: a rank is missing.
+        """
+        with self._meeting():
+            require_untied(stage, self.groups.first)
 
     @contextmanager
     def _meeting(self) -> Iterator[None]:

@@ -1,0 +1,97 @@
+"""Parameters that two ranks hold a copy of each: they were one, and would drift apart.
+
+In one process the memory tells that two stages share a parameter. Ranks hold copies, so their
+contents are compared when the pipeline is made:
+
+    equal contents under one name      an error: it is one parameter (torch's ``pipeline`` copies)
+    equal contents under two names     a warning: tied by hand, or initialised alike
+    constant contents (zeros, ones)    say nothing: biases and norms begin so
+    frozen on both ranks               does no harm
+
+Each rank first tells a checksum of a sample of each parameter, so that a large stage is soon read;
+where two are equal, one of the whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from itertools import combinations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from delaygrad.errors import DelaygradWarning, PartitionError
+from delaygrad.runtime import exchange
+
+_SAMPLED = 4096  # elements
+
+
+def require_untied(stage: nn.Module, group: dist.ProcessGroup) -> None:
+    """Compare this rank's parameters with those of the others; all ranks of the group call it.
+
+    Raises:
+        PartitionError: two ranks hold one parameter under one name.
+    """
+    own = dict(_comparable(stage))
+    sampled = {name: _digest(_sample(parameter)) for name, parameter in own.items()}
+    told = exchange.all_gather(list(sampled.values()), group)
+    digests = [digest for of_rank in told for digest in set(of_rank)]
+    repeated = {digest for digest in digests if digests.count(digest) > 1}
+    if not repeated:
+        return
+    mine = [
+        (name, list(own[name].shape), own[name].requires_grad, _digest(own[name]))
+        for name, digest in sampled.items()
+        if digest in repeated
+    ]
+    _judge(exchange.all_gather(mine, group), dist.get_rank(group))
+
+
+def _judge(told: list[list[tuple[str, list[int], bool, str]]], stage_index: int) -> None:
+    for (low, ours), (high, theirs) in combinations(enumerate(told), 2):
+        for name, shape, trained, digest in ours:
+            for other, other_shape, other_trained, other_digest in theirs:
+                if digest != other_digest or shape != other_shape:
+                    continue
+                if not (trained or other_trained):
+                    continue
+                found = f"(stage {low}: {name}, stage {high}: {other}, shape: {tuple(shape)})"
+                if name == other:
+                    raise PartitionError(
+                        f"two stages hold equal parameters under one name {found}; if it is one, "
+                        "keep it in one stage, since its copies would drift apart; if not, "
+                        "initialise them differently"
+                    )
+                if stage_index in (low, high):
+                    warnings.warn(
+                        f"two stages hold equal parameters {found}; if they are tied, their copies "
+                        "will drift apart: keep them in one stage; if they are only initialised "
+                        "alike, ignore this",
+                        DelaygradWarning,
+                        stacklevel=5,  # who makes the pipeline
+                    )
+
+
+def _comparable(stage: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters whose contents can be read and say something, with their names."""
+    for name, parameter in stage.named_parameters():
+        if is_lazy(parameter) or parameter.is_meta or type(parameter.data) is not Tensor:
+            continue
+        if parameter.layout == torch.strided and parameter.numel() > 1:
+            sample = _sample(parameter)
+            if not bool((sample == sample[0]).all()):
+                yield name, parameter
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    flat = tensor.detach().reshape(-1)
+    return flat[:: -(-flat.numel() // _SAMPLED)]
+
+
+def _digest(tensor: Tensor) -> str:
+    flat = tensor.detach().reshape(-1).cpu().contiguous()
+    return hashlib.blake2b(flat.view(torch.uint8).numpy().data, digest_size=16).hexdigest()
