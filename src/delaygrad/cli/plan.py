@@ -1,4 +1,4 @@
-"""``delaygrad plan``: predict before you rent."""
+"""``delaygrad plan``: measure a network on this machine, and predict how it will train."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class PlanConfig:
     """
 
     data: Literal["digits", "cifar10", "cifar100", "text"] = "digits"
-    """As for train; the network is measured on one batch of this data."""
+    """Data set; the network is measured on one of its batches."""
     data_dir: Path | None = None
-    """Where the files of cifar10, cifar100 or text are."""
+    """Folder with the files of cifar10, cifar100 or text."""
     model: str = "resnet8"
     """resnet8, resnet20, resnet56, resnet110 (any depth 6n+2), mlp, or gpt."""
     width: int | None = None
@@ -66,23 +66,23 @@ class PlanConfig:
     threads: int = 1
     """CPU threads of each process."""
     seed: int = 0
-    """Decides initial weights and the batch."""
+    """Seed of the initial weights and of the batch."""
 
     method: str = "ddg"
     """ddg, or bp."""
     slack: int = 0
-    """More iterations of delay per boundary, to hide a slow link (ddg)."""
+    """Additional iterations of delay per boundary, to hide a slow link (ddg)."""
     micro_batches: int = 1
     """Parts that each batch is split into."""
     recompute: bool = False
-    """Keep the inputs of waiting batches only, and run their forward again (ddg)."""
+    """Keep only the inputs of waiting batches, and run their forward again (ddg)."""
     stash_dtype: Literal["bfloat16", "float16"] | None = None
     """Round the activations of waiting batches to this type (ddg)."""
     boundary_dtype: Literal["bfloat16", "float16"] | None = None
-    """Round what is sent between stages to this type (ddg)."""
+    """Round the tensors that are sent between stages to this type (ddg)."""
 
     stages: tuple[int, ...] = (2,)
-    """K, one or several."""
+    """K, the number of stages; one number or several."""
     bandwidth: str | None = None
     """Bandwidth of the link between two devices, such as 1Gbit or 2.5GB/s; by default the loopback
     of this machine is measured."""
