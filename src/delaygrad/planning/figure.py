@@ -12,6 +12,7 @@ from delaygrad.planning.planner import Plan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _SECONDS = {"forward_s": "forward", "backward_s": "backward", "update_s": "update"}
 _MEMORY = {
@@ -29,7 +30,7 @@ _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#D55E00", "#
 
 
 def draw_plan(plan: Plan, path: Path, title: str = "") -> Path:
-    """Draw speed-up against K, and the time and memory of each stage.
+    """Write the figure of a plan.
 
     Args:
         plan: what to draw.
@@ -42,6 +43,15 @@ def draw_plan(plan: Plan, path: Path, title: str = "") -> Path:
     Raises:
         ConfigError: it cannot be written, or the format is unknown.
     """
+    try:
+        plan_figure(plan, title).savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot write the figure ({path}): {error}") from error
+    return path
+
+
+def plan_figure(plan: Plan, title: str) -> Figure:
+    """Draw speed-up against K, and the time and memory of each stage."""
     from matplotlib.figure import Figure
 
     bars = sum(forecast.stages + 1 for forecast in plan.forecasts)
@@ -53,11 +63,7 @@ def draw_plan(plan: Plan, path: Path, title: str = "") -> Path:
     times.set(title="time of each stage", ylabel="ms per iteration")
     _draw_stages(memory, plan.forecasts, _MEMORY, lambda stage: stage.memory, 2**-20)
     memory.set(title="memory of each stage", ylabel="MiB")
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot write the figure ({path}): {error}") from error
-    return path
+    return figure
 
 
 def _draw_speed(axes: Axes, plan: Plan) -> None:
@@ -66,7 +72,7 @@ def _draw_speed(axes: Axes, plan: Plan) -> None:
     rivals = [row.data_parallel for row in rows]
     worst = [plan.whole.total_s / rival.worst_s for rival in rivals]
     best = [plan.whole.total_s / rival.best_s for rival in rivals]
-    axes.plot(counts, counts, color="0.6", linestyle=":", label="K")
+    axes.plot(counts, counts, color="0.6", linestyle=":", label="K (ideal)")
     axes.plot(counts, [row.speedup for row in rows], marker="o", color="C0", label="pipeline")
     axes.vlines(counts, worst, best, color="C1", linewidth=5, alpha=0.6, label="data parallel")
     axes.set(title="predicted speed-up", xlabel="devices, K", xticks=counts)
