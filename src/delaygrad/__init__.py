@@ -25,7 +25,7 @@ from delaygrad.errors import (
     WorkerError,
 )
 from delaygrad.methods import BP, DDG, DNI, Method
-from delaygrad.partition import merge, split
+from delaygrad.partition import check, merge, split
 from delaygrad.planning import plan
 from delaygrad.runtime import DistributedPipeline, LocalPipeline
 
@@ -50,6 +50,7 @@ __all__ = [
     "StashError",
     "TransportError",
     "WorkerError",
+    "check",
     "merge",
     "plan",
     "split",

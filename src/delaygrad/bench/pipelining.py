@@ -102,14 +102,14 @@ class TorchPipeline(Contestant):
         return float(torch.stack([loss.detach() for loss in self._losses]).mean())
 
 
-def _stages(setting: Setting, chunks: int) -> list[nn.Sequential]:
+def _stages(setting: Setting, chunks: int) -> list[nn.Module]:
     if chunks > 1 and setting.chunk_cuts is None:
         raise ValueError(f"the network has too few layers for {chunks} stages on each rank")
     cuts = setting.cuts if chunks == 1 else setting.chunk_cuts
     return split(setting.workload.model(), chunks * setting.num_stages, cuts=cuts)
 
 
-def _crossing(modules: list[nn.Sequential], inputs: Tensor, num_micro_batches: int) -> list[Tensor]:
+def _crossing(modules: list[nn.Module], inputs: Tensor, num_micro_batches: int) -> list[Tensor]:
     """Return what enters each stage for a micro-batch, and what leaves the last one."""
     if len(inputs) % num_micro_batches:
         raise ValueError(
@@ -123,7 +123,7 @@ def _crossing(modules: list[nn.Sequential], inputs: Tensor, num_micro_batches: i
 
 
 def _stage(
-    modules: list[nn.Sequential], index: int, crossing: list[Tensor], setting: Setting
+    modules: list[nn.Module], index: int, crossing: list[Tensor], setting: Setting
 ) -> pipelining.PipelineStage:
     last = len(modules) - 1
     below = None if index == 0 else crossing[index]

@@ -1,5 +1,6 @@
 """Measure what each layer costs, cut a network into K balanced stages, join them again."""
 
+from delaygrad.partition.check import check as check
 from delaygrad.partition.costs import LayerCost as LayerCost
 from delaygrad.partition.costs import Seconds as Seconds
 from delaygrad.partition.cuts import cuts_of as cuts_of
@@ -11,6 +12,7 @@ from delaygrad.partition.split import split as split
 __all__ = [
     "LayerCost",
     "Seconds",
+    "check",
     "cuts_of",
     "layer_names",
     "measure",

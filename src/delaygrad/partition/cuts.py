@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from delaygrad.errors import PartitionError
+from delaygrad.partition.graph.stage import GraphStage
 from delaygrad.partition.layers import layer_names
 
 __all__ = ["cuts_of", "resolve_cuts"]
@@ -26,7 +27,10 @@ def cuts_of(stages: Sequence[nn.Module]) -> list[str]:
         >>> cuts_of([nn.Sequential(nn.ReLU(), nn.ReLU())[:1], nn.Sequential(nn.ReLU(), nn.Tanh())])
         ['0']
     """
-    return [layer_names(stage)[0] for stage in stages[1:]]
+    return [
+        stage.block_names[0] if isinstance(stage, GraphStage) else layer_names(stage)[0]
+        for stage in stages[1:]
+    ]
 
 
 def resolve_cuts(cuts: Sequence[str | int], names: Sequence[str], num_stages: int) -> list[int]:

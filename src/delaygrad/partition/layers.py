@@ -10,12 +10,18 @@ from torch import nn
 
 from delaygrad.errors import PartitionError
 
-__all__ = ["Layer", "list_layers", "is_chain", "is_container", "layer_names"]
+__all__ = [
+    "Layer",
+    "hooks_of",
+    "keeps_forward",
+    "list_layers",
+    "is_chain",
+    "is_container",
+    "layer_names",
+]
 
 # What a container may carry besides its children; a rebuilt container would lose it.
-_OWN_STATE = (
-    "_parameters",
-    "_buffers",
+_HOOKS = (
     "_forward_pre_hooks",
     "_forward_hooks",
     "_backward_pre_hooks",
@@ -25,6 +31,7 @@ _OWN_STATE = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+_OWN_STATE = ("_parameters", "_buffers", *_HOOKS)
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,16 @@ def is_chain(module: nn.Module) -> bool:
     return _runs_children_in_turn(module) and len(module._modules) > 0 and not _own_state(module)
 
 
+def keeps_forward(model: nn.Module) -> bool:
+    """Tell whether a model is an nn.Sequential that only calls its children in turn.
+
+    Example:
+        >>> keeps_forward(nn.Sequential()), keeps_forward(nn.Linear(2, 2))
+        (True, False)
+    """
+    return _runs_children_in_turn(model)
+
+
 def list_layers(model: nn.Module) -> list[Layer]:
     """List the layers of a network in the order in which they run.
 
@@ -73,7 +90,7 @@ def list_layers(model: nn.Module) -> list[Layer]:
     if not _runs_children_in_turn(model):
         raise PartitionError(
             f"model is not an nn.Sequential that keeps its forward (type: {type(model).__name__}); "
-            "wrap its layers in nn.Sequential, or cut it by hand into a list of stage modules"
+            "wrap its layers in nn.Sequential, pass sample_inputs to split, or cut it by hand"
         )
     if own := _own_state(model):
         raise PartitionError(
@@ -99,6 +116,16 @@ def layer_names(model: nn.Module) -> list[str]:
         ['0.0', '0.1', '1']
     """
     return [layer.name for layer in list_layers(model)]
+
+
+def hooks_of(module: nn.Module) -> list[str]:
+    """List the kinds of hooks that a module itself carries.
+
+    Example:
+        >>> hooks_of(nn.ReLU())
+        []
+    """
+    return [name.lstrip("_") for name in _HOOKS if getattr(module, name, None)]
 
 
 def _open(container: nn.Module, prefix: str) -> list[Layer]:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from torch import nn
 
 from delaygrad.errors import PartitionError
+from delaygrad.partition.graph.stage import GraphStage, join_stages
 from delaygrad.partition.layers import is_chain, is_container
 
 __all__ = ["mark_stage", "merge"]
@@ -18,8 +19,12 @@ __all__ = ["mark_stage", "merge"]
 _MARK = "_split_position"
 
 
-def merge(stages: Sequence[nn.Module]) -> nn.Sequential:
-    """Join stages into one plain nn.Sequential.
+def merge(stages: Sequence[nn.Module]) -> nn.Module:
+    """Join stages into one network.
+
+    Of an nn.Sequential's stages, a plain nn.Sequential; of another network's, a module that holds
+    all blocks under the model's own names and calls them as the model does, whose state_dict loads
+    into the model's class.
 
     Holds the stages' modules, not copies. A nested nn.Sequential that a cut went through is made
     whole: the last child of one stage and the first child of the next, if both are containers of
@@ -28,7 +33,7 @@ def merge(stages: Sequence[nn.Module]) -> nn.Sequential:
     Args:
         stages: all stages from `split`, in order; also slices of an nn.Sequential.
     Returns:
-        model: plain nn.Sequential with the same forward as the stages in a row.
+        model: with the same forward as the stages in a row.
     Raises:
         PartitionError: no stages, one that is not an nn.Sequential, a wrong order, or one name
             twice.
@@ -39,6 +44,9 @@ def merge(stages: Sequence[nn.Module]) -> nn.Sequential:
     """
     if not stages:
         raise PartitionError("no stages to merge (stages: 0); pass the stages made by split")
+    if all(isinstance(stage, GraphStage) for stage in stages):
+        _check_marks(stages)
+        return join_stages([stage for stage in stages if isinstance(stage, GraphStage)])
     for stage_index, stage in enumerate(stages):
         if not is_chain(stage):
             raise PartitionError(

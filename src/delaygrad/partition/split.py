@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
 from delaygrad.boundary import Tree
 from delaygrad.errors import PartitionError
+from delaygrad.partition.check import checked_stages
 from delaygrad.partition.cuts import resolve_cuts
-from delaygrad.partition.layers import is_container, list_layers
+from delaygrad.partition.graph.network import Network
+from delaygrad.partition.layers import Layer, is_container, keeps_forward, list_layers
 from delaygrad.partition.measured_cuts import measured_cuts
 from delaygrad.partition.measurement import MakeOptimizer, measuring
 from delaygrad.partition.merge import mark_stage
@@ -25,28 +28,38 @@ def split(
     *,
     sample_inputs: Tree | None = None,
     cuts: Sequence[str | int] | None = None,
+    blocks: Sequence[str] | None = None,
     make_optimizer: MakeOptimizer | None = None,
     recompute: bool = False,
-) -> list[nn.Sequential]:
+) -> list[nn.Module]:
     """Split a network into stages of about equal time, or at given layers.
 
     The stages hold the modules of the model itself, not copies, under their names: `body.7.weight`
-    keeps its name, and the stages' state_dicts together are the model's. Nested nn.Sequentials may
-    be cut open. The model itself is left as it is.
+    keeps its name, and the stages' state_dicts together are the model's. The model itself is left
+    as it is.
+
+    An nn.Sequential is cut between its layers; nested ones may be cut open. Any other network is
+    captured by torch.export and cut between its blocks: the items of its nn.Sequentials and
+    nn.ModuleLists, and the children that contain no such list. Blocks stay the user's own modules.
+    What a later stage needs (skips, masks) is carried along. The stages are compared with the model
+    on the sample, see `check`.
 
     Args:
-        model: an nn.Sequential; a subclass may not override forward.
-        num_stages: 1 … number of layers.
-        sample_inputs: one batch, as given to the model; the layers, then whole stages are timed on
-            it, and the slowest stage is made as fast as possible. That takes a few seconds, for a
-            large network about a dozen of its forward and backward passes. Layers that share a
-            parameter or buffer (but for constants, ``persistent=False``) are kept in one stage.
-        cuts: instead of sample_inputs: the first layer of stages 1 … num_stages-1, by dotted path
-            (see `layer_names`) or flat index.
+        model: any nn.Module.
+        num_stages: 1 … number of layers or blocks.
+        sample_inputs: one batch; the layers, then whole stages are timed on it, and the slowest
+            stage is made as fast as possible. That takes a few seconds, for a large network about
+            a dozen of its forward and backward passes. An nn.Sequential gets it as its one
+            argument. Any other network: a tuple is its arguments, a dict its keyword arguments;
+            pass the inputs of every step in the same way. Layers that share a parameter or buffer
+            (but for constants, ``persistent=False``) are kept in one stage.
+        cuts: the first layer or block of stages 1 … num_stages-1, by dotted path or index; of an
+            nn.Sequential (see `layer_names`) instead of sample_inputs, else beside them.
+        blocks: dotted paths of modules that stay whole, beside those that the rule chooses.
         make_optimizer: ``make_optimizer(params)``; with sample_inputs: its update counts too.
         recompute: with sample_inputs: all stages but the last run each forward twice.
     Returns:
-        stages: num_stages plain nn.Sequentials; applied in order they are the model.
+        stages: num_stages modules; applied in order they are the model.
     Raises:
         PartitionError: the model, the number of stages, the cuts or the inputs do not fit.
     Example:
@@ -54,11 +67,21 @@ def split(
         >>> [list(stage.state_dict()) for stage in split(net, num_stages=2, cuts=["1.0"])]
         [['0.weight', '0.bias'], ['1.1.weight', '1.1.bias']]
     """
-    layers = list_layers(model)
+    if not keeps_forward(model) or blocks is not None:
+        if sample_inputs is None:
+            raise PartitionError(
+                f"a network that is no nn.Sequential is captured from a sample (type: "
+                f"{type(model).__name__}); pass sample_inputs, also beside cuts"
+            )
+        network = Network(model, sample_inputs, blocks)
+        layers = network.segments()
+        chain: nn.Module = nn.Sequential(*(layer.module for layer in layers))
+    else:
+        network, layers, chain = None, list_layers(model), model
     _check_num_stages(num_stages, len(layers))
-    ties = find_ties(layers)
+    ties = find_ties(layers if network is None else [Layer("", part.module) for part in layers])
     if cuts is not None:
-        if sample_inputs is not None:
+        if sample_inputs is not None and network is None:
             raise PartitionError(
                 "both cuts and sample_inputs given, so nothing is left to measure; pass one of them"
             )
@@ -68,20 +91,19 @@ def split(
         starts = []
     elif sample_inputs is not None:
         starts = _balanced_cuts(
-            model, num_stages, sample_inputs, make_optimizer, ties, recompute=recompute
+            chain, num_stages, sample_inputs, make_optimizer, ties, recompute=recompute
         )
     else:
         raise PartitionError(
             f"nothing says where to cut (stages: {num_stages}); pass sample_inputs to balance the "
             "stages by measured time, or cuts to name their first layers"
         )
-    bounds = [0, *starts, len(layers)]
-    stages = []
-    for stage_index in range(num_stages):
-        first, end = bounds[stage_index], bounds[stage_index + 1]
-        stage = _take(model, "", {layer.name for layer in layers[first:end]})
+    if network is not None:
+        stages = checked_stages(network, starts)
+    else:
+        stages = _sequential_stages(model, layers, starts)
+    for stage_index, stage in enumerate(stages):
         mark_stage(stage, stage_index, num_stages)
-        stages.append(stage)
     return stages
 
 
@@ -126,6 +148,13 @@ def _balanced_cuts(
         return measured_cuts(measurement, costs, num_stages, groups=groups, again=again).cuts
 
 
+def _sequential_stages(
+    model: nn.Module, layers: Sequence[Layer], starts: Sequence[int]
+) -> list[nn.Module]:
+    bounds = pairwise([0, *starts, len(layers)])
+    return [_take(model, "", {layer.name for layer in layers[a:b]}) for a, b in bounds]
+
+
 def _take(container: nn.Module, prefix: str, names: set[str]) -> nn.Sequential:
     """Rebuild a container with the named layers only; a nested one that is whole is kept."""
     children: OrderedDict[str, nn.Module] = OrderedDict()
@@ -155,5 +184,6 @@ def _check_num_stages(num_stages: int, num_layers: int) -> None:
     if num_stages > num_layers:
         raise PartitionError(
             f"more stages than layers (stages: {num_stages}, layers: {num_layers}); lower "
-            "num_stages, or write the model with more layers in nested nn.Sequentials"
+            "num_stages, write the model with more layers in nested nn.Sequentials, or name "
+            "modules inside a block in blocks=[...]"
         )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -13,11 +13,17 @@ from torch import nn
 from delaygrad.boundary import Tree
 from delaygrad.errors import DelaygradError, TransportError
 from delaygrad.methods import DDG, Method
+from delaygrad.runtime.cutting import cut_alike
 from delaygrad.runtime.links import Links
 from delaygrad.runtime.pipeline import Pipeline
 from delaygrad.runtime.worker import Worker
 from delaygrad.stage import LossFunction, LossWeight, MakeOptimizer, device_of, stage_class
 from delaygrad.transport import Message, Receiver
+
+_NOT_INITIALISED = (
+    "torch.distributed is not initialised; start the ranks with torchrun and call "
+    "torch.distributed.init_process_group first"
+)
 
 
 class DistributedPipeline(Pipeline):
@@ -58,6 +64,9 @@ class DistributedPipeline(Pipeline):
         DelaygradWarning: two ranks hold equal parameters under two names.
     """
 
+    cuts: list[str] | None = None
+    """Where ``from_model`` has cut the model: the first block of each stage but the first."""
+
     def __init__(
         self,
         stage: nn.Module,
@@ -72,10 +81,7 @@ class DistributedPipeline(Pipeline):
         timeout_s: float = 600.0,
     ) -> None:
         if not dist.is_initialized():
-            raise TransportError(
-                "torch.distributed is not initialised; start the ranks with torchrun and call "
-                "torch.distributed.init_process_group first"
-            )
+            raise TransportError(_NOT_INITIALISED)
         method = DDG() if method is None else method
         index, num_stages = dist.get_rank(group), dist.get_world_size(group)
         if index < 0:
@@ -113,6 +119,52 @@ class DistributedPipeline(Pipeline):
         self._prediction_sender = links.predictions_to_above
         self._worker = worker
         super().__init__([worker], num_stages, method)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        make_optimizer: MakeOptimizer,
+        *,
+        sample_inputs: Tree,
+        cuts: Sequence[str | int] | None = None,
+        blocks: Sequence[str] | None = None,
+        method: Method | None = None,
+        group: dist.ProcessGroup | None = None,
+        **options: Any,
+    ) -> Self:
+        """Cut a whole model, alike on all ranks, and train this rank's stage of it.
+
+        Rank 0 measures where to cut and tells the others. Every rank calls this, with the same
+        model and sample inputs of the same shapes. Drop the model afterwards: the pipeline keeps
+        this rank's stage only. ``pipe.cuts`` is where it was cut; save it with your checkpoints and
+        pass it as ``cuts`` to continue.
+
+        Args:
+            model: the whole network, equal on every rank.
+            loss_fn, make_optimizer, method, group: as for ``DistributedPipeline``.
+            sample_inputs, cuts, blocks: as for ``delaygrad.split``.
+            options: further arguments of ``DistributedPipeline``.
+
+        Raises:
+            PartitionError: the model cannot be cut; on every rank.
+        """
+        if not dist.is_initialized():
+            raise TransportError(_NOT_INITIALISED)
+        method = DDG() if method is None else method
+        stage, found = cut_alike(
+            model,
+            sample_inputs=sample_inputs,
+            cuts=cuts,
+            blocks=blocks,
+            make_optimizer=make_optimizer,
+            recompute=method.recompute,
+            group=group,
+        )
+        pipe = cls(stage, loss_fn, make_optimizer, method=method, group=group, **options)
+        pipe.cuts = found
+        return pipe
 
     @property
     def stage(self) -> nn.Module:

@@ -1,0 +1,88 @@
+"""Cut a network alike on all ranks: rank 0 measures, the others are told where to cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from delaygrad.boundary import Tree
+from delaygrad.errors import DelaygradError, PartitionError
+from delaygrad.partition import cuts_of, split
+from delaygrad.partition.layers import keeps_forward
+from delaygrad.stage import MakeOptimizer
+
+__all__ = ["cut_alike"]
+
+
+def cut_alike(
+    model: nn.Module,
+    *,
+    sample_inputs: Tree,
+    cuts: Sequence[str | int] | None,
+    blocks: Sequence[str] | None,
+    make_optimizer: MakeOptimizer,
+    recompute: bool,
+    group: dist.ProcessGroup | None,
+) -> tuple[nn.Module, list[str]]:
+    """Return this rank's stage, and the cuts, which are rank 0's on every rank.
+
+    Raises:
+        PartitionError: rank 0 could not cut the network; on every rank.
+    """
+    num_stages, index = dist.get_world_size(group), dist.get_rank(group)
+    captured = blocks is not None or not keeps_forward(model)
+
+    def at(places: Sequence[str | int]) -> list[nn.Module]:
+        sample = sample_inputs if captured else None
+        return split(model, num_stages, sample_inputs=sample, cuts=places, blocks=blocks)
+
+    stages: list[nn.Module] = []
+    told: dict[str, Any] = {}
+    if index == 0:
+        try:
+            if cuts is None:
+                stages = split(
+                    model,
+                    num_stages,
+                    sample_inputs=sample_inputs,
+                    blocks=blocks,
+                    make_optimizer=make_optimizer,
+                    recompute=recompute,
+                )
+            else:
+                stages = at(cuts)
+            told = {"cuts": cuts_of(stages)}
+        except BaseException as error:
+            _broadcast({"error": f"{type(error).__name__}: {error}"}, group)
+            raise
+    told = _broadcast(told, group)
+    if "error" in told:
+        raise PartitionError(f"rank 0 could not cut the network: {told['error']}")
+    found: list[str] = told["cuts"]
+    if index:
+        try:
+            stages = at(found)
+        except DelaygradError as error:
+            raise type(error)(
+                f"rank {index} cannot cut the network as rank 0 does (cuts: {found}): {error}"
+            ) from error
+    return stages[index], found
+
+
+def _broadcast(value: dict[str, Any], group: dist.ProcessGroup | None) -> dict[str, Any]:
+    """Return the first rank's value on every rank of the group; JSON, so nothing is unpickled."""
+    source = dist.get_global_rank(group, 0) if group is not None else 0
+    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=device)
+    length = torch.tensor([len(text)], device=device)
+    dist.broadcast(length, src=source, group=group)
+    if dist.get_rank(group):
+        text = torch.empty(int(length), dtype=torch.uint8, device=device)
+    dist.broadcast(text, src=source, group=group)
+    told: dict[str, Any] = json.loads(bytes(text.tolist()))
+    return told

@@ -1,0 +1,234 @@
+"""Networks as users bring them: cut by one call, equal to the model, trained exactly.
+
+Each network is captured once; every test works on a copy of the model and its stages.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.utils._pytree as pytree
+from exact import assert_same
+from ranks import run_ranks
+from torch import Tensor, nn
+from zoo import TIED, ZOO, Specimen, specimen
+
+import delaygrad as dg
+from delaygrad.partition import cuts_of, measured_cuts, measurement
+from delaygrad.partition import split as split_function
+from delaygrad.partition.check import checked_stages
+from delaygrad.partition.graph.capture import call_model
+from delaygrad.partition.graph.network import Network
+from delaygrad.partition.merge import mark_stage
+
+split_module = sys.modules[split_function.__module__]
+
+NAMES = [name for name in ZOO if name not in TIED]
+DEPTHS = (2, 3)
+
+
+def naive_loop() -> Any:
+    path = Path(__file__).parents[1] / "equivalence" / "naive.py"
+    spec = importlib.util.spec_from_file_location("naive_for_models", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.NaiveDelayedGradients
+
+
+def sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.05, momentum=0.9)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A network that `split` has cut in two, and what it captured."""
+
+    one: Specimen
+    network: Network
+    stages: list[nn.Module]
+
+
+@cache
+def cut_in_two(name: str) -> Cut:
+    one, made = specimen(name), []
+
+    class Kept(Network):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    model = one.build()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(split_module, "Network", Kept)
+        patch.setattr(measured_cuts, "BUDGET_S", 0.0)
+        for name_of_budget in ("LAYERS_BUDGET_S", "STAGES_BUDGET_S"):
+            patch.setattr(measurement, name_of_budget, 0.0)
+        stages = dg.split(model, 2, sample_inputs=one.batch(*one.sizes))
+    return Cut(one, made[0], stages)
+
+
+@cache
+def cut(name: str, num_stages: int) -> tuple[nn.Module, list[nn.Module]]:
+    """The model and its stages, which share its modules."""
+    found = cut_in_two(name)
+    if num_stages == 2:
+        return found.network.model, found.stages
+    count = len(found.network.names)
+    starts = [count * k // num_stages for k in range(1, num_stages)]
+    stages = checked_stages(found.network, starts)
+    for k, stage in enumerate(stages):
+        mark_stage(stage, k, num_stages)
+    return found.network.model, stages
+
+
+def fresh(name: str, num_stages: int) -> tuple[Specimen, nn.Module, list[nn.Module]]:
+    """A copy of both, for a test to train."""
+    model, stages = copy.deepcopy(cut(name, num_stages))
+    return specimen(name), model, stages
+
+
+def without_dropout(model: nn.Module) -> None:
+    """So that one random stream and one for each stage compute the same."""
+    for module in model.modules():
+        for key, value in vars(module).items():
+            if isinstance(value, float) and ("drop" in key or isinstance(module, nn.Dropout)):
+                setattr(module, key, 0.0)
+
+
+def leaves(outputs: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def named_state(modules: list[nn.Module]) -> dict[str, Tensor]:
+    found = {key: value for module in modules for key, value in module.state_dict().items()}
+    return {key: found[key] for key in sorted(found)}
+
+
+every_network = pytest.mark.parametrize("name", NAMES)
+every_depth = pytest.mark.parametrize("num_stages", DEPTHS)
+
+
+@every_network
+def test_split_alone_cuts_and_keeps_the_users_modules_and_names(name: str) -> None:
+    model, stages = cut(name, 2)
+    assert len(stages) == 2 and all(list(stage.children()) for stage in stages)
+    theirs = {id(parameter): key for key, parameter in model.named_parameters()}
+    ours = {id(p): key for stage in stages for key, p in stage.named_parameters()}
+    assert ours == theirs
+    held = {id(module) for stage in stages for module in stage.modules()}
+    assert held > {id(model.get_submodule(name.split(" (")[0])) for name in cuts_of(stages)}
+
+
+@every_depth
+@every_network
+def test_stages_are_the_model_in_both_modes_and_at_another_size(name: str, num_stages: int) -> None:
+    one, model, stages = fresh(name, num_stages)
+    torch.manual_seed(3)
+    assert dg.check(stages, model, one.batch(*one.other)) == 0.0
+    assert dg.check(stages, model, one.batch(*one.sizes)) == 0.0
+
+
+@every_depth
+@every_network
+def test_ddg_is_the_naive_loop(name: str, num_stages: int) -> None:
+    one, _, stages = fresh(name, num_stages)
+    torch.manual_seed(0)
+    naive = naive_loop()(stages, one.loss, sgd)
+    pipe = dg.LocalPipeline(stages, one.loss, sgd, method=dg.DDG())
+    for inputs, targets in one.batches(5):
+        assert_same(pipe.step(inputs, targets), naive.step(inputs, targets), "loss")
+    pipe.flush()
+    naive.flush()
+    assert_same(named_state(pipe.stages), named_state(naive.stages), "state")
+
+
+@every_depth
+@pytest.mark.parametrize("name", [n.replace("mobilenet", "plain mobilenet") for n in NAMES])
+def test_backpropagation_through_stages_is_the_models_own(name: str, num_stages: int) -> None:
+    one, _, stages = fresh(name, num_stages)
+    model = copy.deepcopy(cut_in_two(name).network.model)
+    for module in (model, *stages):
+        without_dropout(module)
+    optimizer = sgd(list(model.parameters()))
+    pipe = dg.LocalPipeline(stages, one.loss, sgd, method=dg.BP())
+    for inputs, targets in one.batches(4):
+        loss = one.loss(call_model(model, inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert_same(pipe.step(inputs, targets), loss.detach(), "loss")
+    assert_same(named_state(pipe.stages), named_state([model]), "state")
+
+
+@every_network
+def test_predict_is_the_model_in_evaluation_and_changes_nothing(name: str) -> None:
+    one, model, stages = fresh(name, 3)
+    pipe = dg.LocalPipeline(stages, one.loss, sgd, method=dg.DDG())
+    (inputs, targets), _ = one.batches(2)
+    pipe.step(inputs, targets)
+    before = copy.deepcopy(named_state(pipe.stages))
+    predicted = pipe.predict(inputs)
+    assert_same(named_state(pipe.stages), before, "state")
+    model.load_state_dict(dg.merge(pipe.stages).state_dict())
+    with torch.no_grad():
+        expected = call_model(model.eval(), inputs)
+    assert type(predicted) is type(expected)
+    assert_same(leaves(predicted), leaves(expected), "predictions")
+
+
+@every_depth
+@every_network
+def test_merged_stages_load_into_the_models_class(name: str, num_stages: int) -> None:
+    one, model, stages = fresh(name, num_stages)
+    state = dg.merge(stages).state_dict()
+    assert list(state) == list(model.state_dict())
+    one.build().load_state_dict(state, strict=True)
+    assert dg.check([dg.merge(stages)], model, one.batch(*one.sizes)) == 0.0
+
+
+def _train(pipe: Any, one: Specimen) -> dict[str, Any]:
+    losses = [pipe.step(inputs, targets) for inputs, targets in one.batches(4)]
+    pipe.flush()
+    predicted = pipe.predict(one.batches(1)[0][0])
+    states = [dict(module.state_dict()) for module in pipe.modules]
+    return {"losses": losses, "predicted": predicted, "states": states, "cuts": pipe.cuts}
+
+
+def _on_a_rank(rank: int, world_size: int, name: str, cuts: list[str] | None) -> dict[str, Any]:
+    one = ZOO[name]
+    sample = one.build() and one.batch(*one.sizes)
+    pipe = dg.DistributedPipeline.from_model(
+        one.build(), one.loss, sgd, sample_inputs=sample, cuts=cuts, timeout_s=60
+    )
+    torch.manual_seed(0)
+    with pipe:
+        return _train(pipe, one)
+
+
+@pytest.mark.parametrize(
+    ("name", "cuts"), [("unet", None), ("lstm", ["rnns.1"]), ("mobilenet", ["block2"])]
+)
+def test_ranks_cut_alike_by_one_call_and_compute_what_one_process_does(
+    name: str, cuts: list[str] | None
+) -> None:
+    told = run_ranks(_on_a_rank, 2, args=(name, cuts), timeout_s=110)
+    one = ZOO[name]
+    found = told[0]["cuts"]
+    assert found == told[1]["cuts"] and cuts in (None, found)
+    sample = one.build() and one.batch(*one.sizes)
+    stages = dg.split(one.build(), 2, sample_inputs=sample, cuts=found)
+    pipe = dg.LocalPipeline(stages, one.loss, sgd, method=dg.DDG())
+    pipe.cuts = found
+    local = _train(pipe, one)
+    assert_same(told[1]["losses"], local["losses"], "losses")
+    assert_same(told[1]["predicted"], local["predicted"], "predictions")
+    assert_same([told[k]["states"][0] for k in (0, 1)], local["states"], "states")
