@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -142,3 +144,13 @@ def test_ranks_do_not_outlive_a_killed_torchrun(tmp_path: Path) -> None:
         process.kill()
         process.wait()
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks), timeout_s=10)
+
+
+def test_a_run_that_ends_far_above_guessing_says_so(tmp_path: Path) -> None:
+    short = ("--iterations", 20, "--lr-schedule", "constant", "--quiet", "--runtime", "local")
+    told = delaygrad("train", "--run-dir", tmp_path / "run", "--lr", 50, *short)
+    assert told.returncode == 0
+    assert re.search(r"delaygrad: the training loss ended at .* the run has diverged", told.stderr)
+    assert "diverged" in json.loads((tmp_path / "run" / "summary.json").read_text())
+    calm = delaygrad("train", "--run-dir", tmp_path / "calm", *short)
+    assert calm.returncode == 0 and "diverged" not in calm.stderr

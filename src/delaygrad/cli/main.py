@@ -200,3 +200,5 @@ def _finish(summary: dict[str, Any] | None, *, as_json: bool) -> None:
         print(json.dumps(summary, indent=2))
     else:
         print_summary(summary)
+    if "diverged" in summary:
+        print(f"delaygrad: {summary['diverged']}", file=sys.stderr)

@@ -15,6 +15,7 @@ from delaygrad.errors import CheckpointError, WorkerError
 from delaygrad.methods import Method
 from delaygrad.records import StageTrace
 from delaygrad.runtime.batch_identity import BatchId, require_batch_id
+from delaygrad.runtime.habits import HabitGuard
 from delaygrad.runtime.worker import Worker
 from delaygrad.schedule import Action, Schedule, validate
 
@@ -46,6 +47,8 @@ class Pipeline(ABC):
         self._first_batch = 0
         self._failure: str | None = None
         self._closed = False
+        stages = [worker.stage for worker in workers]
+        self._habits = [HabitGuard(stage.optimizer, stage.stage_index) for stage in stages]
 
     def __enter__(self) -> Self:
         return self
@@ -70,6 +73,9 @@ class Pipeline(ABC):
         used alike.
         """
         self._closed = True
+        for guard in self._habits:
+            guard.release()
+        self._habits = []
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -253,6 +259,8 @@ class Pipeline(ABC):
         self._check_usable()
         actions = list(actions)
         loss = None
+        for guard in self._habits:
+            guard.begin()
         try:
             for worker in self._workers.values():
                 worker.stage.partial.take_up()
@@ -268,6 +276,9 @@ class Pipeline(ABC):
         except BaseException as error:
             self._failure = f"{type(error).__name__}: {error}"
             raise
+        finally:
+            for guard in self._habits:
+                guard.end()
         return loss
 
     def _check_open(self) -> None:

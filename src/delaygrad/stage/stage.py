@@ -44,6 +44,7 @@ from delaygrad.stage.network import (
     require_no_replicas,
 )
 from delaygrad.stage.references import References
+from delaygrad.stage.unused_parameters import UnusedParameters
 from delaygrad.stash import (
     BufferStash,
     ParameterStash,
@@ -108,6 +109,7 @@ class Stage:
         self._recomputes = method.recompute and self._waits
         require_modes(module, stage_index)
         self._references = References(module, stage_index)
+        self._unused = UnusedParameters(module, stage_index)
         self._predictions = PredictionGuard(module, stage_index)
         self.device = device_of(module) if device is None else device
         self.version = 0
@@ -242,6 +244,7 @@ class Stage:
     def update(self) -> None:
         """Let the optimizer step; waiting graphs keep the parameters they were built on."""
         self._parameters.before_update()
+        self._unused.look()
         if self.optimizer is not None:
             self.optimizer.step()
             forget_casts(self.device)

@@ -27,6 +27,8 @@ from delaygrad.training.reporter import Reporter
 from delaygrad.training.resuming import describe
 from delaygrad.training.tracing import Tracing
 
+_DIVERGED = 10  # times the loss of guessing
+
 
 class TrainingLoop:
     """Train, evaluate, checkpoint, report.
@@ -262,6 +264,13 @@ class TrainingLoop:
             "stages": _stage_table(self._pipeline, clocks),
             "run_dir": str(self._run_dir),
         }
+        guessing = math.log(self._source.num_classes)
+        if self._last_loss is not None and self._last_loss > _DIVERGED * guessing:
+            summary["diverged"] = (
+                f"the training loss ended at {self._last_loss:.3g}, far above guessing "
+                f"({guessing:.3g}): the run has diverged; lower --lr (now "
+                f"{self._config.base_lr:g}), or use fewer stages or --warmup"
+            )
         if trace is not None:
             summary["trace"] = trace
         run_folder.write_json(self._run_dir / run_folder.SUMMARY, summary)

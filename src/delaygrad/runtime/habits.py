@@ -1,0 +1,83 @@
+"""Habits of ordinary training loops that do nothing, or harm, here: each is told once.
+
+``pipe.step`` has updated when it returns. An ``optimizer.step()`` after it would apply each stage's
+gradient a second time; clipping after it changes gradients that nobody uses any more.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from delaygrad.errors import DelaygradWarning, StageError
+
+
+class HabitGuard:
+    """Watch a stage's optimizer and gradients between two steps of its pipeline.
+
+    Args:
+        optimizer: the stage's; None if it has no parameters.
+        stage_index: its own, for messages.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer | None, stage_index: int) -> None:
+        self._stage_index = stage_index
+        self._parameters: list[nn.Parameter] = []
+        self._applied: tuple[nn.Parameter, int, int] | None = None
+        self._told = False
+        self.training = False
+        """Whether the pipeline is at work: the optimizer may step."""
+        if optimizer is None:
+            return
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        me = weakref.ref(self)  # the optimizer may live longer, and train by hand then
+
+        def before_step(*_: Any) -> None:
+            guard = me()
+            if guard is not None and not guard.training:
+                raise StageError(
+                    f"optimizer.step() was called outside the pipeline (stage: {stage_index}); "
+                    "pipe.step has updated already, so leave it out; to train by hand, close the "
+                    "pipeline first"
+                )
+
+        self._handle = optimizer.register_step_pre_hook(before_step)
+
+    def begin(self) -> None:
+        """The pipeline goes to work."""
+        self.training = True
+        applied, self._applied = self._applied, None
+        if applied is None:
+            return
+        parameter, identity, writes = applied
+        gradient = parameter.grad
+        if gradient is None or (id(gradient) == identity and gradient._version == writes):
+            return
+        if not self._told and bool((gradient != 0).any()):  # zero_grad is needless, but harmless
+            self._told = True
+            warnings.warn(
+                f"gradients were changed after pipe.step had applied them (stage: "
+                f"{self._stage_index}), which does nothing; clip in a step pre-hook of the "
+                "stage's optimizer (docs/semantics.md has an example)",
+                DelaygradWarning,
+                stacklevel=4,  # who calls pipe.step
+            )
+
+    def end(self) -> None:
+        """The pipeline has done its work."""
+        self.training = False
+        for parameter in self._parameters:
+            gradient: Tensor | None = parameter.grad
+            if gradient is not None:
+                if gradient.layout == torch.strided:
+                    self._applied = parameter, id(gradient), gradient._version
+                return
+
+    def release(self) -> None:
+        """Let the optimizer go."""
+        if self._parameters:
+            self._handle.remove()
