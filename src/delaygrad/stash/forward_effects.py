@@ -108,7 +108,12 @@ def carry(met: Met, live: nn.Parameter, alias: nn.Parameter) -> None:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    # NaN is the same as NaN: a run that has diverged says so, and nothing else.
+    return torch.equal(one, other) or bool(
+        ((one == other) | ((one != one) & (other != other))).all()
+    )
 
 
 def _same_attributes(one: dict[str, Any], other: dict[str, Any]) -> bool:
