@@ -103,13 +103,11 @@ def test_a_state_of_another_dtype_is_refused() -> None:
 
 def test_a_timetable_that_cannot_work_is_refused_at_once() -> None:
     # It showed as a wait for a message that nobody would send.
-    class Rushed(dg.BP):
-        @property
-        def schedule(self) -> Schedule:
-            return Schedule("rushed", lambda k, num_stages: num_stages - 1 - k, lambda k, _: 0)
-
+    rushed = Schedule("rushed", lambda k, num_stages: num_stages - 1 - k, lambda k, _: 0)
     with pytest.raises(dg.ScheduleError, match="too early"):
-        pipeline([nn.Linear(1, 1), nn.Linear(1, 1)], method=Rushed())
+        pipeline(
+            [nn.Linear(1, 1), nn.Linear(1, 1)], method=dg.Method(name="rushed", schedule=rushed)
+        )
 
 
 def test_a_parameter_given_to_the_optimizer_later_gets_one_gradient_at_a_time() -> None:

@@ -24,7 +24,7 @@ from delaygrad.errors import (
     TransportError,
     WorkerError,
 )
-from delaygrad.methods import BP, DDG, DNI, Method
+from delaygrad.methods import BP, DDG, DNI, FDG, FR, Lookahead, Method
 from delaygrad.partition import check, merge, split
 from delaygrad.planning import plan
 from delaygrad.runtime import DistributedPipeline, LocalPipeline
@@ -35,6 +35,8 @@ __all__ = [
     "BP",
     "DDG",
     "DNI",
+    "FDG",
+    "FR",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -42,6 +44,7 @@ __all__ = [
     "DelaygradWarning",
     "DistributedPipeline",
     "LocalPipeline",
+    "Lookahead",
     "Method",
     "NonFiniteLossError",
     "PartitionError",

@@ -379,7 +379,7 @@ def without_parameters_below() -> list[nn.Module]:
             r"another network \(stage: 0; 0.0.weight there",
         ),
         ({"num_stages": 4}, r"num_stages there: 4, here: 3"),
-        ({"method": dg.BP()}, r"method there: BP\(\), here: DDG\(\)"),
+        ({"method": dg.BP()}, r"method.name there: bp, here: ddg"),
         ({"optimizer": "adam"}, r"another optimizer \(stage: 0, there: Adam, here: SGD\)"),
     ],
     ids=["widths", "no parameters", "stages", "method", "optimizer"],

@@ -89,7 +89,7 @@ class NaiveDNI:
 
 def synthesizers_of(pipe: dg.LocalPipeline) -> list[dict[str, Tensor]]:
     states = pipe.state_dict()["stages"].values()
-    return [state["synthesizer"]["model"] for state in states if "synthesizer" in state]
+    return [state["local"]["model"] for state in states if state["local"]]
 
 
 @pytest.mark.parametrize("labels", [0, CLASSES])
@@ -188,9 +188,9 @@ def test_gradients_have_no_delay_and_targets_the_lag_of_the_schedule() -> None:
     for inputs, targets in batches(4, (6,)):
         pipe.step(inputs, targets)
     states = pipe.state_dict()["stages"]
-    assert [len(states[k].get("pending_targets", [])) for k in "012"] == [2, 1, 0]
+    assert [len(states[k]["learning"]) for k in "012"] == [2, 1, 0]
     pipe.flush()
-    assert all(not state.get("pending_targets") for state in pipe.state_dict()["stages"].values())
+    assert all(not state["learning"] for state in pipe.state_dict()["stages"].values())
 
 
 def test_labels_are_wanted_everywhere_or_only_by_the_loss() -> None:
@@ -216,7 +216,7 @@ def test_labels_are_wanted_everywhere_or_only_by_the_loss() -> None:
     ids=["length", "dtype", "none", "dict", "positions"],
 )
 def test_labels_that_do_not_fit_are_refused(outputs: Tensor, targets: Any, message: str) -> None:
-    network = dg.DNI(num_classes=CLASSES).make_synthesizer(outputs.shape)
+    network = dg.DNI(num_classes=CLASSES).error_gradient.make_synthesizer(outputs.shape)
     with pytest.raises(StageError, match=message):
         network(outputs, targets)
 
@@ -248,14 +248,14 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 def test_a_state_without_synthesizers_is_refused() -> None:
     pipe = make_pipe(dg.DNI(synthesizer_width=4))
     state = pipe.state_dict()
-    del state["stages"]["0"]["synthesizer"]
-    with pytest.raises(CheckpointError, match="no synthesizer"):
+    state["stages"]["0"]["local"] = None
+    with pytest.raises(CheckpointError, match="another method"):
         pipe.load_state_dict(state)
 
 
 def test_a_label_per_sample_serves_all_positions() -> None:
     torch.manual_seed(0)
-    network = dg.DNI(num_classes=CLASSES, synthesizer_width=8).make_synthesizer(
+    network = dg.DNI(num_classes=CLASSES, synthesizer_width=8).error_gradient.make_synthesizer(
         torch.Size((4, 3, 6))
     )
     nn.init.normal_(network.layers[-1].weight)

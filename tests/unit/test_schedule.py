@@ -19,10 +19,11 @@ from delaygrad.schedule import (
     flush,
     locked,
     render,
+    unlocked,
     validate,
 )
 
-UNLOCKED = Schedule("unlocked", lambda k, K: k, lambda k, K: 2 * (K - 1 - k))
+UNLOCKED = unlocked()
 SCHEDULES = [
     LOCKED,
     FLUSH,

@@ -1,14 +1,21 @@
-"""The published methods, one per file: immutable values beside their papers."""
+"""The published methods, one per file, and the axes that they choose on.
 
-import dataclasses
+A file in this folder that uses ``published`` is found here: nothing else has to name it.
+"""
+
+import importlib
+import pkgutil
 
 from delaygrad.methods.bp import BP
 from delaygrad.methods.ddg import DDG
 from delaygrad.methods.dni import DNI
-from delaygrad.methods.method import Method
+from delaygrad.methods.fdg import FDG
+from delaygrad.methods.fr import FR
+from delaygrad.methods.lookahead import Lookahead
+from delaygrad.methods.method import METHODS, Method, options_of, published
 
-METHODS: dict[str, type[Method]] = {"bp": BP, "ddg": DDG, "dni": DNI}
-"""Methods by the name that the command line takes."""
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
 
 
 def foreign_options(method: str) -> set[str]:
@@ -21,10 +28,11 @@ def foreign_options(method: str) -> set[str]:
         >>> "slack" in foreign_options("bp"), "micro_batches" in foreign_options("bp")
         (True, False)
     """
-    options = {
-        name: {field.name for field in dataclasses.fields(kind)} for name, kind in METHODS.items()
-    }
-    return set().union(*options.values()) - options[method] if method in options else set()
+    every = {option for name in METHODS for option in options_of(name)}
+    return every - set(options_of(method)) if method in METHODS else set()
 
 
-__all__ = ["BP", "DDG", "DNI", "METHODS", "Method", "foreign_options"]
+__all__ = [
+    "BP", "DDG", "DNI", "FDG", "FR", "METHODS", "Lookahead", "Method", "foreign_options",
+    "options_of", "published",
+]  # fmt: skip

@@ -7,39 +7,33 @@ Rumelhart, Hinton, Williams, "Learning representations by back-propagating error
 One stage works at a time; the stages wait for the forward of those below and for the backward of
 those above. With ``micro_batches`` the gradient is accumulated over parts of the batch; the loss is
 the mean over the batch still, but what sees a whole batch at once (BatchNorm) sees a part.
-Deviations: none.
+Deviations: none. ``lookahead``
+takes the gradient at predicted parameters instead, the fair rival of methods that predict.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from delaygrad.methods.axes import Live, Predicted
+from delaygrad.methods.method import Method, published
+from delaygrad.schedule import flush
 
-from delaygrad.methods.method import Method
-from delaygrad.schedule import Schedule, flush
 
-
-@dataclass(frozen=True, repr=False)
-class BP(Method):
+@published("backpropagation")
+def BP(micro_batches: int = 1, lookahead: float = 0.0) -> Method:
     """Backpropagation, one batch at a time.
 
     Args:
         micro_batches: parts that a batch is split into, at least 1; the loss must be a mean over
             the batch.
+        lookahead: h, to take gradients at w + h (w - w_prev); 0 is plain backpropagation. With
+            heavy-ball momentum, 1 comes close to Nesterov's momentum.
+
+    Raises:
+        ScheduleError: there is no micro-batch.
 
     Example:
         >>> BP().schedule.delay(0, 4)
         0
     """
-
-    micro_batches: int = 1
-
-    def __post_init__(self) -> None:
-        flush(self.micro_batches)  # raises where it means nothing
-
-    @property
-    def name(self) -> str:
-        return "bp"
-
-    @property
-    def schedule(self) -> Schedule:
-        return flush(self.micro_batches)
+    forward_weights = Predicted(offset=lookahead) if lookahead else Live()
+    return Method(name="bp", schedule=flush(micro_batches), forward_weights=forward_weights)

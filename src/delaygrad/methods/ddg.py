@@ -46,17 +46,23 @@ Options, none of them in the paper; with the defaults the rule is the paper's:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 
-from delaygrad.methods.method import Method
-from delaygrad.schedule import Schedule, locked
+from delaygrad.methods.axes import Graph, Linearise, Replay
+from delaygrad.methods.axes.linearise import Weights
+from delaygrad.methods.method import Method, published
+from delaygrad.schedule import locked
 
 
-@dataclass(frozen=True, repr=False)
-class DDG(Method):
+@published("decoupled parallel backpropagation with delayed gradients")
+def DDG(
+    slack: int = 0,
+    micro_batches: int = 1,
+    recompute: bool = False,
+    stash_dtype: torch.dtype | None = None,
+    boundary_dtype: torch.dtype | None = None,
+    weights: Weights = "stash",
+) -> Method:
     """Decoupled delayed gradients, exactly as published unless an option says otherwise.
 
     Args:
@@ -84,39 +90,21 @@ class DDG(Method):
     References:
         Huo et al., ICML 2018, arXiv:1804.10574, Algorithms 1 and 2.
     """
-
-    slack: int = 0
-    micro_batches: int = 1
-    recompute: bool = False
-    stash_dtype: torch.dtype | None = None
-    boundary_dtype: torch.dtype | None = None
-    weights: Literal["stash", "live"] = "stash"
-
-    def __post_init__(self) -> None:
-        locked(self.slack, self.micro_batches)  # raises where they mean nothing
-        for name in ("stash_dtype", "boundary_dtype"):
-            dtype = getattr(self, name)
-            if dtype not in (None, torch.bfloat16, torch.float16):
-                raise ValueError(
-                    f"{name} must be torch.bfloat16 or torch.float16 ({name}: {dtype}); "
-                    "leave it out to round nothing"
-                )
-        if self.recompute and self.stash_dtype is not None:
-            raise ValueError(
-                "with recompute no activations wait that stash_dtype could round; leave one out"
-            )
-        if self.weights not in ("stash", "live"):
-            raise ValueError(f"weights must be 'stash' or 'live' (weights: {self.weights!r})")
-        if self.recompute and self.weights == "live":
-            raise ValueError(
-                "with weights='live' the activations must be those of the forward, which recompute "
-                "does not keep; leave one out"
-            )
-
-    @property
-    def name(self) -> str:
-        return "ddg"
-
-    @property
-    def schedule(self) -> Schedule:
-        return locked(self.slack, self.micro_batches)
+    linearise: Linearise = Graph(weights, stash_dtype)
+    if recompute and stash_dtype is not None:
+        raise ValueError(
+            "with recompute no activations wait that stash_dtype could round; leave one out"
+        )
+    if recompute and weights == "live":
+        raise ValueError(
+            "with weights='live' the activations must be those of the forward, which recompute "
+            "does not keep; leave one out, or take FR, which computes them anew"
+        )
+    if recompute:
+        linearise = Replay()
+    return Method(
+        name="ddg",
+        schedule=locked(slack, micro_batches),
+        linearise=linearise,
+        boundary_dtype=boundary_dtype,
+    )

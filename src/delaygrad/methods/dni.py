@@ -43,18 +43,19 @@ Choices that the paper leaves open or makes otherwise:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
-from torch import nn
-
-from delaygrad.methods.method import Method
-from delaygrad.methods.synthesizer import Synthesizer
-from delaygrad.schedule import Schedule, locked
+from delaygrad.methods.axes import Synthetic
+from delaygrad.methods.method import Method, published
+from delaygrad.schedule import locked
 
 
-@dataclass(frozen=True, repr=False)
-class DNI(Method):
+@published("decoupled neural interfaces, with synthetic gradients")
+def DNI(
+    num_classes: int | None = None,
+    synthesizer_width: int | None = None,
+    synthesizer_layers: int = 2,
+    synthesizer_kernel: int = 5,
+    synthesizer_lr: float = 1e-4,
+) -> Method:
     """Synthetic gradients: every stage updates at once, with a predicted error gradient.
 
     Args:
@@ -75,50 +76,7 @@ class DNI(Method):
     References:
         Jaderberg et al., ICML 2017, arXiv:1608.05343, Section 2. Differs: see the file.
     """
-
-    num_classes: int | None = None
-    synthesizer_width: int | None = None
-    synthesizer_layers: int = 2
-    synthesizer_kernel: int = 5
-    synthesizer_lr: float = 1e-4
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("num_classes", 2), ("synthesizer_width", 1), ("synthesizer_layers", 0),
-            ("synthesizer_kernel", 1),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least} ({name}: {value})")
-        if self.synthesizer_kernel % 2 == 0:
-            raise ValueError(f"synthesizer_kernel must be odd ({self.synthesizer_kernel})")
-        if not self.synthesizer_lr > 0:
-            raise ValueError(f"synthesizer_lr must be positive ({self.synthesizer_lr})")
-
-    @property
-    def name(self) -> str:
-        return "dni"
-
-    @property
-    def schedule(self) -> Schedule:
-        return locked()
-
-    @property
-    def synthesizes(self) -> bool:
-        return True
-
-    @property
-    def sees_labels(self) -> bool:
-        return self.num_classes is not None
-
-    def make_synthesizer(self, shape: torch.Size) -> nn.Module:
-        return Synthesizer(
-            shape,
-            num_classes=self.num_classes,
-            width=self.synthesizer_width,
-            num_hidden=self.synthesizer_layers,
-            kernel_size=self.synthesizer_kernel,
-        )
-
-    def make_synthesizer_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=self.synthesizer_lr)
+    synthetic = Synthetic(
+        num_classes, synthesizer_width, synthesizer_layers, synthesizer_kernel, synthesizer_lr
+    )
+    return Method(name="dni", schedule=locked(), error_gradient=synthetic)

@@ -1,118 +1,164 @@
-"""What a method is: a choice on a few axes.
+"""What a method is: a value on each of a few axes.
 
-    axis             question                                              here
-    schedule         which batch goes forward, which backward, when?       ``schedule``
-    linearisation    what is kept of a batch until its backward, and which ``recompute``,
-                     parameters does it meet?                              ``stash_dtype``,
-                                                                           ``weights``
-    error gradient   what happens to it on its way down?                   ``outgoing_gradient``,
-                                                                           ``boundary_dtype``
-                     or is it predicted on the spot?                       ``make_synthesizer``
-    update           how many micro-batches make one?                      ``schedule``
+    axis             question                                               values
+    schedule         which batch goes forward, which backward, when?        locked, unlocked, flush
+    forward_weights  which parameters does a batch meet?                    Live, Predicted
+    linearise        what waits until its backward, with which parameters?  Graph, Replay
+    error_gradient   where does the stage's error gradient come from?       Received, Shrunk,
+                                                                            Synthetic
+    boundary_dtype   in which type do tensors cross boundaries?
+    update           what happens around the optimizer's step?              a chain of Updates
 
-The optimizer is the user's. Axes on which the methods here do not yet differ have no field.
+The optimizer is the user's. A published method is a function in its own file, beside its paper,
+that returns a ``Method``; ``published`` puts it into ``METHODS``, from which the command line takes
+its choices.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
-from typing import Literal
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ParamSpec
 
 import torch
-from torch import Tensor, nn
 
+from delaygrad.methods.axes import (
+    ErrorGradient,
+    ForwardWeights,
+    Graph,
+    Linearise,
+    Live,
+    Predicted,
+    Received,
+    Replay,
+    Update,
+    plain,
+    require_narrow,
+)
 from delaygrad.schedule import Schedule
 
+P = ParamSpec("P")
 
-@dataclass(frozen=True, repr=False)
-class Method(ABC):
-    """An immutable choice; compare two with ``==``, print one to see what is not its default.
 
-    Published methods are frozen dataclasses too; with ``repr=False`` they print like this one.
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Method:
+    """A rule to train by; immutable. Compare two with ``==``.
+
+    Args:
+        name: what the literature calls it, in lower case.
+        schedule: which batch each stage takes forward and backward in each tick.
+        forward_weights: the parameters that a batch meets.
+        linearise: what waits for the backward, and which parameters the backward meets.
+        error_gradient: where a stage's error gradient comes from.
+        boundary_dtype: ``torch.bfloat16`` or ``torch.float16`` for float32 tensors that cross
+            boundaries; None sends them as they are.
+        update: transformations of every stage's update, in order.
+        title: one line for people; None is the name.
+
+    Raises:
+        ValueError: two values do not go together.
+
+    Example:
+        >>> from delaygrad.schedule import locked
+        >>> Method(name="mine", schedule=locked(micro_batches=4), linearise=Replay())
+        Method(name='mine', schedule=locked(micro_batches=4), linearise=Replay())
     """
 
+    name: str
+    schedule: Schedule
+    forward_weights: ForwardWeights = Live()
+    linearise: Linearise = Graph()
+    error_gradient: ErrorGradient = Received()
+    boundary_dtype: torch.dtype | None = None
+    update: tuple[Update, ...] = ()
+    title: str | None = field(default=None, compare=False)
+    call: str | None = field(default=None, compare=False)
+    """How a published method was made, for people; ``published`` sets it."""
+
+    def __post_init__(self) -> None:
+        require_narrow("boundary_dtype", self.boundary_dtype)
+        predicts = isinstance(self.forward_weights, Predicted)
+        if predicts and self.linearise == Graph(weights="live"):
+            raise ValueError(
+                "a graph with live weights has no predicted ones to keep; take Replay or "
+                'weights="stash"'
+            )
+        if self.error_gradient.is_local and (predicts or self.schedule.micro_batches > 1):
+            raise ValueError(
+                "with a local error gradient every update is immediate; leave out predictions and "
+                f"micro-batches (forward_weights: {self.forward_weights}, micro_batches: "
+                f"{self.schedule.micro_batches})"
+            )
+
     def __repr__(self) -> str:
+        if self.call is not None:
+            return self.call
         chosen = [
-            f"{field.name}={getattr(self, field.name)!r}"
-            for field in fields(self)
-            if getattr(self, field.name) != field.default
+            f"{axis.name}={getattr(self, axis.name)!r}"
+            for axis in fields(self)
+            if getattr(self, axis.name) != axis.default
         ]
-        return f"{type(self).__name__}({', '.join(chosen)})"
+        return f"Method({', '.join(chosen)})"
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """What the literature calls it, in lower case."""
+    def to_json(self) -> dict[str, Any]:
+        """Return what ranks agree on and checkpoints record: the name and every axis value."""
+        return {axis.name: plain(getattr(self, axis.name)) for axis in fields(self) if axis.compare}
 
-    @property
-    @abstractmethod
-    def schedule(self) -> Schedule:
-        """Which batch each stage takes forward and backward in each iteration."""
+    def delay(self, stage_index: int, num_stages: int) -> int:
+        """Return how many updates old a gradient is, at most, when the stage applies it."""
+        is_last = stage_index == num_stages - 1
+        if self.error_gradient.is_local and not is_last:
+            return 0
+        return self.schedule.delay(stage_index, num_stages)
 
     @property
     def recompute(self) -> bool:
-        """Whether a waiting batch keeps its inputs only, and runs its forward again.
-
-        Exact: with the parameters and the random numbers of its forward. A stage whose lag is 0
-        has no use for it and keeps its graph.
-        """
-        return False
+        """Whether a waiting batch keeps its inputs only."""
+        return isinstance(self.linearise, Replay)
 
     @property
     def stash_dtype(self) -> torch.dtype | None:
         """The type in which waiting graphs keep their activations; None is that of the graph."""
-        return None
+        return self.linearise.stash_dtype if isinstance(self.linearise, Graph) else None
 
-    @property
-    def weights(self) -> Literal["stash", "live"]:
-        """The parameters that a backward meets: those of its forward, or those of today."""
-        return "stash"
 
-    @property
-    def synthesizes(self) -> bool:
-        """Whether stages predict the error gradient of their output, and update at once."""
-        return False
+METHODS: dict[str, Callable[..., Method]] = {}
+"""The published methods, by the name that the command line takes."""
 
-    @property
-    def sees_labels(self) -> bool:
-        """Whether what predicts the error gradient is shown the targets."""
-        return False
 
-    def make_synthesizer(self, shape: torch.Size) -> nn.Module:
-        """Build what predicts the error gradient of an output tensor.
+def options_of(name: str) -> dict[str, inspect.Parameter]:
+    """Return the options of a published method, by name.
 
-        Args:
-            shape: of the tensor, the batch first.
+    Example:
+        >>> list(options_of("fr"))
+        ['slack', 'micro_batches']
+    """
+    return dict(inspect.signature(METHODS[name]).parameters)
 
-        Returns:
-            A module of ``(output, targets)``, whose result has the output's shape: for each sample
-            the gradient of its own loss. ``targets`` is None unless it ``sees_labels``.
 
-        Raises:
-            StageError: not for a tensor of this shape.
-        """
-        raise NotImplementedError(f"{self.name} does not synthesize error gradients")
+def published(title: str) -> Callable[[Callable[P, Method]], Callable[P, Method]]:
+    """Register a function that makes a published method; its arguments are the options.
 
-    def make_synthesizer_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """Make the optimizer of a stage's synthesizers."""
-        raise NotImplementedError(f"{self.name} does not synthesize error gradients")
+    Args:
+        title: of the method, one line for people.
+    """
 
-    def delay(self, stage_index: int, num_stages: int) -> int:
-        """Return how many updates old a gradient is when the stage applies it."""
-        return 0 if self.synthesizes else self.schedule.delay(stage_index, num_stages)
+    def register(make: Callable[P, Method]) -> Callable[P, Method]:
+        signature = inspect.signature(make)
 
-    @property
-    def boundary_dtype(self) -> torch.dtype | None:
-        """The type in which float32 tensors cross boundaries; None is their own."""
-        return None
+        @functools.wraps(make)
+        def named(*args: P.args, **kwargs: P.kwargs) -> Method:
+            given = signature.bind(*args, **kwargs).arguments
+            defaults = {name: option.default for name, option in signature.parameters.items()}
+            chosen = [
+                f"{name}={value!r}" for name, value in given.items() if value != defaults[name]
+            ]
+            call = f"{make.__name__}({', '.join(chosen)})"
+            return replace(make(*args, **kwargs), title=title, call=call)
 
-    def outgoing_gradient(self, grad_input: Tensor, stage_index: int, num_stages: int) -> Tensor:
-        """Return what a stage sends to the stage below in place of its error gradient.
+        METHODS[make.__name__.lower()] = named
+        return named
 
-        Args:
-            grad_input: the loss's gradient for one input tensor of the stage; same shape.
-            stage_index: the sender, 1..K-1.
-            num_stages: K.
-        """
-        return grad_input
+    return register

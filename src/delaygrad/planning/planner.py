@@ -190,7 +190,7 @@ def plan(
 
 
 def _check(method: Method, counts: list[int], speeds: Sequence[float] | None) -> None:
-    if method.synthesizes:
+    if method.error_gradient.is_local:
         raise ConfigError(
             f"the cost of synthesizers is not measured (method: {method.name}); plan ddg or bp"
         )

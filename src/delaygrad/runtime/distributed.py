@@ -17,7 +17,7 @@ from delaygrad.runtime.cutting import cut_alike
 from delaygrad.runtime.links import Links
 from delaygrad.runtime.pipeline import Pipeline
 from delaygrad.runtime.worker import Worker
-from delaygrad.stage import LossFunction, LossWeight, MakeOptimizer, device_of, stage_class
+from delaygrad.stage import LossFunction, LossWeight, MakeOptimizer, Stage, device_of
 from delaygrad.transport import Message, Receiver
 
 _NOT_INITIALISED = (
@@ -91,7 +91,7 @@ class DistributedPipeline(Pipeline):
         try:
             seed = links.agree(method)
             links.require_untied(stage)
-            arithmetic = stage_class(method, index, num_stages)(
+            arithmetic = Stage(
                 stage,
                 make_optimizer,
                 stage_index=index,

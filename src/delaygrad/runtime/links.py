@@ -77,11 +77,12 @@ class Links:
             TransportError: a rank is missing.
         """
         with self._meeting():
-            said = exchange.all_gather((repr(method), torch.initial_seed()), self.groups.first)
-        if len({name for name, _ in said}) > 1:
-            given = ", ".join(f"stage {k}: {name}" for k, (name, _) in enumerate(said))
+            own = method.to_json(), repr(method), torch.initial_seed()
+            said = exchange.all_gather(own, self.groups.first)
+        if any(identity != said[0][0] for identity, _, _ in said):
+            given = ", ".join(f"stage {k}: {name}" for k, (_, name, _) in enumerate(said))
             raise ScheduleError(f"the ranks were given different methods ({given})")
-        seed: int = said[0][1]
+        seed: int = said[0][2]
         return seed
 
     def require_untied(self, stage: nn.Module) -> None:

@@ -14,7 +14,7 @@ from delaygrad.partition.layers import Layer
 from delaygrad.partition.sharing import check_cuts, find_ties
 from delaygrad.runtime.pipeline import Pipeline
 from delaygrad.runtime.worker import Worker
-from delaygrad.stage import LossFunction, LossWeight, MakeOptimizer, stage_class
+from delaygrad.stage import LossFunction, LossWeight, MakeOptimizer, Stage
 from delaygrad.transport import Queue
 
 
@@ -79,7 +79,7 @@ class LocalPipeline(Pipeline):
         upward: list[Queue | None] = [None, *(Queue() for _ in stages[1:]), None]
         workers = [
             Worker(
-                stage_class(method, k, len(stages))(
+                Stage(
                     module,
                     make_optimizer,
                     stage_index=k,

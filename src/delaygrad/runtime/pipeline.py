@@ -217,7 +217,7 @@ class Pipeline(ABC):
         return {
             "format": _FORMAT,
             "num_stages": self.num_stages,
-            "method": repr(self.method),
+            "method": self.method.to_json(),
             "iteration": self.iteration,
             "first_batch": self._first_batch,
             "stages": {str(k): worker.state_dict() for k, worker in self._workers.items()},
@@ -234,11 +234,12 @@ class Pipeline(ABC):
         """
         self._check_usable()
         self._interrupt()
-        ours = {"format": _FORMAT, "num_stages": self.num_stages, "method": repr(self.method)}
+        ours = {"format": _FORMAT, "num_stages": self.num_stages, **_flat(self.method.to_json())}
+        theirs = {**state, **_flat(state.get("method", {}))}
         for key, here in ours.items():
-            if state.get(key) != here:
+            if theirs.get(key) != here:
                 raise CheckpointError(
-                    f"the checkpoint is of another pipeline ({key} there: {state.get(key)}, "
+                    f"the checkpoint is of another pipeline ({key} there: {theirs.get(key)}, "
                     f"here: {here})"
                 )
         missing = [k for k in self._workers if str(k) not in state["stages"]]
@@ -292,6 +293,11 @@ class Pipeline(ABC):
                 f"the pipeline stopped in the middle of its work ({self._failure}); "
                 "make a new one and load its last state"
             )
+
+
+def _flat(method: dict[str, Any]) -> dict[str, Any]:
+    """Name each value of a method's identity by its axis."""
+    return {f"method.{axis}": value for axis, value in method.items()}
 
 
 def _check_schedule(schedule: Schedule, num_stages: int) -> None:

@@ -2,7 +2,7 @@
 
 from delaygrad.schedule.action import Action, Kind
 from delaygrad.schedule.render import render
-from delaygrad.schedule.schedule import FLUSH, LOCKED, Schedule, flush, locked
+from delaygrad.schedule.schedule import FLUSH, LOCKED, Schedule, flush, locked, unlocked
 from delaygrad.schedule.validation import validate
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "flush",
     "locked",
     "render",
+    "unlocked",
     "validate",
 ]

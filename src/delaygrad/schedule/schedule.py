@@ -9,6 +9,7 @@ say it all. With stages k = 0..K-1, in tick t stage k takes
 
     schedule   offset(k)   lag(k)                  published as
     locked     0           (K-1-k) (1 + slack)     DDG, with slack = 0
+    unlocked   k           2 (K-1-k)               FDG, ADL, PipeDream's delays
     flush      0           0                       backpropagation, one stage at a time
 
 A micro-batch that would be before the first (the *fill*) or after the last (the *drain*) is left
@@ -18,14 +19,16 @@ ceil(lag / M): it falls with M.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from delaygrad.errors import ScheduleError
 from delaygrad.schedule.action import Action, Kind
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Schedule:
     """The timetable of all stages, as a rule.
 
@@ -103,6 +106,20 @@ class Schedule:
         """
         age = self.offset(stage_index, num_stages) + self.lag(stage_index, num_stages)
         return age % self.micro_batches != 0
+
+    def __repr__(self) -> str:
+        rule = repr(self.lag_rule) if dataclasses.is_dataclass(self.lag_rule) else ""
+        parts = [rule, f"micro_batches={self.micro_batches}" if self.micro_batches > 1 else ""]
+        return f"{self.name}({', '.join(filter(None, parts))})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values that tell two schedules apart."""
+        return {
+            "name": self.name,
+            "offset": _named(self.offset_rule),
+            "lag": _named(self.lag_rule),
+            "micro_batches": self.micro_batches,
+        }
 
     def messages_under_way(self, stage_index: int, num_stages: int) -> int:
         """Messages of one direction between a stage and the next that need not wait in turn.
@@ -205,6 +222,14 @@ def _no_ticks(stage_index: int, num_stages: int) -> int:
     return 0
 
 
+def _stages_below(stage_index: int, num_stages: int) -> int:
+    return stage_index
+
+
+def _twice_the_stages_above(stage_index: int, num_stages: int) -> int:
+    return 2 * (num_stages - 1 - stage_index)
+
+
 @dataclass(frozen=True)
 class _StagesAbove:
     """(K-1-k) (1 + slack), as a value that can be compared."""
@@ -213,6 +238,16 @@ class _StagesAbove:
 
     def __call__(self, stage_index: int, num_stages: int) -> int:
         return (num_stages - 1 - stage_index) * (1 + self.slack)
+
+    def __repr__(self) -> str:
+        return f"slack={self.slack}" if self.slack else ""
+
+
+def _named(rule: Callable[[int, int], int]) -> str:
+    """Tell a rule by its name, and by its values if it has some."""
+    if dataclasses.is_dataclass(rule) and not isinstance(rule, type):
+        return f"{type(rule).__qualname__.lstrip('_')}{dataclasses.astuple(rule)}"
+    return getattr(rule, "__qualname__", repr(rule)).lstrip("_")
 
 
 def locked(slack: int = 0, micro_batches: int = 1) -> Schedule:
@@ -235,6 +270,18 @@ def locked(slack: int = 0, micro_batches: int = 1) -> Schedule:
     if slack < 0:
         raise ScheduleError(f"slack must not be negative (slack: {slack})")
     return Schedule("locked", _no_ticks, _StagesAbove(slack), micro_batches)
+
+
+def unlocked(micro_batches: int = 1) -> Schedule:
+    """Let a micro-batch climb one stage per tick, and its error gradient come down one per tick.
+
+    No stage waits for the forward of the stages below in the same tick either.
+
+    Example:
+        >>> [unlocked().delay(k, 4) for k in range(4)]
+        [6, 4, 2, 0]
+    """
+    return Schedule("unlocked", _stages_below, _twice_the_stages_above, micro_batches)
 
 
 def flush(micro_batches: int = 1) -> Schedule:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from delaygrad.boundary import Structure, Tree, dense, flatten, narrowed, unflatten, widened
+from delaygrad.errors import CheckpointError
 from delaygrad.methods import Method
 from delaygrad.random_stream import RandomStream, stage_seed
 from delaygrad.stage.losses import LossWeight, StageLoss
@@ -45,12 +46,15 @@ from delaygrad.stage.network import (
 )
 from delaygrad.stage.references import References
 from delaygrad.stage.unused_parameters import UnusedParameters
+from delaygrad.stage.update import UpdateChain
 from delaygrad.stash import (
     BufferStash,
     ParameterStash,
     ParameterVersion,
     PartialGradients,
     Pending,
+    PendingTarget,
+    PredictedStash,
     Stash,
     as_it_was,
     autocast_dtype,
@@ -103,10 +107,17 @@ class Stage:
         self.num_stages = num_stages
         self.method = method
         self.delay = method.schedule.delay(stage_index, num_stages)
-        self._waits = method.schedule.lag(stage_index, num_stages) > 0
-        if self._waits:
+        waits = method.schedule.lag(stage_index, num_stages) > 0
+        horizon = method.forward_weights.horizon_in_updates(
+            method.schedule, stage_index, num_stages
+        )
+        is_local = method.error_gradient.is_local and not self.is_last
+        self._waits = waits and not is_local
+        if self._waits or horizon is not None:
             require_no_replicas(module)
         self._recomputes = method.recompute and self._waits
+        self._replays_live = self._recomputes and method.linearise.weights == "live"
+        self._keeps_version = (self._waits and not self._replays_live) or horizon is not None
         require_modes(module, stage_index)
         self._references = References(module, stage_index)
         self._unused = UnusedParameters(module, stage_index)
@@ -133,8 +144,16 @@ class Stage:
         seed = torch.initial_seed() if seed is None else seed
         own_seed = stage_seed(seed, stage_index) if num_stages > 1 else None
         self._random = RandomStream(self.device, own_seed)
-        self._parameters = ParameterStash(module, live=method.weights == "live")
+        self._parameters = (
+            ParameterStash(module, live=method.linearise.weights == "live")
+            if horizon is None
+            else PredictedStash(module, horizon)
+        )
         self._buffers = BufferStash(module)
+        self._chain = UpdateChain(method.update, module, self.delay)
+        self._local = method.error_gradient.make_local(self.device) if is_local else None
+        self._newest: ParameterVersion | None = None  # that a backward has met, for the chain
+        self._learning: Stash[PendingTarget] = Stash("target")
         self._pending: Stash[Pending] = Stash("forward pass")
 
     @property
@@ -150,7 +169,7 @@ class Stage:
     @property
     def wants_targets(self) -> bool:
         """Whether the forward pass takes targets."""
-        return self.is_last
+        return self.is_last or self.method.error_gradient.sees_targets
 
     def forward(
         self, batch_index: int, inputs: Tree, targets: Any = None, share: float = 1.0
@@ -161,7 +180,7 @@ class Stage:
             batch_index: the tick at which the batch entered the network.
             inputs: a tensor, or a tuple, list or dict of tensors, on any device; on stages above
                 the first, those with ``requires_grad`` get an error gradient.
-            targets: for the last stage; handed to ``loss_fn``.
+            targets: for the last stage, handed to ``loss_fn``; for a stage that sees them.
             share: of its whole batch, for the last stage; the loss is multiplied by it.
 
         Returns:
@@ -180,9 +199,9 @@ class Stage:
         batch = Pending(
             inputs=leaves,
             structure=structure,
-            targets=targets,
+            targets=targets if self._local is None else _kept(targets, self.wants_targets),
             share=share,
-            weights=self._parameters.enter() if self._waits else None,
+            weights=self._parameters.enter() if self._keeps_version else None,
             random_state=self._random.state() if self._waits else None,
             autocast=autocast_dtype(self.device) if self._waits else None,
             buffers=self._buffers.current() if self._waits else {},
@@ -193,8 +212,11 @@ class Stage:
             outputs = self._build(batch)
         if batch.weights is not None:
             self._parameters.leave(batch.weights)
+        if self._local is not None:
+            return self._train_at_once(batch_index, batch, outputs)
         if self._recomputes:
             batch.roots = None
+            batch.weights = None if self._replays_live else batch.weights
         self._pending.put(batch_index, batch)
         return outputs
 
@@ -217,6 +239,8 @@ class Stage:
         Raises:
             StashError: the batch is not waiting, or somebody has changed in place what it needs.
         """
+        if self._local is not None:
+            return self._learn(batch_index, grad_outputs)
         batch = self._pending.pop(batch_index)
         self._parameters.require_unspoilt()
         if batch.roots is None:
@@ -236,6 +260,7 @@ class Stage:
                 torch.autograd.backward([root for root, _ in ends], [grad for _, grad in ends])
         if batch.weights is not None:
             batch.weights.move_gradients()
+        self._newest = batch.weights if self._chain else None
         if not len(self._pending):
             self._parameters.forget()
         self.partial.count += 1
@@ -243,11 +268,11 @@ class Stage:
 
     def update(self) -> None:
         """Let the optimizer step; waiting graphs keep the parameters they were built on."""
-        self._parameters.before_update()
-        self._unused.look()
-        if self.optimizer is not None:
-            self.optimizer.step()
+        if self._local is not None:
+            self._local.update()
             forget_casts(self.device)
+        else:
+            self._step()
         self.partial.end()
         self.version += 1
         self._clear = False
@@ -304,6 +329,10 @@ class Stage:
             ],
             "weights": {str(number): kept.tensors() for number, kept in stale.items()},
             "written": sorted(self._parameters.written),
+            "previous": self._parameters.previous(),
+            "updates": self._chain.state_dict(),
+            "local": None if self._local is None else self._local.state_dict(),
+            "learning": [entry.describe(batch_index) for batch_index, entry in self._learning],
         }
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
@@ -313,6 +342,11 @@ class Stage:
             CheckpointError: it is of another network or another optimizer.
         """
         check_state(state, self.stage_index, self.module, self.optimizer)
+        if (state["local"] is None) != (self._local is None):
+            raise CheckpointError(
+                f"the checkpoint is of another method (stage: {self.stage_index}; error gradients "
+                f"of its own there: {state['local'] is not None}, here: {self._local is not None})"
+            )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what ``state_dict`` returned, bit for bit.
@@ -331,12 +365,64 @@ class Stage:
         self.partial.load_state_dict(state["accumulated"])
         self._random.set_state(state["random"])
         self._parameters.written = set(state.get("written", ()))
+        self._parameters.restore_previous(state["previous"])
+        self._chain.load_state_dict(state["updates"])
+        if self._local is not None:
+            with self._random.replaying(self._random.state()):  # initial values, overwritten
+                self._local.load_state_dict(state["local"])
+        self._learning.clear()
+        for entry in state["learning"]:
+            waiting = PendingTarget.from_description(entry, self.device)
+            self._learning.put(entry["batch"], waiting)
         for entry, weights in self._parameters.restored(state):
             buffers = self._buffers.current()
             batch = Pending.from_description(entry, weights, buffers, self.device)
             if not self._recomputes:
                 self._rebuild(batch)
             self._pending.put(entry["batch"], batch)
+
+    def _train_at_once(self, batch_index: int, batch: Pending, outputs: Tree) -> Tree:
+        """Go backward with the stage's own error gradient, and update; no graph waits."""
+        assert self._local is not None and batch.roots is not None
+        own = [None if root is None else root.detach() for root in batch.roots]
+        with self._random.drawing():
+            grads = self._local.gradients(own, batch.targets)
+        ends = [
+            (root, grad) for root, grad in zip(batch.roots, grads, strict=True) if root is not None
+        ]
+        tensors, structure = flatten(outputs)  # parameters move before the stage above reads it
+        outputs = unflatten(structure, apart_from(self._parameter_list, tensors))
+        if ends:
+            torch.autograd.backward([root for root, _ in ends], [grad for _, grad in ends])
+        self._step()
+        self._learning.put(
+            batch_index,
+            PendingTarget(
+                outputs=own,
+                targets=batch.targets,
+                grad_inputs=[self._outgoing(leaf) for leaf in batch.inputs],
+            ),
+        )
+        return outputs
+
+    def _learn(
+        self, batch_index: int, grad_outputs: list[Tensor | None] | None
+    ) -> list[Tensor | None]:
+        """Let what made the stage's error gradient see the one that the stage above has found."""
+        assert self._local is not None
+        waiting = self._learning.pop(batch_index)
+        self._local.learn(waiting.outputs, waiting.targets, grad_outputs)
+        return waiting.grad_inputs
+
+    def _step(self) -> None:
+        self._parameters.before_update()
+        self._unused.look()
+        if self.optimizer is not None:
+            met = None if self._newest is None else self._newest.named()
+            self._chain.step(self.optimizer, self.version, met)
+            self._newest = None
+            forget_casts(self.device)
+        self._parameters.after_update()
 
     def _clear_gradients(self) -> None:
         self._clear = True
@@ -395,8 +481,15 @@ class Stage:
         grad, leaf.grad = leaf.grad, None
         if grad is None or self.is_first:
             return None
-        grad = self.method.outgoing_gradient(grad, self.stage_index, self.num_stages)
+        grad = self.method.error_gradient.outgoing(grad, self.stage_index, self.num_stages)
         return dense(narrowed(grad, self.method.boundary_dtype))
+
+
+def _kept(targets: Any, wanted: bool) -> Any:
+    """Copy targets that outlive the call, since a caller may refill them."""
+    if not wanted:
+        return None
+    return targets.clone() if isinstance(targets, Tensor) else targets
 
 
 def _installed(weights: ParameterVersion | None) -> AbstractContextManager[None]:

@@ -1,8 +1,9 @@
 """What waits between the forward and the backward of a batch: its graph and its parameters."""
 
-from delaygrad.stash.batches import Pending, Stash
+from delaygrad.stash.batches import Pending, PendingTarget, Stash
 from delaygrad.stash.parameters import ParameterStash
 from delaygrad.stash.partial_gradients import PartialGradients
+from delaygrad.stash.prediction import PredictedStash
 from delaygrad.stash.replay import BufferStash, as_it_was, autocast_dtype
 from delaygrad.stash.rounding import saving_rounded
 from delaygrad.stash.version import ParameterSlot, ParameterVersion
@@ -14,6 +15,8 @@ __all__ = [
     "ParameterVersion",
     "PartialGradients",
     "Pending",
+    "PendingTarget",
+    "PredictedStash",
     "Stash",
     "as_it_was",
     "autocast_dtype",

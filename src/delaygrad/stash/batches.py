@@ -80,7 +80,7 @@ class Pending:
         targets: for the last stage.
         share: of its whole batch, by samples; below 1 for a micro-batch.
         weights: what the forward used; None is the live parameters, where no update comes in
-            between.
+            between, or where the backward is to meet those of today.
         random_state: before the forward; None where no replay is ever needed.
         autocast: what the forward computed in under ``torch.autocast``; None: it was off.
         buffers: what the forward met, by name.
@@ -109,7 +109,7 @@ class Pending:
         Raises:
             CheckpointError: the batch is in the middle of an iteration.
         """
-        if self.weights is None:
+        if self.random_state is None:
             raise CheckpointError(
                 f"batch {batch_index} is between its forward and its backward; "
                 "take a checkpoint between two iterations"
@@ -122,8 +122,8 @@ class Pending:
             "structure": self.structure,
             "targets": {"tensors": tensors, "structure": structure},
             "share": self.share,
-            "edition": self.weights.edition,
-            "changed": self.weights.changed(),
+            "edition": None if self.weights is None else self.weights.edition,
+            "changed": [] if self.weights is None else self.weights.changed(),
             "random": self.random_state,
             "autocast": None if self.autocast is None else str(self.autocast).split(".")[1],
             "buffers": {
@@ -137,7 +137,7 @@ class Pending:
     def from_description(
         cls,
         described: dict[str, Any],
-        weights: ParameterVersion,
+        weights: ParameterVersion | None,
         buffers: dict[str, Tensor | None],
         device: torch.device,
     ) -> Pending:
@@ -168,6 +168,46 @@ class Pending:
                 },
             },
         )
+
+
+@dataclass(kw_only=True)
+class PendingTarget:
+    """What a batch leaves behind where the stage trains at once, until its error gradient comes.
+
+    Attributes:
+        outputs: of the stage, those that a gradient is wanted for; None in place of the others.
+        targets: those of the batch, if the method shows them to every stage, else None.
+        grad_inputs: what came out at the stage's inputs; None where nothing did.
+    """
+
+    outputs: list[Tensor | None]
+    targets: Any
+    grad_inputs: list[Tensor | None]
+
+    def describe(self, batch_index: int) -> dict[str, Any]:
+        """Return plain values, for a checkpoint."""
+        tensors, structure = flatten(self.targets)
+        return {
+            "batch": batch_index,
+            "outputs": list(self.outputs),
+            "targets": {"tensors": tensors, "structure": structure},
+            "grad_inputs": list(self.grad_inputs),
+        }
+
+    @classmethod
+    def from_description(cls, described: dict[str, Any], device: torch.device) -> PendingTarget:
+        """Return a described entry on a device."""
+        targets: dict[str, Any] = described["targets"]
+        structure: Structure = targets["structure"]
+        return cls(
+            outputs=_copies(described["outputs"], device),
+            targets=unflatten(structure, [tensor.to(device) for tensor in targets["tensors"]]),
+            grad_inputs=_copies(described["grad_inputs"], device),
+        )
+
+
+def _copies(tensors: list[Tensor | None], device: torch.device) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.to(device, copy=True) for tensor in tensors]
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -138,11 +138,16 @@ class ParameterStash:
             slot.alias.requires_grad_(values[slot.name].requires_grad)
         return restored
 
-    def restored(self, state: dict[str, Any]) -> Iterator[tuple[dict[str, Any], ParameterVersion]]:
+    def restored(
+        self, state: dict[str, Any]
+    ) -> Iterator[tuple[dict[str, Any], ParameterVersion | None]]:
         """Yield the waiting batches of a stage's state, as described, with their parameters."""
         kept: dict[tuple[int, int], ParameterVersion] = {}
         for entry in state["pending"]:
             edition, changed = entry["edition"], entry.get("changed", ())
+            if edition is None:
+                yield entry, None
+                continue
             key = edition, entry["batch"] if changed else -1  # apart where the forward writes
             if edition != state["edition"] and key not in kept:
                 kept[key] = self.restore(edition, state["weights"][str(edition)], changed)
@@ -183,6 +188,16 @@ class ParameterStash:
         for live in moving:
             del self._shared[id(live)]
         self._begin(self._edition + 1)
+
+    def after_update(self) -> None:
+        """Note what the optimizer has done; here there is nothing to note."""
+
+    def previous(self) -> dict[str, Tensor]:
+        """Return, for a checkpoint, what predictions start from; here there are none."""
+        return {}
+
+    def restore_previous(self, values: dict[str, Tensor]) -> None:
+        """Continue from what ``previous`` returned."""
 
     def forget(self) -> None:
         """Forget that versions share memory: no graph waits any more."""

@@ -111,6 +111,10 @@ class ParameterVersion:
             elif gradient is not None:
                 live.grad.add_(gradient)
 
+    def named(self) -> dict[str, Tensor]:
+        """The values that the forward met, by name; not copies."""
+        return {slot.name: slot.alias.detach() for slot in self.slots}
+
     def parameters(self) -> list[Tensor]:
         """The tensors that stand in for the live parameters."""
         return [slot.alias for slot in self.slots]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from delaygrad import models
 from delaygrad.data import DataSource, batch_indices, load
 from delaygrad.errors import ConfigError
-from delaygrad.methods import METHODS, Method
+from delaygrad.methods import METHODS, Method, options_of
 from delaygrad.partition import cuts_of, split
 from delaygrad.runtime import DistributedPipeline, LocalPipeline, Pipeline
 from delaygrad.training.config import METHOD_OPTIONS, TrainConfig
@@ -110,11 +110,8 @@ def build_method(config: TrainConfig, source: DataSource | None = None) -> Metho
     Raises:
         ConfigError: two settings of it contradict each other.
     """
-    kind = METHODS[config.method]
     options: dict[str, Any] = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(kind)
-        if field.name in METHOD_OPTIONS
+        name: getattr(config, name) for name in options_of(config.method) if name in METHOD_OPTIONS
     }
     for name in ("stash_dtype", "boundary_dtype"):
         if options.get(name) is not None:
@@ -122,7 +119,7 @@ def build_method(config: TrainConfig, source: DataSource | None = None) -> Metho
     if config.label_conditioned and source is not None:
         options["num_classes"] = source.num_classes
     try:
-        return kind(**options)
+        return METHODS[config.method](**options)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -99,6 +99,6 @@ def test_messages_wait_between_stages() -> None:
     _, middle, last = (stage_memory(cost, method, k, num_stages=3) for k in range(3))
     assert middle.message_bytes == (3 * 40 + 40 + 2 * 30) // 2
     assert last.message_bytes == (3 * 40 + 40) // 2
-    again = stage_memory(cost, dataclasses.replace(method, recompute=True), 1, num_stages=3)
+    again = stage_memory(cost, DDG(slack=1, micro_batches=2, recompute=True), 1, num_stages=3)
     assert again.message_bytes == middle.message_bytes + 3 * 20 // 2
     assert stage_memory(cost, DDG(), 0, num_stages=1).message_bytes == 0

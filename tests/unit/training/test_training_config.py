@@ -38,7 +38,7 @@ from delaygrad.training.config import config_from_json
         ({"dropout": 1.0, "model": "mlp"}, "dropout must be at least 0 and below 1"),
         ({"lr_schedule": "step", "lr_milestones": (1.0,)}, "lr_milestones are fractions"),
         ({"cuts": ("a", "b")}, "cuts must name one layer fewer than there are stages (stages: 2)"),
-        ({"method": "dgg"}, "unknown method (method: 'dgg'); did you mean 'ddg'?"),
+        ({"method": "bpp"}, "unknown method (method: 'bpp'); did you mean 'bp'?"),
         ({"data": "cifar10"}, "cifar10 needs its files; say where with --data-dir"),
         ({"data": "text", "data_dir": Path("x"), "model": "mlp"}, "text needs gpt (model: mlp"),
         ({"model": "gpt"}, "gpt learns text"),

@@ -1,0 +1,19 @@
+"""The axes of a method: each a family of small frozen values."""
+
+from delaygrad.methods.axes.axis import Axis, plain
+from delaygrad.methods.axes.error_gradient import (
+    ErrorGradient,
+    LocalGradients,
+    Received,
+    Shrunk,
+)
+from delaygrad.methods.axes.forward_weights import ForwardWeights, Live, Predicted
+from delaygrad.methods.axes.linearise import Graph, Linearise, Replay, require_narrow
+from delaygrad.methods.axes.synthetic import Synthetic
+from delaygrad.methods.axes.update import Step, Update
+
+__all__ = [
+    "Axis", "ErrorGradient", "ForwardWeights", "Graph", "Linearise", "Live", "LocalGradients",
+    "Predicted", "Received", "Replay", "Shrunk", "Step", "Synthetic", "Update", "plain",
+    "require_narrow",
+]  # fmt: skip

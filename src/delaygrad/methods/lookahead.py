@@ -1,0 +1,55 @@
+"""Delayed gradients with a look-ahead: the preset for many stages.
+
+Two ideas that are older than this combination of them:
+
+    micro-batches  with M >= (K-1)(1 + slack) no gradient is more than one update late, without a
+                   bubble: PipeDream-2BW (Narayanan et al., ICML 2021, arXiv:2006.09503), ADL
+                   (Zhuang et al., ICML 2021)
+    prediction     forward and backward at the parameters that the update is expected to meet:
+                   SpecTrain (Chen et al., arXiv:1809.02839), pipelined backpropagation (Kosson et
+                   al., MLSys 2021, arXiv:2003.11666)
+
+    tick n, every stage k:
+      forward   micro-batch n with v[k] = w[k] + h[k] (w[k] - w_prev[k])
+      backward  micro-batch n - lag(k), linearised at the v[k] of its forward
+      update    after every M-th backward: w_prev[k] = w[k]; w[k] = optimizer(w[k], mean gradient)
+
+    h[k] = lag(k) / M + 1, lag(k) = (K-1-k)(1 + slack): the mean staleness in updates, and one
+    update more, as in Nesterov's momentum
+
+The optimizer is unmodified. Evaluation, weight decay and the saved network use w. A stage keeps
+w_prev, v and, while micro-batches of the update before wait, the older v: two to three copies of
+its parameters, independent of K. With one stage it is ``BP(lookahead=1)``.
+Deviation from the papers: the velocity is the last difference of the parameters, not the
+optimizer's.
+"""
+
+from __future__ import annotations
+
+from delaygrad.methods.axes import Predicted
+from delaygrad.methods.method import Method, published
+from delaygrad.schedule import locked
+
+
+@published("delayed gradients with micro-batches and a look-ahead")
+def Lookahead(micro_batches: int, slack: int = 0) -> Method:
+    """Keep every gradient at most one update late, and take it where that update will be.
+
+    Args:
+        micro_batches: M, parts that a batch is split into; (K-1)(1 + slack) or more. With fewer
+            the delays, and the predictions, grow.
+        slack: ticks more of lag per boundary, to hide a slow link; at least 0.
+
+    Raises:
+        ScheduleError: a number is out of range.
+
+    Example:
+        >>> method = Lookahead(micro_batches=4)
+        >>> [method.delay(k, 5) for k in range(5)]
+        [1, 1, 1, 1, 0]
+    """
+    return Method(
+        name="lookahead",
+        schedule=locked(slack, micro_batches),
+        forward_weights=Predicted("mean", offset=1),
+    )

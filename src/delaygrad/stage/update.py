@@ -1,0 +1,70 @@
+"""A method's chain of transformations around a stage's optimizer step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from delaygrad.methods.axes import Step, Update
+
+
+class UpdateChain:
+    """Run the transformations of one stage, and keep their states.
+
+    Args:
+        updates: in order; none leaves the optimizer's step as it is.
+        module: the stage's network.
+        delay: of the stage, in updates.
+    """
+
+    def __init__(self, updates: Sequence[Update], module: nn.Module, delay: int) -> None:
+        self._updates, self._module, self._delay = updates, module, delay
+        self._states: list[dict[str, Any]] = [{} for _ in updates]
+
+    def __bool__(self) -> bool:
+        return bool(self._updates)
+
+    def step(
+        self, optimizer: torch.optim.Optimizer, index: int, met: Mapping[str, Tensor] | None
+    ) -> None:
+        """Let the optimizer step.
+
+        Args:
+            optimizer: of the stage.
+            index: updates before this one.
+            met: what the forward of the newest gradient met, by name; None is the live values.
+        """
+        if not self._updates:
+            optimizer.step()
+            return
+        live = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
+        steps = [
+            Step(
+                index=index,
+                delay=self._delay,
+                live=live,
+                met=live if met is None else met,
+                optimizer=optimizer,
+                state=state,
+            )
+            for state in self._states
+        ]
+        with torch.no_grad():
+            for update, step in zip(self._updates, steps, strict=True):
+                update.before(step)
+        optimizer.step()
+        with torch.no_grad():
+            for update, step in reversed(list(zip(self._updates, steps, strict=True))):
+                update.after(step)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Return a snapshot of the states, in order."""
+        return copy.deepcopy(self._states)
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Continue from what ``state_dict`` returned."""
+        self._states = copy.deepcopy(states)
