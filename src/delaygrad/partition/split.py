@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from torch import nn
@@ -19,7 +21,7 @@ from delaygrad.partition.measurement import MakeOptimizer, measuring
 from delaygrad.partition.merge import mark_stage
 from delaygrad.partition.sharing import Tie, check_cuts, find_ties, unbreakable_groups
 
-__all__ = ["separable_groups", "split"]
+__all__ = ["Cuttable", "cuttable", "separable_groups", "split"]
 
 
 def split(
@@ -67,44 +69,76 @@ def split(
         >>> [list(stage.state_dict()) for stage in split(net, num_stages=2, cuts=["1.0"])]
         [['0.weight', '0.bias'], ['1.1.weight', '1.1.bias']]
     """
-    if not keeps_forward(model) or blocks is not None:
-        if sample_inputs is None:
-            raise PartitionError(
-                f"a network that is no nn.Sequential is captured from a sample (type: "
-                f"{type(model).__name__}); pass sample_inputs, also beside cuts"
-            )
-        network = Network(model, sample_inputs, blocks)
-        layers = network.segments()
-        chain: nn.Module = nn.Sequential(*(layer.module for layer in layers))
-    else:
-        network, layers, chain = None, list_layers(model), model
-    _check_num_stages(num_stages, len(layers))
-    ties = find_ties(layers if network is None else [Layer("", part.module) for part in layers])
+    network = cuttable(model, sample_inputs, blocks)
+    _check_num_stages(num_stages, len(network.layers))
     if cuts is not None:
-        if sample_inputs is not None and network is None:
+        if sample_inputs is not None and not network.captured:
             raise PartitionError(
                 "both cuts and sample_inputs given, so nothing is left to measure; pass one of them"
             )
-        starts = resolve_cuts(cuts, [layer.name for layer in layers], num_stages)
-        check_cuts(starts, ties)
+        starts = resolve_cuts(cuts, [layer.name for layer in network.layers], num_stages)
+        check_cuts(starts, network.ties)
     elif num_stages == 1:
         starts = []
     elif sample_inputs is not None:
         starts = _balanced_cuts(
-            chain, num_stages, sample_inputs, make_optimizer, ties, recompute=recompute
+            network, num_stages, sample_inputs, make_optimizer, recompute=recompute
         )
     else:
         raise PartitionError(
             f"nothing says where to cut (stages: {num_stages}); pass sample_inputs to balance the "
             "stages by measured time, or cuts to name their first layers"
         )
-    if network is not None:
-        stages = checked_stages(network, starts)
-    else:
-        stages = _sequential_stages(model, layers, starts)
+    stages = network.build(starts)
     for stage_index, stage in enumerate(stages):
         mark_stage(stage, stage_index, num_stages)
     return stages
+
+
+@dataclass(frozen=True)
+class Cuttable:
+    """A network as layers in a row.
+
+    Args:
+        layers: between any two of them a cut may fall.
+        chain: the layers as an nn.Sequential, which can be measured.
+        ties: tensors that several layers hold.
+        captured: whether torch.export was needed.
+        build: from the index of the first layer of stages 1 … K-1 to the stages.
+    """
+
+    layers: list[Layer]
+    chain: nn.Module
+    ties: list[Tie]
+    captured: bool
+    build: Callable[[Sequence[int]], list[nn.Module]]
+
+
+def cuttable(
+    model: nn.Module,
+    sample_inputs: Tree | None,
+    blocks: Sequence[str] | None = None,
+    *,
+    before_loss: bool = False,
+) -> Cuttable:
+    """Lay out a network as layers in a row; arguments as of `split`.
+
+    ``before_loss``: the last layer's output goes to the loss, and need not be tensors.
+    """
+    if keeps_forward(model) and blocks is None:
+        layers = list_layers(model)
+        build = partial(_sequential_stages, model, layers)
+        return Cuttable(layers, model, find_ties(layers), False, build)
+    if sample_inputs is None:
+        raise PartitionError(
+            f"a network that is no nn.Sequential is captured from a sample (type: "
+            f"{type(model).__name__}); pass sample_inputs, also beside cuts"
+        )
+    network = Network(model, sample_inputs, blocks)
+    layers = network.segments(outputs_as_list=not before_loss)
+    ties = find_ties([Layer("", layer.module) for layer in layers])
+    chain = nn.Sequential(*(layer.module for layer in layers))
+    return Cuttable(layers, chain, ties, True, partial(checked_stages, network))
 
 
 def separable_groups(num_layers: int, num_stages: int, ties: Sequence[Tie]) -> list[int]:
@@ -133,17 +167,16 @@ def separable_groups(num_layers: int, num_stages: int, ties: Sequence[Tie]) -> l
 
 
 def _balanced_cuts(
-    model: nn.Module,
+    network: Cuttable,
     num_stages: int,
     sample_inputs: Tree,
     make_optimizer: MakeOptimizer | None,
-    ties: Sequence[Tie],
     *,
     recompute: bool,
 ) -> list[int]:
-    groups = separable_groups(len(list_layers(model)), num_stages, ties)
+    groups = separable_groups(len(network.layers), num_stages, network.ties)
     again = [*[recompute] * (num_stages - 1), False]
-    with measuring(model, sample_inputs, make_optimizer=make_optimizer) as measurement:
+    with measuring(network.chain, sample_inputs, make_optimizer=make_optimizer) as measurement:
         costs = measurement.layers()
         return measured_cuts(measurement, costs, num_stages, groups=groups, again=again).cuts
 

@@ -126,7 +126,7 @@ class Forecast:
     here: Here
     stage_plans: tuple[StagePlan, ...]
     advice: tuple[str, ...]
-    command: str
+    command: str = ""
 
 
 def forecast(
@@ -167,11 +167,10 @@ def forecast(
     slack_s = {slack: time(locked(slack, schedule.micro_batches)) for slack in slacks}
     slowest_s = max(plan.total_s for plan in plans)
     rival = data_parallel(whole, num_stages, link, slowest_speed=min(speeds))
-    cuts = tuple(stage.name for stage in stages[1:])
     return Forecast(
         stages=num_stages,
         method=repr(method),
-        cuts=cuts,
+        cuts=tuple(stage.name for stage in stages[1:]),
         iteration_s=own_s,
         speedup=whole.total_s / own_s,
         efficiency=whole.total_s / own_s / sum(speeds),
@@ -188,7 +187,6 @@ def forecast(
             *_advice_on_slack(own_s, slack_s, schedule.slack),
             *_advice_on_rival(min([own_s, *slack_s.values()]), boundaries, rival),
         ),
-        command=f"dg.split(model, {num_stages}, cuts={list(cuts)})",
     )
 
 

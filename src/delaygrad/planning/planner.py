@@ -17,13 +17,11 @@ from torch import Tensor, nn
 from delaygrad.boundary import Tree
 from delaygrad.errors import ConfigError
 from delaygrad.methods import DDG, Method
-from delaygrad.partition import LayerCost, split
+from delaygrad.partition import LayerCost
 from delaygrad.partition.costs import join, stages_of, with_seconds
-from delaygrad.partition.layers import list_layers
 from delaygrad.partition.measured_cuts import MeasuredCuts, measured_cuts
 from delaygrad.partition.measurement import MakeOptimizer, Measurement, measuring
-from delaygrad.partition.sharing import find_ties
-from delaygrad.partition.split import separable_groups
+from delaygrad.partition.split import cuttable, separable_groups
 from delaygrad.planning.forecast import Forecast, Host, forecast
 from delaygrad.planning.link import Link
 from delaygrad.planning.stage_memory import fits_within
@@ -104,7 +102,7 @@ def plan(
 
     Args:
         model: as for `split`, on the CPU.
-        sample_inputs: one batch, as given to the model.
+        sample_inputs: one batch, as for `split`.
         num_stages: K, one or several.
         method: by which the stages will train; one that synthesizes error gradients is refused.
         loss: what turns the model's outputs into the loss; it counts with the last layer.
@@ -135,8 +133,8 @@ def plan(
     _check(method, counts, speeds)
     say = say or (lambda text: None)
     # All that can be refused, before anything is measured for long.
-    layers = list_layers(model)
-    ties = find_ties(layers)
+    network = cuttable(model, sample_inputs, before_loss=loss is not None)
+    layers, ties = network.layers, network.ties
     groups = {k: separable_groups(len(layers), k, ties) for k in counts}
 
     def cut(measurement: Measurement, costs: Sequence[LayerCost], k: int) -> MeasuredCuts:
@@ -152,10 +150,15 @@ def plan(
     cores, work = os.cpu_count() or 1, list[tuple[nn.Module, Tree]]()
     with (
         _torch_threads(threads),
-        measuring(model, sample_inputs, make_optimizer=make_optimizer, loss=loss) as measurement,
+        measuring(
+            network.chain, sample_inputs, make_optimizer=make_optimizer, loss=loss
+        ) as measurement,
     ):
         say(f"timing {len(layers)} layers")
-        costs = measurement.layers()
+        costs = [
+            replace(cost, name=layer.name)
+            for cost, layer in zip(measurement.layers(), layers, strict=True)
+        ]
         (whole,) = with_seconds([join(costs)], measurement.stages([]))
         found = {k: cut(measurement, costs, k) for k in counts}
         at_once = min(max(counts), max(cores // threads, 1))  # with more, they would share cores
@@ -163,7 +166,7 @@ def plan(
             own = separable_groups(len(layers), at_once, ties)
             measured = found.get(at_once) or measured_cuts(measurement, costs, at_once, groups=own)
             inputs = measurement.stage_inputs(measured.cuts)
-            work = list(zip(split(model, at_once, cuts=measured.cuts), inputs, strict=True))
+            work = list(zip(network.build(measured.cuts), inputs, strict=True))
     machine, loopback = Machine(), None
     if max(counts) > 1 and (work or link == "loopback"):
         say(f"timing {max(len(work), 2)} processes side by side")
@@ -174,7 +177,7 @@ def plan(
             )
     host = Host(cores=cores, threads=threads, slowdown=machine.slowdown or 1.0, link=loopback)
     used = loopback if link == "loopback" else link
-    return Plan(
+    planned = Plan(
         whole=whole,
         layers=tuple(costs),
         link=used,
@@ -186,6 +189,10 @@ def plan(
             forecast(each.stages, whole, method, used, speeds=speeds, host=host)
             for each in found.values()
         ),
+    )
+    sample = "sample_inputs=inputs, " if network.captured else ""
+    return planned.with_commands(
+        lambda each: f"dg.split(model, {each.stages}, {sample}cuts={list(each.cuts)})"
     )
 
 

@@ -49,6 +49,36 @@ def test_a_plan_prints_its_tables_and_holds_their_numbers() -> None:
     assert [row["iteration_s"] for row in rows] == [each.iteration_s for each in plan.forecasts]
 
 
+class Residual(nn.Module):
+    """The same layers, in no nn.Sequential, with a skip around all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = x
+        for block in self.blocks:
+            y = block(y).relu()
+        return {"logits": x + y}
+
+
+def test_any_network_is_planned_and_cut_by_the_command() -> None:
+    model, inputs = Residual(), torch.ones(4, 8)
+    plan = dg.plan(model, inputs, num_stages=3, loss=lambda outputs: outputs["logits"].mean())
+    (forecast,) = plan.forecasts
+    assert [stage.first_layer for stage in forecast.stage_plans] == [
+        "blocks.0", "blocks.1", "blocks.2",
+    ]  # fmt: skip
+    assert plan.whole.parameter_bytes == 3 * 4 * (64 + 8)
+    # The skip crosses both boundaries beside the activation; no gradient flows to the inputs.
+    assert [each.activation_bytes for each in forecast.boundaries] == [2 * 128, 2 * 128]
+    assert [each.gradient_bytes for each in forecast.boundaries] == [128, 128]
+    stages = eval(forecast.command, {"dg": dg, "model": model, "inputs": inputs})
+    assert len(stages) == 3
+    assert dg.plan(model, inputs, num_stages=2).forecasts[0].stages == 2  # without a loss
+
+
 def test_one_number_of_stages_needs_no_list_and_no_link() -> None:
     plan = dg.plan(network(), torch.ones(2, 8), num_stages=2, method=dg.BP())
     (forecast,) = plan.forecasts

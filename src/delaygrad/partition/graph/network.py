@@ -60,9 +60,13 @@ class Network:
                 "that decides in blocks=[...], so that it stays whole"
             )
 
-    def segments(self) -> list[Layer]:
-        """List the pieces between all places where a cut may fall, as modules that can run."""
-        stages = self._build(list(range(1, len(self.names))), outputs_as_list=True)
+    def segments(self, *, outputs_as_list: bool = True) -> list[Layer]:
+        """List the pieces between all places where a cut may fall, as modules that can run.
+
+        Args:
+            outputs_as_list: the last returns the list of the model's outputs, not their structure.
+        """
+        stages = self._build(list(range(1, len(self.names))), outputs_as_list=outputs_as_list)
         return [Layer(name, stage) for name, stage in zip(self.names, stages, strict=True)]
 
     def stages(self, starts: Sequence[int]) -> list[GraphStage]:
