@@ -92,8 +92,9 @@ def checksum(targets: Any) -> int | None:
     for tensor in tensors:
         number = zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), number)
         flat = tensor.detach().reshape(-1)
-        sample = flat[:: -(-flat.numel() // _SAMPLED) or 1].contiguous()
-        number = zlib.crc32(sample.view(torch.uint8).numpy().data, number)
+        if flat.numel() > _SAMPLED:
+            flat = flat[:: -(-flat.numel() // _SAMPLED)].contiguous()
+        number = zlib.crc32(flat.view(torch.uint8).numpy().data, number)
     return number
 
 
