@@ -69,7 +69,7 @@ class PlanConfig:
     """Seed of the initial weights and of the batch."""
 
     method: str = "ddg"
-    """ddg, or bp."""
+    """As for train, but not dni: the cost of synthesizers is not measured."""
     slack: int = 0
     """Additional iterations of delay per boundary, to hide a slow link (ddg)."""
     micro_batches: int = 1

@@ -199,7 +199,7 @@ def plan(
 def _check(method: Method, counts: list[int], speeds: Sequence[float] | None) -> None:
     if method.error_gradient.is_local:
         raise ConfigError(
-            f"the cost of synthesizers is not measured (method: {method.name}); plan ddg or bp"
+            f"the cost of synthesizers is not measured (method: {method.name}); plan another method"
         )
     if min(counts, default=0) < 1:
         raise ConfigError(f"stages must be at least 1 (stages: {counts})")

@@ -13,7 +13,8 @@ delay = ceil(lag / M) updates, a stage in a process of its own holds at its peak
                 three tensors of the output's size; with a 2-byte stash of the largest that is
                 unpacked
     parameters, gradients (twice where those of micro-batches are added up), optimizer's state
-    stale parameter versions, at most `delay`
+    stale parameter versions, at most `delay`; none where a backward meets the live parameters; with
+                predicted parameters two more: those, and the parameters before the last update
 
 Gradients grow while the oldest graph shrinks, so the sum errs on the safe side. With uniform
 stages, M = 1 and no slack the graphs add up to A(K+1)/2 and the versions to W(K-1)/2, with A and W
@@ -84,8 +85,16 @@ def stage_memory(cost: LayerCost, method: Method, stage_index: int, num_stages: 
         parameter_bytes=cost.parameter_bytes,
         gradient_bytes=cost.trainable_bytes * (2 if waits and parts > 1 else 1),
         optimizer_bytes=cost.optimizer_bytes,
-        stale_parameter_bytes=schedule.delay(stage_index, num_stages) * cost.trainable_bytes,
+        stale_parameter_bytes=_versions(method, stage_index, num_stages) * cost.trainable_bytes,
     )
+
+
+def _versions(method: Method, stage_index: int, num_stages: int) -> int:
+    schedule = method.schedule
+    stashes = method.linearise.weights == "stash"
+    waiting = schedule.delay(stage_index, num_stages) if stashes else 0
+    ahead = method.forward_weights.horizon_in_updates(schedule, stage_index, num_stages)
+    return waiting if ahead is None else waiting + 2
 
 
 def _graph_bytes(cost: LayerCost, kept: Mapping[int, Storage], rounded: bool) -> int:

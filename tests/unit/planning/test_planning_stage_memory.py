@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from delaygrad.errors import PartitionError
-from delaygrad.methods import BP, DDG
+from delaygrad.methods import BP, DDG, FDG, FR, Lookahead
 from delaygrad.partition.costs import LayerCost, Storage, stages_of
 from delaygrad.planning.stage_memory import fits_within, stage_memory
 
@@ -59,6 +59,22 @@ def test_slack_adds_and_micro_batches_take_away():
     first = memories(DDG(micro_batches=4), 5)[0]  # lag 4, delay 1
     assert (first.graph_bytes, first.stale_parameter_bytes) == (5 * 2 * A // 4, 2 * W)
     assert first.boundary_bytes == 5 * 40 // 4
+
+
+@pytest.mark.parametrize(
+    ("method", "versions"),
+    [
+        (DDG(), [2, 1, 0]),
+        (DDG(weights="live"), [0, 0, 0]),
+        (FR(), [0, 0, 0]),
+        (FDG(), [4, 2, 0]),
+        (Lookahead(micro_batches=2), [1 + 2, 1 + 2, 2]),  # the predicted, and the previous
+    ],
+    ids=repr,
+)
+def test_a_method_says_which_versions_of_the_parameters_are_kept(method, versions):
+    found = [memory.stale_parameter_bytes for memory in memories(method, 3)]
+    assert found == [count * 2 * W for count in versions]
 
 
 def test_recomputation_keeps_one_graph_and_all_inputs():
