@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,8 @@ class NaiveTicks:
         horizon: updates that the met parameters look ahead; None: the live ones.
         replays: the backward runs the forward again, with today's parameters.
         beta: what each boundary multiplies error gradients by.
+        update: ``update(parameters, state, delay, index)`` in place of the optimizer's step; the
+            parameters have gradients, the state is a dict of the stage's own.
     """
 
     stages: Sequence[nn.Module]
@@ -56,6 +59,7 @@ class NaiveTicks:
     horizon: Rule | None = None
     replays: bool = False
     beta: float = 1.0
+    update: Callable[[list[nn.Parameter], dict[str, Any], int, int], None] | None = None
 
     def __post_init__(self) -> None:
         self.stages = copy.deepcopy(list(self.stages))
@@ -64,6 +68,8 @@ class NaiveTicks:
         self.passages: dict[tuple[int, int], Passage] = {}
         self.deltas: dict[tuple[int, int], Tensor | None] = {}
         self.sums: list[list[Tensor | None]] = [[] for _ in self.stages]
+        self.states: list[dict[str, Any]] = [{} for _ in self.stages]
+        self.updates = [0 for _ in self.stages]
 
     def run(self, data: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor | None]:
         """Train on all batches, then drain; return each iteration's loss, None where there is none.
@@ -148,7 +154,14 @@ class NaiveTicks:
             self.previous[k] = [p.detach().clone() for p in self.stages[k].parameters()]
             for p, grad in zip(self.stages[k].parameters(), self.sums[k], strict=True):
                 p.grad = grad
-            self.optimizers[k].step()
+            if self.update is None:
+                self.optimizers[k].step()
+            else:
+                delay = -(-int(self.lag(k, len(self.stages))) // self.micro_batches)
+                with torch.no_grad():
+                    parameters = list(self.stages[k].parameters())
+                    self.update(parameters, self.states[k], delay, self.updates[k])
+            self.updates[k] += 1
             self.sums[k] = []
 
     def _copy(self, k: int) -> nn.Module:

@@ -1,6 +1,12 @@
 """The axes of a method: each a family of small frozen values."""
 
 from delaygrad.methods.axes.axis import Axis, plain
+from delaygrad.methods.axes.corrections import (
+    DelayCompensation,
+    DelayScaledLR,
+    ErrorFeedback,
+    SpikeCompensation,
+)
 from delaygrad.methods.axes.error_gradient import (
     ErrorGradient,
     LocalGradients,
@@ -13,7 +19,8 @@ from delaygrad.methods.axes.synthetic import Synthetic
 from delaygrad.methods.axes.update import Step, Update
 
 __all__ = [
-    "Axis", "ErrorGradient", "ForwardWeights", "Graph", "Linearise", "Live", "LocalGradients",
-    "Predicted", "Received", "Replay", "Shrunk", "Step", "Synthetic", "Update", "plain",
+    "Axis", "DelayCompensation", "DelayScaledLR", "ErrorFeedback", "ErrorGradient",
+    "ForwardWeights", "Graph", "Linearise", "Live", "LocalGradients", "Predicted", "Received",
+    "Replay", "Shrunk", "SpikeCompensation", "Step", "Synthetic", "Update", "plain",
     "require_narrow",
 ]  # fmt: skip
