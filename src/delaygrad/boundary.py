@@ -1,13 +1,20 @@
-"""What crosses the boundary between two stages: tensors, alone or in tuples, lists and dicts.
+"""What crosses the boundary between two stages: tensors, alone or in containers.
 
 A stage hands on one value. Most networks hand on one tensor; some hand on several. Everything here
 works on the flat list of tensors and a *structure*, a JSON value that remembers how to put the list
 together again: ``null`` is a tensor, ``{"tuple": [...]}``, ``{"list": [...]}`` and
-``{"dict": {...}}`` hold further structures, ``"none"`` is ``None``.
+``{"dict": {...}}`` hold further structures, ``"none"`` is ``None``. Named tuples, dataclasses and
+``OrderedDict`` with its subclasses are ``{"class": ["module:name", {...}]}``.
+
+A structure may come from another process. Nothing is imported for it, and no ``__init__`` runs. The
+class must be of one of these kinds, and be found under its name in a module that is imported here.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -17,12 +24,15 @@ from torch import Tensor
 from delaygrad.errors import StageError
 
 Tree: TypeAlias = Any
-"""A tensor, ``None``, or a tuple, list or dict (string keys) of trees."""
+"""A tensor, ``None``, or a container of trees: tuple, list, dict (string keys), named tuple,
+dataclass, ``OrderedDict`` or a subclass of it."""
 
 Structure: TypeAlias = Any
 """The JSON value that ``flatten`` returns beside the tensors."""
 
-_SUPPORTED = "a boundary carries tensors, or tuples, lists and dicts of tensors"
+_SUPPORTED = (
+    "a boundary carries tensors, or tuples, lists, dicts, named tuples and dataclasses of tensors"
+)
 
 
 def flatten(tree: Tree) -> tuple[list[Tensor], Structure]:
@@ -54,10 +64,78 @@ def _flatten_into(tree: Tree, tensors: list[Tensor]) -> Structure:
     if type(tree) in (tuple, list):
         return {type(tree).__name__: [_flatten_into(item, tensors) for item in tree]}
     if type(tree) is dict:
-        if any(not isinstance(key, str) for key in tree):
-            raise StageError(f"dict keys at a boundary must be strings (keys: {list(tree)})")
-        return {"dict": {key: _flatten_into(item, tensors) for key, item in tree.items()}}
+        return {"dict": _flatten_items(tree, tensors)}
+    if _is_container(type(tree)):
+        return {"class": [_name_of(type(tree)), _flatten_items(_items_of(tree), tensors)]}
     raise StageError(f"cannot hand on a value of type {type(tree).__name__}; {_SUPPORTED}")
+
+
+def _flatten_items(items: dict[str, Tree], tensors: list[Tensor]) -> dict[str, Structure]:
+    if any(not isinstance(key, str) for key in items):
+        raise StageError(f"dict keys at a boundary must be strings (keys: {list(items)})")
+    return {key: _flatten_into(item, tensors) for key, item in items.items()}
+
+
+def _is_container(cls: type) -> bool:
+    return issubclass(cls, OrderedDict) or _is_named_tuple(cls) or dataclasses.is_dataclass(cls)
+
+
+def _is_named_tuple(cls: type) -> bool:
+    # torch's own results (torch.max) are of another make, and have no _fields.
+    return issubclass(cls, tuple) and (hasattr(cls, "_fields") or hasattr(cls, "n_fields"))
+
+
+def _items_of(tree: Any) -> dict[str, Tree]:
+    if isinstance(tree, OrderedDict):
+        return tree
+    if isinstance(tree, tuple):
+        return {str(index): item for index, item in enumerate(tree)}
+    items = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+    more = sorted(vars(tree).keys() - items.keys()) if hasattr(tree, "__dict__") else []
+    if more:
+        raise StageError(
+            f"a {type(tree).__name__} has attributes that are no fields (attributes: {more}); "
+            "only fields are carried to the next stage"
+        )
+    return items
+
+
+def _name_of(cls: type) -> str:
+    name = f"{cls.__module__}:{cls.__qualname__}"
+    if _found(name) is not cls:
+        raise StageError(
+            f"the class of an output cannot be found by its name (class: {name}); define it at "
+            "the top level of a module"
+        )
+    return name
+
+
+def _found(name: str) -> Any:
+    module, _, path = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = vars(found).get(part) if hasattr(found, "__dict__") else None
+    return found
+
+
+def _rebuild(name: str, items: dict[str, Tree]) -> Tree:
+    cls = _found(name)
+    if not isinstance(cls, type) or not _is_container(cls):
+        raise StageError(
+            f"a neighbour's output is of a class that this process does not have (class: {name}); "
+            "import its module in this process too"
+        )
+    if issubclass(cls, tuple):
+        values = tuple(items.values())
+        return tuple.__new__(cls, values) if hasattr(cls, "_fields") else cls(values)
+    tree = cls.__new__(cls)
+    if isinstance(tree, OrderedDict):
+        for key, item in items.items():
+            OrderedDict.__setitem__(tree, key, item)
+    if dataclasses.is_dataclass(cls):
+        for field in dataclasses.fields(cls):  # a ModelOutput has all, and holds those not None
+            object.__setattr__(tree, field.name, items.get(field.name))
+    return tree
 
 
 def unflatten(structure: Structure, tensors: list[Tensor]) -> Tree:
@@ -79,6 +157,9 @@ def _unflatten(structure: Structure, remaining: Iterator[Tensor]) -> Tree:
     ((kind, items),) = structure.items()
     if kind == "dict":
         return {key: _unflatten(item, remaining) for key, item in items.items()}
+    if kind == "class":
+        name, inner = items
+        return _rebuild(name, {key: _unflatten(item, remaining) for key, item in inner.items()})
     parts = [_unflatten(item, remaining) for item in items]
     return tuple(parts) if kind == "tuple" else parts
 

@@ -15,7 +15,7 @@ from delaygrad.errors import DelaygradError, TransportError
 from delaygrad.methods import DDG, Method
 from delaygrad.runtime.cutting import cut_alike
 from delaygrad.runtime.links import Links
-from delaygrad.runtime.pipeline import Pipeline
+from delaygrad.runtime.pipeline import Pipeline, require_free
 from delaygrad.runtime.worker import Worker
 from delaygrad.stage import LossFunction, LossWeight, MakeOptimizer, Stage, device_of
 from delaygrad.transport import Message, Receiver
@@ -55,6 +55,7 @@ class DistributedPipeline(Pipeline):
         timeout_s: seconds to wait for a neighbour before giving it up.
 
     Raises:
+        StageError: the stage belongs to another pipeline, which is not closed.
         TransportError: torch.distributed is not initialised, this rank is not in the group, or
             another rank does not make its pipeline within ``timeout_s``.
         ScheduleError: the ranks were given different methods.
@@ -82,6 +83,7 @@ class DistributedPipeline(Pipeline):
     ) -> None:
         if not dist.is_initialized():
             raise TransportError(_NOT_INITIALISED)
+        require_free([stage])
         method = DDG() if method is None else method
         index, num_stages = dist.get_rank(group), dist.get_world_size(group)
         if index < 0:
@@ -188,7 +190,7 @@ class DistributedPipeline(Pipeline):
         with self._naming("prediction"):
             if self._prediction_receiver is not None:
                 inputs = self._received_prediction(self._prediction_receiver)
-            outputs = self._worker.stage.predict(inputs)
+            outputs = self._worker.predict(inputs)
             if self._prediction_sender is None:
                 return outputs
             self._prediction_sender.send(Message.of_activation(self.iteration, outputs))

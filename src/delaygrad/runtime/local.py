@@ -12,7 +12,7 @@ from delaygrad.errors import StageError
 from delaygrad.methods import DDG, Method
 from delaygrad.partition.layers import Layer
 from delaygrad.partition.sharing import check_cuts, find_ties
-from delaygrad.runtime.pipeline import Pipeline
+from delaygrad.runtime.pipeline import Pipeline, require_free
 from delaygrad.runtime.worker import Worker
 from delaygrad.stage import LossFunction, LossWeight, MakeOptimizer, Stage
 from delaygrad.transport import Queue
@@ -37,6 +37,7 @@ class LocalPipeline(Pipeline):
             a GPU some steps later.
 
     Raises:
+        StageError: the stages belong to another pipeline, which is not closed.
         PartitionError: two stages share parameters or buffers, other than constant ones
             (``register_buffer(..., persistent=False)``).
 
@@ -72,6 +73,7 @@ class LocalPipeline(Pipeline):
     ) -> None:
         if not stages:
             raise StageError("a pipeline needs at least one stage (stages: 0)")
+        require_free(stages)
         method = DDG() if method is None else method
         ties = find_ties([Layer("", stage) for stage in stages])
         check_cuts(range(1, len(stages)), ties)
@@ -105,5 +107,5 @@ class LocalPipeline(Pipeline):
         """See ``Pipeline.predict``; also works when the pipeline is closed."""
         self._interrupt()
         for worker in self._workers.values():
-            inputs = worker.stage.predict(inputs)
+            inputs = worker.predict(inputs)
         return inputs

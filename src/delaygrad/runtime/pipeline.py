@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from delaygrad.boundary import Tree
-from delaygrad.errors import CheckpointError, WorkerError
+from delaygrad.errors import CheckpointError, StageError, WorkerError
 from delaygrad.methods import Method
 from delaygrad.records import StageTrace
 from delaygrad.runtime.batch_identity import BatchId, require_batch_id
@@ -49,6 +51,7 @@ class Pipeline(ABC):
         self._closed = False
         stages = [worker.stage for worker in workers]
         self._habits = [HabitGuard(stage.optimizer, stage.stage_index) for stage in stages]
+        _OPEN.add(self)
 
     def __enter__(self) -> Self:
         return self
@@ -69,8 +72,7 @@ class Pipeline(ABC):
         The stages and their optimizers stay as they are; batches that are outstanding are dropped,
         so call ``flush`` before. Closing again does nothing. Raises nothing.
 
-        In one process there is nothing to give back; the call is there for both runtimes to be
-        used alike.
+        In one process there is nothing to give back but the stages, for another pipeline.
         """
         self._closed = True
         for guard in self._habits:
@@ -282,6 +284,14 @@ class Pipeline(ABC):
                 guard.end()
         return loss
 
+    def _holds(self, parameters: set[int]) -> bool:
+        """Whether it may still train one of these, given by identity."""
+        return not (self._closed or self._failure) and any(
+            id(parameter) in parameters
+            for module in self.modules
+            for parameter in module.parameters()
+        )
+
     def _check_open(self) -> None:
         if self._closed:
             raise WorkerError("the pipeline is closed; make a new one of the same stages")
@@ -298,6 +308,27 @@ class Pipeline(ABC):
 def _flat(method: dict[str, Any]) -> dict[str, Any]:
     """Name each value of a method's identity by its axis."""
     return {f"method.{axis}": value for axis, value in method.items()}
+
+
+_OPEN: weakref.WeakSet[Pipeline] = weakref.WeakSet()
+
+
+def require_free(stages: Iterable[nn.Module]) -> None:
+    """Raise if another pipeline trains a parameter of these stages.
+
+    A pipeline that is closed, has failed, or is no more trains nothing.
+
+    Raises:
+        StageError: one does.
+    """
+    trained = {id(p) for stage in stages for p in stage.parameters() if p.requires_grad}
+    if any(pipeline._holds(trained) for pipeline in _OPEN):
+        gc.collect()  # one that nobody holds may still be there
+    if any(pipeline._holds(trained) for pipeline in _OPEN):
+        raise StageError(
+            "the stages belong to another pipeline, whose batches in flight and optimizers would "
+            "be disturbed; call flush and close on it first"
+        )
 
 
 def _check_schedule(schedule: Schedule, num_stages: int) -> None:

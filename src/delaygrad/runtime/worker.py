@@ -12,7 +12,7 @@ from delaygrad.errors import DelaygradError, TransportError, WorkerError
 from delaygrad.records import Event, Iteration, Span, StageClock, StageTrace
 from delaygrad.runtime.batch_identity import BatchId, Identity, identity_of, require_same
 from delaygrad.schedule import Action, Kind
-from delaygrad.stage import Stage
+from delaygrad.stage import Stage, require_one_batch
 from delaygrad.transport import Message, Receiver, Sender
 
 
@@ -181,6 +181,15 @@ class Worker:
             raise WorkerError(message) from error
         return None
 
+    def predict(self, inputs: Tree) -> Tree:
+        """See ``Stage.predict``."""
+        try:
+            return self.stage.predict(inputs)
+        except Exception as error:
+            if self.stage.is_first:
+                require_one_batch(error, inputs)
+            raise
+
     def trace(self) -> StageTrace:
         """Return what the clock's last trace has recorded so far."""
         stage = self.stage
@@ -229,7 +238,12 @@ class Worker:
             targets, share = None, 1.0
             if stage.wants_targets:
                 targets, share = self._targets.pop(batch_index), self._shares.pop(batch_index)
-            outputs = stage.forward(batch_index, inputs, targets, share)
+            try:
+                outputs = stage.forward(batch_index, inputs, targets, share)
+            except Exception as error:
+                if stage.is_first:
+                    require_one_batch(error, inputs)
+                raise
         if self._above is None:
             return outputs if isinstance(outputs, Tensor) else None
         with self._measure("send", Kind.FORWARD, batch_index) as span:

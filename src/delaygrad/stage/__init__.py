@@ -1,7 +1,14 @@
 """One stage: its arithmetic, written once, for every runtime."""
 
 from delaygrad.stage.losses import LossWeight
-from delaygrad.stage.network import LossFunction, MakeOptimizer, device_of
+from delaygrad.stage.network import LossFunction, MakeOptimizer, device_of, require_one_batch
 from delaygrad.stage.stage import Stage
 
-__all__ = ["LossFunction", "LossWeight", "MakeOptimizer", "Stage", "device_of"]
+__all__ = [
+    "LossFunction",
+    "LossWeight",
+    "MakeOptimizer",
+    "Stage",
+    "device_of",
+    "require_one_batch",
+]

@@ -19,17 +19,26 @@ MakeOptimizer: TypeAlias = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """``make_optimizer(params)``: any ``torch.optim`` optimizer over a stage's parameters."""
 
 
-def require_no_replicas(module: nn.Module) -> None:
-    """Raise if gradients are to be averaged by a wrapper, which would not see delayed ones.
+def require_no_replicas(module: nn.Module, stage_index: int) -> None:
+    """Raise if a wrapper averages gradients or shards parameters, which a delay would miss.
 
     Raises:
-        StageError: a part of the module is a ``DistributedDataParallel``.
+        StageError: a part of the module is a ``DistributedDataParallel`` or fully sharded.
     """
     if any(isinstance(part, DistributedDataParallel) for part in module.modules()):
         raise StageError(
             "DistributedDataParallel averages gradients in hooks on the parameters, which a stage "
             "with a delay does not run; average them in a step pre-hook of its optimizer "
             "(docs/semantics.md has an example)"
+        )
+    # By name: this room does not know torch.distributed.
+    sharded = [n for n, p in module.named_parameters() if type(p.data).__name__ == "DTensor"]
+    wrapped = any(type(m).__name__ == "FullyShardedDataParallel" for m in module.modules())
+    if sharded or wrapped:
+        raise StageError(
+            f"a stage with a delay cannot be fully sharded (stage: {stage_index}, parameter: "
+            f"{', '.join(sharded[:1]) or 'in FullyShardedDataParallel'}); leave out fully_shard, "
+            "or make more stages where memory is short"
         )
 
 
@@ -39,11 +48,23 @@ def make_own_optimizer(
     """Return a stage's optimizer; None if it has no parameters.
 
     Raises:
-        StageError: the optimizer has others than these, which another stage would move too.
+        StageError: ``make_optimizer`` is no function, or makes no optimizer, or one with others
+            than these parameters, which another stage would move too.
     """
+    remedy = "give a function of a stage's parameters: lambda params: torch.optim.SGD(params)"
+    if isinstance(make_optimizer, torch.optim.Optimizer) or not callable(make_optimizer):
+        raise StageError(
+            f"make_optimizer is no function (given: {_kind(make_optimizer)}), and each stage needs "
+            f"an optimizer of its own; {remedy}"
+        )
     if not parameters:
         return None
     optimizer = make_optimizer(list(parameters))
+    if not hasattr(optimizer, "param_groups"):
+        raise StageError(
+            f"make_optimizer must return an optimizer (stage: {stage_index}, returned: "
+            f"{_kind(optimizer)}); {remedy}"
+        )
     own = set(map(id, parameters))
     if any(id(p) not in own for group in optimizer.param_groups for p in group["params"]):
         raise StageError(
@@ -51,6 +72,24 @@ def make_own_optimizer(
             "let make_optimizer(params) make a new one over those that it is given"
         )
     return optimizer
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__name__}"
+
+
+def require_one_batch(error: Exception, inputs: Any) -> None:
+    """Raise a clearer error if a network has failed on what a ``DataLoader`` gives.
+
+    Raises:
+        StageError: the inputs are a list or a tuple, which the network did not take.
+    """
+    if type(inputs) in (list, tuple) and isinstance(error, TypeError | AttributeError):
+        raise StageError(
+            f"the network does not take a {type(inputs).__name__} of {len(inputs)} as its inputs "
+            f"({type(error).__name__}: {error}); a DataLoader's batch is [inputs, targets]: "
+            "give both apart: step(*batch)"
+        ) from error
 
 
 def forget_casts(device: torch.device) -> None:

@@ -114,7 +114,7 @@ class Stage:
         is_local = method.error_gradient.is_local and not self.is_last
         self._waits = waits and not is_local
         if self._waits or horizon is not None:
-            require_no_replicas(module)
+            require_no_replicas(module, stage_index)
         self._recomputes = method.recompute and self._waits
         self._replays_live = self._recomputes and method.linearise.weights == "live"
         self._keeps_version = (self._waits and not self._replays_live) or horizon is not None
