@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from delaygrad.boundary import Tree, flatten, unflatten
 from delaygrad.errors import PartitionError, StageError
 from delaygrad.partition.graph.capture import call_model
-from delaygrad.partition.graph.network import Network, in_mode
+from delaygrad.partition.graph.network import Network
+from delaygrad.partition.graph.undisturbed import in_mode, undisturbed
 
 __all__ = ["check", "checked_stages", "difference"]
 
@@ -105,14 +106,14 @@ def _compare(
         return value
 
     try:
-        with _undisturbed([model, *stages], inputs):
+        with undisturbed([model, *stages], inputs):
             expected = _observe(lambda value: call_model(model, value), [model], inputs, gradients)
     except Exception:
         if may_fail:
             return 0.0  # the model does not take these sizes either
         raise
     try:
-        with _undisturbed([model, *stages], inputs):
+        with undisturbed([model, *stages], inputs):
             found = _observe(staged, stages, inputs, gradients)
     except StageError as error:
         if may_fail and "smaller batch" not in where:
@@ -128,7 +129,7 @@ def _compare(
                 f"the stages return something else than the model ({where}; stages: {list(ours)}, "
                 f"model: {list(values)}); {_REMEDY}"
             )
-        for name in values.keys() & ours.keys():
+        for name in (name for name in values if name in ours):
             largest = max(largest, _apart(ours[name], values[name], f"{kind} {name!r}", where))
     return largest
 
@@ -209,26 +210,3 @@ def _other_sizes(inputs: Tree) -> Iterator[tuple[Tree, str]]:
                 for t in tensors
             ]
             yield unflatten(structure, shorter), f"length {length - 1} in the place of {length}"
-
-
-@contextmanager
-def _undisturbed(modules: Sequence[nn.Module], inputs: Tree) -> Iterator[None]:
-    """Afterwards random states and buffers are as before."""
-    parts = list(dict.fromkeys(part for module in modules for part in module.modules()))
-    kept = [
-        (part, name, buffer, buffer.detach().clone())
-        for part in parts
-        for name, buffer in part._buffers.items()
-        if buffer is not None
-    ]
-    own = [*flatten(inputs)[0], *(p for module in modules for p in module.parameters())]
-    devices = {tensor.device for tensor in own if tensor.device.type not in ("cpu", "meta")}
-    kind = next(iter(devices)).type if devices else "cuda"
-    with torch.random.fork_rng(devices=sorted(devices, key=str), device_type=kind):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for part, name, buffer, value in kept:
-                    part._buffers[name] = buffer
-                    buffer.copy_(value)

@@ -9,10 +9,13 @@ output          the leaves of what the model returns
 
 from __future__ import annotations
 
+import io
+import logging
 import operator
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +26,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from delaygrad.boundary import Structure, Tree, flatten, unflatten
 from delaygrad.errors import PartitionError
-from delaygrad.partition.graph.opaque import Recorder, Slot, filled
+from delaygrad.partition.graph.opaque import Example, Examples, Recorder, Slot, examples_of, filled
+from delaygrad.partition.graph.undisturbed import attributes_kept, undisturbed
 
 __all__ = ["Glue", "call_model", "capture"]
 
@@ -84,15 +88,30 @@ def capture(model: nn.Module, sample_inputs: Tree, blocks: Mapping[str, nn.Modul
     tensors, structure = flatten(sample_inputs)
     if not tensors:
         raise PartitionError("sample_inputs hold no tensor; pass one batch as given to the model")
-    recorder = Recorder(blocks)
+    examples = Examples()
+    while True:
+        recorder = Recorder(blocks, examples)
+        try:
+            exported = _export(model, tensors, structure, recorder)
+            break
+        except Exception:
+            if recorder.failed is None:
+                raise
+            calls = examples.calls or _run_once(model, tensors, structure, blocks)
+            examples = Examples(calls, examples.for_classes | {recorder.failed})
+    return _Flattening(exported, recorder, model.training).glue(structure)
+
+
+def _export(
+    model: nn.Module, tensors: list[Tensor], structure: Structure, recorder: Recorder
+) -> torch.export.ExportedProgram:
     entry = _Entry(model, structure, recorder)
     auto = torch.export.Dim.AUTO
     sizes = ([{dim: auto for dim in range(tensor.dim())} for tensor in tensors],)
     given = [tensor.detach().clone() for tensor in tensors]
     try:
-        with recorder.recording(), warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore")
-            exported = torch.export.export(entry, (given,), dynamic_shapes=sizes, strict=False)
+        with recorder.recording(), attributes_kept(model), _quiet(), torch.enable_grad():
+            return torch.export.export(entry, (given,), dynamic_shapes=sizes, strict=False)
     except Exception as error:
         if recorder.refusal is not None:
             raise recorder.refusal from error
@@ -100,7 +119,32 @@ def capture(model: nn.Module, sample_inputs: Tree, blocks: Mapping[str, nn.Modul
             "torch.export cannot capture what the model does between its blocks "
             f"({type(error).__name__}: {_brief(error)}); {_WAYS_OUT}"
         ) from error
-    return _Flattening(exported, recorder, model.training).glue(structure)
+
+
+def _run_once(
+    model: nn.Module, tensors: list[Tensor], structure: Structure, blocks: Mapping[str, nn.Module]
+) -> tuple[Example, ...]:
+    """Run the model on the sample: some block cannot say without data what it returns."""
+    given = unflatten(structure, [tensor.detach().clone() for tensor in tensors])
+    with undisturbed([model], given), torch.no_grad():
+        return examples_of(blocks, lambda: call_model(model, given))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what export prints and logs before it fails away from the user, who gets the error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 class _Entry(nn.Module):

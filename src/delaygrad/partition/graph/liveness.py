@@ -12,7 +12,7 @@ of values are not:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,11 @@ class Extract:
     body: tuple[fx.Node, ...]
     outputs: tuple[Any, ...]
     sizes: dict[fx.Node, tuple[fx.Node, int]]
+
+    def tensors_only(self) -> Extract:
+        """Leave out the outputs that are no tensors."""
+        kept = [v for v in self.outputs if isinstance(v, fx.Node) and _is_tensor(v)]
+        return replace(self, outputs=tuple(kept))
 
 
 class Liveness:

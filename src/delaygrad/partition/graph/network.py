@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -15,6 +14,7 @@ from delaygrad.partition.graph.capture import Glue, capture
 from delaygrad.partition.graph.liveness import Extract, Liveness
 from delaygrad.partition.graph.source import write_source
 from delaygrad.partition.graph.stage import Entrance, GraphStage, Piece, Program
+from delaygrad.partition.graph.undisturbed import in_mode
 from delaygrad.partition.layers import Layer
 
 __all__ = ["Network"]
@@ -42,7 +42,6 @@ class Network:
         self._liveness = {model.training: self._live(self._glue[model.training])}
         self.names = _call_names(self._liveness[model.training])
         """The calls of the blocks, in order: where a cut may fall."""
-        self._leftovers = self._place_leftovers()
 
     def capture_other_mode(self) -> None:
         """Capture the glue also for the mode that the model is not in.
@@ -83,25 +82,24 @@ class Network:
             gaps = liveness.gaps()
             extracts[mode] = liveness.extracts([gaps[start - 1] for start in starts])
         bounds = [0, *starts, len(self.names)]
-        num_stages = len(bounds) - 1
-        stages = []
-        for k in range(num_stages):
-            ours = {mode: found[k] for mode, found in extracts.items()}
-            first, end = bounds[k], bounds[k + 1]
-            stages.append(
-                GraphStage(
-                    self._held(ours, range(first, end)),
-                    [self._program(ours, k == 0, k == num_stages - 1, outputs_as_list)],
-                    blocks=self.names[first:end],
-                    training=self.model.training,
-                )
+        last = len(starts)
+        by_stage = [{mode: found[k] for mode, found in extracts.items()} for k in range(last + 1)]
+        return [
+            GraphStage(
+                pieces,
+                [self._program(ours, k == 0, k == last, outputs_as_list)],
+                blocks=self.names[bounds[k] : bounds[k + 1]],
+                training=self.model.training,
             )
-        return stages
+            for k, (ours, pieces) in enumerate(zip(by_stage, self._held(by_stage), strict=True))
+        ]
 
     def _program(
         self, extracts: dict[bool, Extract], is_first: bool, is_last: bool, outputs_as_list: bool
     ) -> Program:
-        texts = {m: write_source(e, is_last=is_last) for m, e in extracts.items()}
+        if is_last and outputs_as_list:  # what a measurement can hand on
+            extracts = {mode: extract.tensors_only() for mode, extract in extracts.items()}
+        texts = {mode: write_source(e, is_last=is_last) for mode, e in extracts.items()}
         (some, *_) = texts
         glue = self._glue[some]
         entrance = None
@@ -114,54 +112,46 @@ class Network:
             outputs=glue.outputs if is_last and not outputs_as_list else None,
         )
 
-    def _held(self, extracts: dict[bool, Extract], calls: range) -> list[Piece]:
-        """List what a stage holds: what it uses, the same under other names, and leftovers."""
-        used: set[int] = set()
-        constants = {}
-        for mode, extract in extracts.items():
-            for node in extract.body:
-                target = str(node.target)
-                if node.op == "get_attr" and target in self._glue[mode].constants:
-                    constants[target] = self._glue[mode].constants[target]
-                elif node.op in ("get_attr", "call_module"):
-                    used.add(id(self._pieces[target].held))
-        pieces = [
-            piece
-            for path, piece in self._pieces.items()
-            if piece.kind != "shell"
-            and (id(piece.held) in used or self._leftovers.get(path) in calls)
-        ]
-        around = {path.rpartition(".")[0] for path in (p.path for p in pieces)}
-        around |= {".".join(path.split(".")[:n]) for path in around for n in range(path.count("."))}
-        pieces += [p for p in self._pieces.values() if p.kind == "shell" and p.path in around]
-        place = len(self._pieces)
-        return pieces + [Piece(path, place, "constant", held) for path, held in constants.items()]
+    def _held(self, extracts: Sequence[dict[bool, Extract]]) -> list[list[Piece]]:
+        """List what each stage holds: what it uses, and what no stage uses but the model has.
+
+        Something that the model holds under two names is held under both. What no stage uses goes
+        to the stage of what comes before it in the model.
+        """
+        users: dict[int, list[int]] = {}
+        held: list[list[Piece]] = [[] for _ in extracts]
+        end = len(self._pieces)
+        for k, found in enumerate(extracts):
+            constants: dict[str, Piece] = {}
+            for mode, extract in found.items():
+                for node in extract.body:
+                    target = str(node.target)
+                    if node.op == "get_attr" and target in self._glue[mode].constants:
+                        tensor = self._glue[mode].constants[target]
+                        constants[target] = Piece(target, end, "constant", tensor)
+                    elif node.op in ("get_attr", "call_module"):
+                        users.setdefault(id(self._pieces[target].held), []).append(k)
+            held[k] += constants.values()
+        last = 0
+        for piece in self._pieces.values():
+            if piece.kind != "shell":
+                stages = sorted(set(users.get(id(piece.held), [last])))
+                last = stages[0]
+                for k in stages:
+                    held[k].append(piece)
+        return [pieces + self._around(pieces) for pieces in held]
+
+    def _around(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """List the opened modules around what a stage holds, for their modes."""
+        around = set()
+        for piece in pieces:
+            names = piece.path.split(".")
+            around |= {".".join(names[:count]) for count in range(1, len(names))}
+        return [p for p in self._pieces.values() if p.kind == "shell" and p.path in around]
 
     def _live(self, glue: Glue) -> Liveness:
         owned = {path for path, piece in self._pieces.items() if piece.kind != "constant"}
         return Liveness(glue.graph, frozenset(owned))
-
-    def _place_leftovers(self) -> dict[str, int]:
-        """Give what no call uses to the call before it, in the model's order."""
-        calls: dict[int, int] = {}
-        for liveness in self._liveness.values():
-            for number, call in enumerate(liveness.calls):
-                calls.setdefault(id(self._pieces[str(call.target)].held), number)
-        read = {
-            id(self._pieces[str(node.target)].held)
-            for glue in self._glue.values()
-            for node in glue.graph.nodes
-            if node.op == "get_attr" and node.target in self._pieces and node.users
-        }
-        leftovers, before = {}, 0
-        for path, piece in self._pieces.items():
-            if piece.kind == "shell":
-                continue
-            if id(piece.held) in calls:
-                before = calls[id(piece.held)]
-            elif id(piece.held) not in read:
-                leftovers[path] = before
-        return leftovers
 
 
 def _pieces_of(model: nn.Module, blocks: dict[str, nn.Module]) -> dict[str, Piece]:
@@ -198,16 +188,3 @@ def _call_names(liveness: Liveness) -> list[str]:
         counts[path] = counts.get(path, 0) + 1
         names.append(path if counts[path] == 1 else f"{path} (call {counts[path]})")
     return names
-
-
-@contextmanager
-def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Within the block, the model is in training or evaluation mode; afterwards as it was."""
-    modes = [(part, part.training) for part in model.modules()]
-    if model.training != training:
-        model.train(training)
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode

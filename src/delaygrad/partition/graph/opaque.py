@@ -9,7 +9,7 @@ data and on parameters without data.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,8 +20,9 @@ import torch.utils._pytree as pytree  # torch has no public name for it
 from torch import Tensor, nn
 
 from delaygrad.errors import PartitionError
+from delaygrad.partition.graph.undisturbed import attributes_kept
 
-__all__ = ["BlockCall", "Recorder", "Slot"]
+__all__ = ["BlockCall", "Example", "Examples", "Recorder", "Slot", "examples_of", "filled"]
 
 LITERALS = (bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
 """What may stand in a call beside tensors and sizes; written into the source of a stage."""
@@ -56,14 +57,67 @@ class BlockCall:
     structure: pytree.TreeSpec | None = None
 
 
+@dataclass(frozen=True)
+class Example:
+    """What a call of a block has returned on the sample; its tensors hold no data."""
+
+    outputs: Any
+
+    def on(self, tensors: Sequence[Tensor]) -> Any:
+        """Return outputs without data: a size that an input has too, at the sample, varies with it.
+
+        A wrong guess shows where `split` compares the stages with the model at other sizes.
+        """
+        vary: dict[int, torch.SymInt] = {}
+        for size in (size for tensor in tensors for size in tensor.shape):
+            if isinstance(size, torch.SymInt):
+                vary.setdefault(size.node.hint, size)
+
+        def without_data(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            shape = [vary.get(size, size) for size in leaf.shape]
+            return tensors[0].new_empty(shape, dtype=leaf.dtype)
+
+        return pytree.tree_map(without_data, self.outputs)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What each call of a block has returned on the sample, for blocks of some classes."""
+
+    calls: tuple[Example, ...] = ()
+    for_classes: frozenset[type[nn.Module]] = frozenset()
+
+
+def examples_of(blocks: Mapping[str, nn.Module], run: Callable[[], Any]) -> tuple[Example, ...]:
+    """Run a model on data; list what each call of a block returned, in order."""
+    found: list[Example] = []
+
+    def note(block: nn.Module, args: Any, outputs: Any) -> None:
+        found.append(Example(pytree.tree_map_only(Tensor, lambda t: t.to("meta"), outputs)))
+
+    hooks = [block.register_forward_hook(note) for block in dict.fromkeys(blocks.values())]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tuple(found)
+
+
 class Recorder:
     """Record the calls of blocks during one export.
 
     Args:
         blocks: by dotted path.
+        examples: for blocks that cannot run without data.
     """
 
-    def __init__(self, blocks: Mapping[str, nn.Module]) -> None:
+    def __init__(self, blocks: Mapping[str, nn.Module], examples: Examples) -> None:
+        self.examples = examples
+        self.failed: type[nn.Module] | None = None
+        """The class of a block that could not run without data."""
         self.calls: list[BlockCall] = []
         self.refusal: PartitionError | None = None
         self.anchor: Tensor | None = None
@@ -114,29 +168,20 @@ class Recorder:
         return pytree.tree_unflatten(leaves, call.structure)
 
     def run(self, tensors: list[Tensor], sizes: list[Any], index: int) -> list[Tensor]:
-        """Run a recorded call on tensors without data; return new tensors like its outputs."""
+        """Say what a recorded call returns: new tensors without data."""
         call = self.calls[index]
-        block = self._blocks[call.name]
         mode = cast(Any, tensors[0]).fake_mode
-        state = {
-            name: mode.from_tensor(tensor, static_shapes=True)
-            for name, tensor in self._tensors[call.name].items()
-        }
-        fill = {"tensor": tensors, "size": sizes}
-        args, kwargs = filled((call.args, call.kwargs), lambda slot: fill[slot.kind][slot.index])
-        conditions = mode.shape_env.guards
-        before = len(conditions)
-        block.__class__ = self._classes[call.name]
-        try:
-            with _attributes_kept(block), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                for part in block.modules():
-                    if isinstance(part, nn.RNNBase):
-                        part.forward = partial(_recurrent, part)
-                outputs = torch.func.functional_call(block, state, args, kwargs)
-        finally:
-            block.__class__ = self._opaque[call.name]
-            self.guards_inside |= set(range(before, len(conditions)))
+        before = len(mode.shape_env.guards)
+        if self._classes[call.name] in self.examples.for_classes:
+            outputs = self.examples.calls[index].on(tensors)
+        else:
+            try:
+                with mode.shape_env.ignore_fresh_unbacked_symbols():  # a block may ask for values
+                    outputs = self._outputs_of(call, tensors, sizes, mode)
+            except Exception:
+                self.failed = self._classes[call.name]
+                raise
+        self.guards_inside |= set(range(before, len(mode.shape_env.guards)))
         call.outputs, call.structure = pytree.tree_flatten(outputs)
         for leaf in call.outputs:
             if isinstance(leaf, torch.SymInt | torch.SymFloat | torch.SymBool):
@@ -149,6 +194,28 @@ class Recorder:
             for leaf in call.outputs
             if isinstance(leaf, Tensor)
         ]
+
+    def _outputs_of(
+        self, call: BlockCall, tensors: list[Tensor], sizes: list[Any], mode: Any
+    ) -> Any:
+        """Run the block itself on tensors without data."""
+        block = self._blocks[call.name]
+        state = {
+            name: mode.from_tensor(tensor, static_shapes=True)
+            for name, tensor in self._tensors[call.name].items()
+        }
+        fill = {"tensor": tensors, "size": sizes}
+        args, kwargs = filled((call.args, call.kwargs), lambda slot: fill[slot.kind][slot.index])
+        block.__class__ = self._classes[call.name]
+        try:
+            with attributes_kept(block), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                for part in block.modules():
+                    if isinstance(part, nn.RNNBase):
+                        part.forward = partial(_recurrent, part)
+                return torch.func.functional_call(block, state, args, kwargs)
+        finally:
+            block.__class__ = self._opaque[call.name]
 
     def _taken(self, name: str, value: Any, tensors: list[Tensor], sizes: list[Any]) -> Any:
         if isinstance(value, Tensor):
@@ -229,15 +296,3 @@ def _recurrent(rnn: nn.RNNBase, inputs: Tensor, hx: Any = None) -> tuple[Tensor,
     if not isinstance(rnn, nn.LSTM):
         return outputs, hidden
     return outputs, (hidden, inputs.new_empty((*hidden.shape[:-1], rnn.hidden_size)))
-
-
-@contextmanager
-def _attributes_kept(module: nn.Module) -> Iterator[None]:
-    """Afterwards the attributes are those of before: no tensor without data stays behind."""
-    kept = [(vars(part), dict(vars(part))) for part in module.modules()]
-    try:
-        yield
-    finally:
-        for attributes, before in kept:
-            attributes.clear()
-            attributes.update(before)
