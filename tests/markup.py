@@ -76,7 +76,7 @@ def outside_urls(page: Element) -> list[str]:
         styles = [element.attributes.get("style") or ""]
         styles += [element.text] if element.tag == "style" else []
         for style in styles:
-            urls += re.findall(r"url\(([^)]*)\)|@import\s+(\S+)", style)
+            urls += [a or b for a, b in re.findall(r"url\(([^)]*)\)|@import\s+(\S+)", style)]
         found += [str(url) for url in urls if not str(url).startswith(("#", "data:"))]
     return found
 

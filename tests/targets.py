@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from delaygrad.records import EventLog
-from delaygrad.reproduce.plan import PlannedRun, planned_runs
-from delaygrad.reproduce.target import Target, load_target
+from delaygrad.reproduce.catalogue import load_target
+from delaygrad.reproduce.plan import PlannedRun
+from delaygrad.reproduce.target import Target
 
 TRAINING = """
 title = "A small comparison"
@@ -64,7 +65,7 @@ def write_target(experiments: Path, text: str = TRAINING, name: str = "paper-sma
 
 def runs_of(tmp_path: Path, text: str = TRAINING, scale: str = "smoke") -> list[PlannedRun]:
     """The planned runs of a target, in ``tmp_path / "out"``."""
-    return planned_runs(write_target(tmp_path / "experiments", text), scale, tmp_path / "out")
+    return list(write_target(tmp_path / "experiments", text).plan(scale, tmp_path / "out", None))
 
 
 def by_name(runs: list[PlannedRun]) -> dict[str, PlannedRun]:

@@ -11,11 +11,12 @@ import pytest
 
 from delaygrad import models
 from delaygrad.partition import layer_names, split
-from delaygrad.reproduce.outcome import training_outcome
-from delaygrad.reproduce.plan import PlannedRun, planned_runs
-from delaygrad.reproduce.speed_up import rows_on_record
-from delaygrad.reproduce.target import Target, load_target
-from delaygrad.reproduce.training_target import TrainingTarget
+from delaygrad.reproduce import Reproduction
+from delaygrad.reproduce.catalogue import load_target
+from delaygrad.reproduce.paper import put_together
+from delaygrad.reproduce.plan import PlannedRun
+from delaygrad.reproduce.target import Target
+from delaygrad.reproduce.training import TrainingTarget
 from delaygrad.training.assembly import build_method
 
 ROOT = Path(__file__).parents[2]
@@ -28,10 +29,10 @@ def target_of(folder: Path) -> Target:
 
 
 def all_runs(target: Target) -> dict[str, list[PlannedRun]]:
-    if not isinstance(target.content, TrainingTarget):
+    if not isinstance(target, TrainingTarget):
         return {}
     data = Path("data")
-    return {scale: planned_runs(target, scale, data, data) for scale in target.content.scales}
+    return {scale: target.plan(scale, data, data) for scale in target.scales}
 
 
 def test_the_experiments_are_where_the_checks_look() -> None:
@@ -41,7 +42,7 @@ def test_the_experiments_are_where_the_checks_look() -> None:
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_every_planned_run_is_sound(folder: Path) -> None:
     target = target_of(folder)
-    assert {"smoke", "cpu", "gpu"} <= target.content.scales.keys()
+    assert {"smoke", "cpu", "gpu"} <= target.scales.keys()
     networks = set()
     for runs in all_runs(target).values():
         for run in runs:
@@ -61,9 +62,9 @@ def test_readme_says_how_and_quotes_what_the_target_quotes(folder: Path) -> None
     target = target_of(folder)
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert f"delaygrad reproduce {target.paper} --target {target.name}" in text
-    for number in target.content.published:
+    for number in target.published:
         assert str(number.value) in text or f"{number.value:.2f}" in text, number
-    if any(number.mark == "recalled" for number in target.content.published):
+    if any(number.mark == "recalled" for number in target.published):
         assert "recalled" in text
 
 
@@ -78,7 +79,7 @@ def cuts_by_blocks(model: str, num_stages: int) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("name", ["huo2018-accuracy", "huo2018-memory"])
 def test_cuts_are_those_of_the_stated_rule(name: str) -> None:
-    content = target_of(ROOT / "experiments" / name).content
+    content = target_of(ROOT / "experiments" / name)
     for model, by_stages in content.cuts.items():  # type: ignore[union-attr]
         for stages, cuts in by_stages.items():
             assert cuts == cuts_by_blocks(model, int(stages)), (model, stages)
@@ -89,15 +90,11 @@ RECORDS = sorted(path.parent for path in ROOT.glob("experiments/*/records/*/resu
 
 @pytest.mark.parametrize("records", RECORDS, ids=lambda path: f"{path.parts[-3]}-{path.name}")
 def test_published_results_follow_from_the_published_records(records: Path, tmp_path: Path) -> None:
-    target = target_of(records.parents[1])
+    target, scale = target_of(records.parents[1]), records.name
     results = json.loads((records / "results.json").read_text(encoding="utf-8"))
-    text = json.dumps(results) + (records / "table.md").read_text(encoding="utf-8")
-    assert not re.search(r'["\s](/(work|tmp|home|root)/|[A-Z]:\\\\)', text)
-    if not isinstance(target.content, TrainingTarget):
-        return
-    scale = records.name
-    runs = planned_runs(target, scale, records)
-    speed = ROOT / "experiments" / f"{target.paper}-speedup" / "records" / scale / "results.json"
-    again = training_outcome(target, scale, runs, tmp_path, rows_on_record(speed))
-    assert again["rows"] == results["rows"]
-    assert (tmp_path / "table.md").read_text() == (records / "table.md").read_text()
+    table = (records / "table.md").read_text(encoding="utf-8")
+    assert not re.search(r'["\s](/(work|tmp|home|root)/|[A-Z]:\\\\)', json.dumps(results) + table)
+    request = Reproduction(paper=target.paper, scale=scale, output=tmp_path)  # type: ignore[arg-type]
+    again = put_together(target, request, target.plan(scale, records, None), {})
+    assert json.loads(json.dumps(again)) == results  # every number of every kind of target
+    assert (tmp_path / target.name / scale / "table.md").read_text(encoding="utf-8") == table

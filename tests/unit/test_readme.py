@@ -11,8 +11,7 @@ import torch
 
 import delaygrad as dg
 from delaygrad.cli import main as command_line
-from delaygrad.reproduce.plan import planned_runs
-from delaygrad.reproduce.target import load_target
+from delaygrad.reproduce.catalogue import load_target
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,7 +65,7 @@ def test_target_in_the_docs_plans_the_runs_that_it_names(tmp_path):
     folder = tmp_path / "mypaper-depth"
     folder.mkdir()
     (folder / "target.toml").write_text(example, encoding="utf-8")
-    runs = planned_runs(load_target(folder, "mypaper"), "smoke", tmp_path)
+    runs = load_target(folder, "mypaper").plan("smoke", tmp_path, None)
     assert len(runs) == 2 * 3 + 1
     for run in runs:
         run.config.check()

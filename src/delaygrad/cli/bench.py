@@ -15,7 +15,8 @@ from rich.table import Table
 
 from delaygrad.bench import ContestConfig, run_contest
 from delaygrad.errors import ConfigError
-from delaygrad.report.contest import draw_contest
+from delaygrad.results import write_png
+from delaygrad.results.bars import contest_panel
 from delaygrad.training.run_folder import environment, write_json
 
 _ROLES = {
@@ -61,7 +62,9 @@ class Bench:
         if self.output is not None:
             write_json(self.output, results)
         if self.figure is not None:
-            draw_contest(results, self.figure)
+            setting = f"stages: {results['num_stages']}, link: {results['link']}"
+            title = f"{results['description']}\n{setting}"
+            write_png({"": [contest_panel(results)]}, self.figure, title)
 
 
 def _require_writable(path: Path | None) -> None:

@@ -21,12 +21,11 @@ from delaygrad.cli.plan import Plan
 from delaygrad.cli.report import Report
 from delaygrad.cli.reproduce import Reproduce
 from delaygrad.cli.tables import print_summary
-from delaygrad.cli.trace import TraceRun, draw_trace
+from delaygrad.cli.trace import TraceRun
 from delaygrad.data import download
 from delaygrad.errors import ConfigError, DelaygradError
 from delaygrad.launch import keep_freed_memory, launched_by_torchrun
-from delaygrad.records import read_trace
-from delaygrad.report import draw_curves
+from delaygrad.results import draw_run
 from delaygrad.training import TrainConfig, load_config, resume, train
 
 
@@ -191,11 +190,9 @@ def _finish(summary: dict[str, Any] | None, *, as_json: bool) -> None:
     if summary is None:  # another rank reports
         return
     run_dir = Path(summary["run_dir"])
-    title = f"{run_dir.name}: {summary['method']}, stages: {summary['num_stages']}"
-    summary = {**summary, "curves": str(draw_curves(run_dir, title))}
+    summary = {**summary, "curves": str(draw_run(run_dir))}
     if "trace" in summary:
-        figure = draw_trace(read_trace(run_dir), run_dir, run_dir.name)
-        summary["timeline"] = str(figure)
+        summary["timeline"] = str(run_dir / "trace.png")
     if as_json:
         print(json.dumps(summary, indent=2))
     else:

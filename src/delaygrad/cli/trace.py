@@ -11,9 +11,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from delaygrad.errors import ConfigError
-from delaygrad.records import ACTIVITIES, Trace, measure_trace, read_trace
-from delaygrad.report import draw_timeline, write_chrome_trace
+from delaygrad.records import ACTIVITIES, measure_trace, read_trace
+from delaygrad.results import draw_trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,34 +27,14 @@ class TraceRun:
     """Print the measures as JSON instead of a table."""
 
     def __call__(self) -> None:
-        trace = read_trace(self.run_dir)
-        figure = draw_trace(trace, self.output or self.run_dir, self.run_dir.resolve().name)
-        measures = measure_trace(trace)
+        measures = measure_trace(read_trace(self.run_dir))
+        figure = draw_trace(self.run_dir, self.output or self.run_dir)
         if self.json:
             print(json.dumps({**measures, "timeline": str(figure)}, indent=2))
             return
         console = Console(highlight=False)
         print_trace(measures, console)
         console.print(f"timeline    {figure.with_suffix('.json')}, {figure.name}", soft_wrap=True)
-
-
-def draw_trace(trace: Trace, folder: Path, title: str) -> Path:
-    """Write ``trace.json`` and ``trace.png`` into a folder; return the figure's path.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    figure = folder / "trace.png"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_chrome_trace(trace, folder / "trace.json")
-        draw_timeline(trace, figure, f"{title}: {trace.method}")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write the timeline ({error.filename or folder}): {error.strerror or error}; "
-            "choose another --output"
-        ) from error
-    return figure
 
 
 def print_trace(measures: dict[str, Any], console: Console) -> None:

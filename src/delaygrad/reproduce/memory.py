@@ -1,78 +1,251 @@
-"""Measure memory against K, and compare it with the formula."""
+"""A target that measures memory: the peak of each stage for several K, beside the formula."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
+from delaygrad import models
 from delaygrad.bench.memory import (
+    MemoryCase,
     balanced_cuts,
     measure_peaks,
     measure_total_on_gpu,
     predict_peaks,
 )
-from delaygrad.reproduce.measured_case import kept_or_measured
-from delaygrad.reproduce.memory_target import MemoryLine, MemoryTarget
+from delaygrad.errors import ConfigError
+from delaygrad.reproduce.measured import MeasuredTarget, Measurement
+from delaygrad.reproduce.reading import unknown
+from delaygrad.reproduce.target import Figures, text_table
+from delaygrad.results.bars import Bar, bar_panel
+from delaygrad.results.figure import colour
+from delaygrad.results.group import method_title
+from delaygrad.results.page import Table
+from delaygrad.results.spread import MISSING
+from delaygrad.training.assembly import build_method
+from delaygrad.training.config import METHOD_OPTIONS, config_from_json
+from delaygrad.training.evaluation import cross_entropy
 
-Say = Callable[[str], None]
+_SAMPLE_SHAPE, _NUM_CLASSES = (3, 32, 32), 10
+_HEADINGS = (
+    "network", "batch", "method", "K", "measured, MiB", "formula, MiB", "measured / formula",
+    "of one stage", "by stage, MiB",
+)  # fmt: skip
 
 
-def measure_memory(
-    target: MemoryTarget, scale: str, folder: Path, say: Say, *, new: bool = True
-) -> list[dict[str, Any]]:
-    """Measure the cases that have not been measured yet.
+@dataclass(frozen=True, kw_only=True)
+class MemoryLine:
+    """The same network and method with one or several K.
 
-    Args:
-        target: says what and where to cut.
-        scale: by name.
-        folder: that the results go to, each as soon as it is there.
-        say: is told what happens.
-        new: measure; False: only what is there.
-
-    Returns:
-        For each case a row, in plain values: ``measured_bytes`` and ``predicted_bytes``, the
-        totals; the same by stage (``stages``; none on a GPU); and ``over_one_stage``, the measured
-        total over that of K = 1 of the same line. Where there is no GPU, ``does_not_run`` says so.
+    Attributes:
+        model: by its name; its inputs are images of 3x32x32.
+        stages: K.
+        batch_size: images.
+        method: with delayed backward passes.
+        options: of the method, by name.
+        device: cpu: a process for each stage; cuda: all stages in one, on one GPU, and their total.
     """
-    rows: list[dict[str, Any]] = []
-    for line, num_stages in target.scales[scale].cases():
-        cuts = target.cuts_of(line, num_stages)
-        names = {
-            "model": line.model,
-            "batch_size": line.batch_size,
-            "method": line.method,
-            "variant": line.variant,
-            "device": line.device,
-            "num_stages": num_stages,
+
+    model: str
+    stages: tuple[int, ...]
+    batch_size: int = 128
+    method: str = "ddg"
+    options: dict[str, Any] = field(default_factory=dict)
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    @property
+    def variant(self) -> str:
+        """The options in short."""
+        return "-".join(
+            name.replace("_", "-") + ("" if value is True else str(value))
+            for name, value in self.options.items()
+        )
+
+    def case(self, num_stages: int) -> MemoryCase:
+        """Return what is measured for one K."""
+        settings = {"method": self.method, "stages": num_stages, **self.options}
+        return MemoryCase(
+            make=partial(_training, self.model, self.batch_size),
+            loss_fn=cross_entropy,
+            num_stages=num_stages,
+            method=build_method(config_from_json(settings)),
+        )
+
+    def name(self, num_stages: int) -> str:
+        """What the results are kept under."""
+        words = (self.model, f"b{self.batch_size}", self.method, self.variant, self.device)
+        return f"{'-'.join(word for word in words if word)}-k{num_stages}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryScale:
+    """How much is measured: ``about`` in words, and lines in order."""
+
+    about: str
+    lines: tuple[MemoryLine, ...]
+
+    def cases(self) -> list[tuple[MemoryLine, int]]:
+        """List the lines, one for each K."""
+        return [(line, num_stages) for line in self.lines for num_stages in line.stages]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryTarget(MeasuredTarget):
+    """What a ``target.toml`` of kind memory says.
+
+    Attributes:
+        scales: by name.
+        cuts: network -> number of stages -> first layer of each stage but the first; others are
+            balanced by measured time.
+    """
+
+    scales: dict[str, MemoryScale]
+    cuts: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+
+    def cuts_of(self, line: MemoryLine, num_stages: int) -> tuple[str, ...] | None:
+        """Return where the network is to be cut; None: where the time balances."""
+        return () if num_stages == 1 else self.cuts.get(line.model, {}).get(str(num_stages))
+
+    def check(self, place: str) -> None:
+        """Check what settings mean; see ``Target``."""
+        for scale_name, scale in self.scales.items():
+            where = f"{place}: scales.{scale_name}"
+            for line, num_stages in scale.cases():
+                for option in line.options:
+                    if option not in METHOD_OPTIONS:
+                        raise unknown(f"option in {where}", option, METHOD_OPTIONS, "option")
+                if line.batch_size < 1:
+                    raise ConfigError(
+                        f"batch_size must be at least 1 in {where} (batch_size: {line.batch_size})"
+                    )
+                settings = {"method": line.method, "stages": num_stages, **line.options}
+                config_from_json(settings, where).check()
+                try:
+                    with torch.device("meta"):
+                        models.build(line.model, _SAMPLE_SHAPE, _NUM_CLASSES)
+                except ValueError as error:
+                    raise ConfigError(f"{error} (in {where})") from error
+
+    def plan(self, scale: str, folder: Path, data_dir: Path | None = None) -> list[Measurement]:
+        """List the cases; see ``Target``."""
+        found = []
+        for line, num_stages in self.scales[scale].cases():
+            cuts = self.cuts_of(line, num_stages)
+            row = {
+                name: getattr(line, name)
+                for name in ("model", "batch_size", "method", "variant", "device")
+            }
+            lacking = line.device == "cuda" and not torch.cuda.is_available()
+            plain_cuts = None if cuts is None else list(cuts)
+            found.append(
+                Measurement(
+                    name=line.name(num_stages),
+                    folder=folder,
+                    settings={**dataclasses.asdict(line), "stages": num_stages, "cuts": plain_cuts},
+                    row={**row, "num_stages": num_stages},
+                    measure=partial(_measure, line, num_stages, cuts),
+                    obstacle="needs a GPU (found: none)" if lacking else "",
+                )
+            )
+        return found
+
+    def rows(self, measurement: Measurement, found: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the totals, and the same by stage (none on a GPU)."""
+        keys = ("cuts", "measured_bytes", "predicted_bytes", "stages")
+        return [{**measurement.row, **{key: found[key] for key in keys}}]
+
+    def results(self, planned: Sequence[Measurement]) -> dict[str, Any]:
+        """Return the rows; ``over_one_stage`` is the total over that of K = 1 of the same line."""
+        rows: list[dict[str, Any]] = super().results(planned)["rows"]
+        ones = {
+            _network(row): row["measured_bytes"]
+            for row in rows
+            if row["num_stages"] == 1 and "measured_bytes" in row
         }
-        if line.device == "cuda" and not torch.cuda.is_available():
-            rows.append({**names, "does_not_run": "needs a GPU (found: none)"})
-            continue
-        name = line.name(num_stages)
-        measure = partial(_measure, line, num_stages, cuts, say) if new else None
-        measured = kept_or_measured(folder, name, line.settings(num_stages, cuts), measure)
-        if measured:
-            rows.append({**names, **{key: measured[key] for key in _KEYS}})
-    _compare(rows)
-    return rows
+        for row in rows:
+            one = ones.get(_network(row))
+            known = one and "measured_bytes" in row
+            row["over_one_stage"] = round(row["measured_bytes"] / one, 3) if known else None
+        return {"rows": rows}
+
+    def tables(self, results: Mapping[str, Any]) -> tuple[list[Table], list[str]]:
+        """Tabulate the rows; see ``Target``."""
+        explained = (
+            "Measured: the most that PyTorch's allocator had given out at once, summed over the "
+            "stages (on a GPU: of all stages together in one process). Formula: "
+            "`delaygrad.partition.memory`, from a measurement of single layers. Of one stage: "
+            "measured, as a multiple of K = 1; with uniform stages the activations are (K + 1) / 2 "
+            "of it."
+        )
+        return [text_table("", _HEADINGS, list(map(_cells, results["rows"])))], [explained]
+
+    def figures(
+        self, planned: Sequence[Measurement], speed_rows: Sequence[Mapping[str, Any]] = ()
+    ) -> Figures:
+        """Draw each stage's memory, and the total by the formula; see ``Target``."""
+        rows = [row for row in self.results(planned)["rows"] if "measured_bytes" in row]
+        bars = []
+        for row in rows:
+            stages = [stage["measured_bytes"] for stage in row["stages"]]
+            parts = {"total": row["measured_bytes"]}
+            if None not in stages:
+                parts = {str(k) if k else "stage 0": peak for k, peak in enumerate(stages)}
+            device = "" if row["device"] == "cpu" else f", {row['device']}"
+            bars.append(
+                Bar(
+                    label=f"{row['model']}, {_method(row)}, K={row['num_stages']}{device}",
+                    parts={name: num_bytes / 2**20 for name, num_bytes in parts.items()},
+                    marks={"formula": row["predicted_bytes"] / 2**20},
+                    value=_mib(row["measured_bytes"]),
+                )
+            )
+        names = dict.fromkeys(name for bar in bars for name in bar.parts)
+        looks = {name: {"facecolor": colour(k)} for k, name in enumerate(names, start=1)}
+        return {"memory": {"": [bar_panel(bars, "memory (MiB)", looks)]}} if rows else {}
 
 
-_KEYS = ("cuts", "measured_bytes", "predicted_bytes", "stages")
+def _network(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["model"], row["batch_size"], row["device"]
 
 
-def _measure(
-    line: MemoryLine, num_stages: int, known_cuts: tuple[str, ...] | None, say: Say
-) -> dict[str, Any]:
-    say(f"memory of {line.name(num_stages)}")
+def _method(row: Mapping[str, Any]) -> str:
+    return method_title(row["method"], row["variant"])
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    names = [row["model"], str(row["batch_size"]), _method(row), str(row["num_stages"])]
+    if "does_not_run" in row:
+        return [*names, row["does_not_run"], *[MISSING] * 4]
+    measured, predicted = row["measured_bytes"], row["predicted_bytes"]
+    stages = [stage["measured_bytes"] for stage in row["stages"]]
+    ratio = row["over_one_stage"]
+    return [
+        *names,
+        _mib(measured),
+        _mib(predicted),
+        f"{measured / predicted:.2f}",
+        MISSING if ratio is None else f"{ratio:.2f}",
+        MISSING if None in stages else ", ".join(map(_mib, stages)),
+    ]
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.0f}"
+
+
+def _measure(line: MemoryLine, num_stages: int, known: tuple[str, ...] | None) -> dict[str, Any]:
     case = line.case(num_stages)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        cuts = balanced_cuts(case) if known_cuts is None else list(known_cuts)
+        cuts = balanced_cuts(case) if known is None else list(known)
         predicted = predict_peaks(case, cuts)
         measured: list[int] = []
         if line.device == "cpu":
@@ -95,14 +268,11 @@ def _measure(
     }
 
 
-def _compare(rows: Sequence[dict[str, Any]]) -> None:
-    """Add to each row its total over that of one stage."""
-    ones = {
-        (row["model"], row["batch_size"], row["device"]): row["measured_bytes"]
-        for row in rows
-        if row["num_stages"] == 1 and "measured_bytes" in row
-    }
-    for row in rows:
-        one = ones.get((row["model"], row["batch_size"], row["device"]))
-        known = one and "measured_bytes" in row
-        row["over_one_stage"] = round(row["measured_bytes"] / one, 3) if known else None
+def _training(model: str, batch_size: int) -> tuple[nn.Sequential, Tensor, Tensor]:
+    torch.manual_seed(0)
+    network = models.build(model, _SAMPLE_SHAPE, _NUM_CLASSES)
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
+    images = torch.randn(batch_size, *_SAMPLE_SHAPE).to(memory_format=torch.channels_last)
+    return network, images, torch.randint(_NUM_CLASSES, (batch_size,))

@@ -1,36 +1,83 @@
-"""``reproduce``: targets of a paper at a scale, from their files to tables and figures."""
+"""``reproduce``: the targets of a paper at a scale, from their files to tables, figures, a page."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from delaygrad.errors import ConfigError, PartitionError, ReproductionError
-from delaygrad.partition import split
-from delaygrad.report import write_page
-from delaygrad.reproduce import run_state
-from delaygrad.reproduce.measured_case import FOLDER as MEASURED
-from delaygrad.reproduce.memory import measure_memory
-from delaygrad.reproduce.memory_target import MemoryTarget
-from delaygrad.reproduce.outcome import RESULTS, memory_outcome, speed_outcome, training_outcome
-from delaygrad.reproduce.paper_page import paper_page, target_section
-from delaygrad.reproduce.plan import PlannedRun
-from delaygrad.reproduce.progress import RunsProgress
+from delaygrad.errors import ConfigError, ReproductionError
+from delaygrad.reproduce.catalogue import find_targets
 from delaygrad.reproduce.publish import publish
-from delaygrad.reproduce.request import Reproduction
-from delaygrad.reproduce.runner import Failure, Runner
-from delaygrad.reproduce.speed import Say, measure_speed
-from delaygrad.reproduce.speed_target import SpeedTarget
-from delaygrad.reproduce.speed_up import rows_on_record
-from delaygrad.reproduce.target import Target, find_targets
-from delaygrad.reproduce.training_target import TrainingTarget
-from delaygrad.training.assembly import build_model, load_data
+from delaygrad.reproduce.target import Failure, Figures, Say, ScaleName, Target, markdown
+from delaygrad.results.figure import write_png
+from delaygrad.results.page import Block, Figure, Page, Prose, Section, write_page
+from delaygrad.training import run_folder
 
+RESULTS, TABLE = "results.json", "table.md"
 _MOST_TOLD = 5  # failed runs in one message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """What to reproduce, at which scale, and where."""
+
+    paper: str
+    """The paper, such as huo2018."""
+    target: tuple[str, ...] = ()
+    """Some of its figures and tables, by name; by default all. See --list."""
+    scale: ScaleName = "smoke"
+    """smoke: about a minute, shows that everything runs; cpu: hours; gpu: needs one."""
+    data_dir: Path | None = None
+    """The data: the files, or a folder for each data set (smoke needs none)."""
+    experiments: Path = Path("experiments")
+    """The folder with the targets."""
+    output: Path | None = None
+    """Folder for runs, tables and figures; by default reproduced/PAPER."""
+    workers: int | None = None
+    """Runs at a time; by default as many as CPU cores, or GPUs."""
+    publish: bool = False
+    """Copy tables, figures and records (without weights and paths) beside the targets."""
+    page: Path | None = None
+    """Also write everything into this file, as one HTML page."""
+    run: bool = True
+    """Make the missing runs; --no-run: only put together what is there."""
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"workers must be at least 1 (workers: {self.workers})")
+        if self.page is not None and self.page.is_dir():
+            raise ConfigError(f"the page must be a file, and this is a folder ({self.page})")
+
+    def folder(self, target: Target, scale: str | None = None) -> Path:
+        """Return the folder of a target's results."""
+        output = self.output or Path("reproduced", self.paper)
+        return output / target.name / (scale or self.scale)
+
+    def plan(self, target: Target, scale: str | None = None) -> Sequence[Any]:
+        """List what a target makes."""
+        scale = scale or self.scale
+        return target.plan(scale, self.folder(target, scale), self.data_dir)
+
+    def found_targets(self) -> list[Target]:
+        """Return the targets that have the scale.
+
+        Raises:
+            ConfigError: a target or the scale does not exist, or a file is wrong.
+        """
+        found = find_targets(self.experiments, self.paper, self.target)
+        having = [target for target in found if self.scale in target.scales]
+        lacking = [target.name for target in found if target not in having]
+        if not having or (self.target and lacking):
+            scales = sorted({name for target in found for name in target.scales})
+            raise ConfigError(
+                f"no such scale (scale: {self.scale}, targets: {', '.join(lacking)}); known: "
+                f"{', '.join(scales)}"
+            )
+        return having
 
 
 def reproduce(request: Reproduction, *, quiet: bool = False) -> dict[str, dict[str, Any]]:
@@ -53,130 +100,129 @@ def reproduce(request: Reproduction, *, quiet: bool = False) -> dict[str, dict[s
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     targets = request.found_targets()
-    runs = {target.name: request.runs_of(target) for target in targets}
-    failures = _train([run for own in runs.values() for run in own], request, quiet)
-    results = {target.name: _measure(target, request, say) for target in targets}
+    plans = {target.name: request.plan(target) for target in targets}
+    failures: list[Failure] = []
+    kinds: list[type[Target]] = list(dict.fromkeys(map(type, targets)))
+    for kind in kinds if request.run else ():
+        own = [one for target in targets if type(target) is kind for one in plans[target.name]]
+        failures += kind.make(own, request.workers, None if quiet else say)
     speed_rows = _speed_rows(request)
+    results, sections = {}, []
     for target in targets:
-        if isinstance(target.content, TrainingTarget):
-            folder = request.folder(target)
-            results[target.name] = training_outcome(
-                target, request.scale, runs[target.name], folder, speed_rows
+        planned = plans[target.name]
+        figures = target.figures(planned, speed_rows)
+        found = put_together(target, request, planned, figures)
+        results[target.name] = found
+        has_results = any(row.get("done", "does_not_run" not in row) for row in found["rows"])
+        if has_results and request.page is not None:
+            sections.append(target_section(target, found, planned, figures))
+        if request.publish:
+            _publish(target, request, planned, say) if has_results else say(
+                f"nothing to publish of {target.name}"
             )
-    for target in targets if request.publish else ():
-        if not _has_results(results[target.name]):
-            say(f"nothing to publish of {target.name}")
-            continue
-        goal = publish(target, request.scale, request.folder(target), runs[target.name])
-        say(f"published {goal}")
     if request.page is not None:
-        parts = [
-            target_section(target, found, request.folder(target), runs[target.name])
-            for target in targets
-            if _has_results(found := results[target.name])
-        ]
-        say(f"wrote {write_page(paper_page(request.paper, parts), request.page)}")
+        say(f"wrote {write_page(paper_page(request.paper, sections), request.page)}")
     if failures:
         raise _failed(failures)
     return results
 
 
+def _publish(target: Target, request: Reproduction, planned: Sequence[Any], say: Say) -> None:
+    say(f"published {publish(target, request.scale, request.folder(target), planned)}")
+
+
 def status(request: Reproduction) -> list[dict[str, Any]]:
-    """Say for each target and scale how much there is to do, and how much is done.
+    """Say for each target and scale how much there is to make, and how much is done.
 
     Returns:
         Rows of target, kind, scale, about, done and planned (runs, or measurements).
     """
-    return [
-        {
-            "target": target.name,
-            "kind": target.content.kind,
-            "scale": scale,
-            "about": target.content.scales[scale].about,
-            **_count(target, request, scale),
-        }
-        for target in find_targets(request.experiments, request.paper, request.targets)
-        for scale in target.content.scales
-    ]
+    found = []
+    for target in find_targets(request.experiments, request.paper, request.target):
+        for name, scale in target.scales.items():
+            planned = request.plan(target, name)
+            row = {"target": target.name, "kind": target.kind, "scale": name, "about": scale.about}
+            done = sum(one.is_done() for one in planned)
+            found.append({**row, "done": done, "planned": len(planned)})
+    return found
 
 
-def _train(runs: Sequence[PlannedRun], request: Reproduction, quiet: bool) -> list[Failure]:
-    """Make the runs that have no result yet."""
-    for run in runs:
-        run_state.require_same_settings(run.config)
-    missing = [run for run in runs if not _is_done(run)]
-    if not request.run or not missing:
-        return []
-    _require_possible(missing)
-    with RunsProgress(runs, quiet=quiet) as progress:
-        return Runner(runs, workers=_workers(request, runs), progress=progress).run()
-
-
-def _require_possible(runs: Sequence[PlannedRun]) -> None:
-    """Complain before anything starts, and not once for each run."""
-    if any(run.config.device == "cuda" for run in runs) and not torch.cuda.is_available():
-        raise ConfigError("too few GPUs (found: 0, needed: 1); use --scale cpu")
-    for run in runs:
-        run.config.check()
-    configs = {(run.config.data, run.config.data_dir): run.config for run in runs}
-    sources = {key: load_data(config) for key, config in configs.items()}
-    networks = {(run.config.data, run.config.model, run.config.cuts): run for run in runs}
-    for run in networks.values():
-        source = sources[run.config.data, run.config.data_dir]
-        try:
-            split(build_model(run.config, source), run.config.stages, cuts=run.config.cuts)
-        except PartitionError as error:
-            raise PartitionError(f"[{run.label}] {error}") from error
-
-
-def _workers(request: Reproduction, runs: Sequence[PlannedRun]) -> int:
-    if request.workers is not None:
-        return request.workers
-    if any(run.config.device == "cuda" for run in runs):
-        return max(torch.cuda.device_count(), 1)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max((cores or 1) // max(run.config.threads for run in runs), 1)
-
-
-def _measure(target: Target, request: Reproduction, say: Say) -> dict[str, Any]:
-    """Measure speed or memory; nothing for a target that trains."""
-    content, folder = target.content, request.folder(target)
-    if isinstance(content, SpeedTarget):
-        rows = measure_speed(content.scales[request.scale], folder, say, new=request.run)
-        return speed_outcome(target, request.scale, rows, folder)
-    if isinstance(content, MemoryTarget):
-        rows = measure_memory(content, request.scale, folder, say, new=request.run)
-        return memory_outcome(target, request.scale, rows, folder)
-    return {}
+def put_together(
+    target: Target, request: Reproduction, planned: Sequence[Any], figures: Figures
+) -> dict[str, Any]:
+    """Write results.json, table.md and the figures of a target; return what results.json holds."""
+    scale, folder = request.scale, request.folder(target)
+    results = {
+        "command": f"delaygrad reproduce {target.paper} --target {target.name} --scale {scale}",
+        "paper": target.paper,
+        "target": target.name,
+        "title": target.title,
+        "reference": target.reference,
+        "scale": scale,
+        "about": target.scales[scale].about,
+        "published": [vars(number).copy() for number in target.published],
+        **target.results(planned),
+    }
+    tables, notes = target.tables(results)
+    text = "\n\n".join([*map(markdown, tables), *notes])
+    with run_folder.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        run_folder.write_json(folder / RESULTS, results)
+        (folder / TABLE).write_text(
+            f"# {target.title}\n\n{target.reference}\n\nScale `{scale}`: {results['about']}\n\n"
+            f"    {results['command']}\n\n{text}\n",
+            encoding="utf-8",
+        )
+    for name, rows in figures.items():
+        write_png(rows, folder / f"{name}.png", f"{target.title}\n{scale}: {results['about']}")
+    return results
 
 
 def _speed_rows(request: Reproduction) -> list[dict[str, Any]]:
-    """Find what targets of kind speed have measured at this scale, now or earlier."""
-    targets = find_targets(request.experiments, request.paper)
-    speed = [target for target in targets if isinstance(target.content, SpeedTarget)]
-    return [row for target in speed for row in rows_on_record(request.folder(target) / RESULTS)]
+    """Return what targets of kind speed have measured at this scale, now or earlier."""
+    return [
+        row
+        for target in find_targets(request.experiments, request.paper)
+        if target.kind == "speed" and request.scale in target.scales
+        for row in target.results(request.plan(target))["rows"]
+    ]
 
 
-def _has_results(results: dict[str, Any]) -> bool:
-    return any(row.get("done", "does_not_run" not in row) for row in results["rows"])
+def paper_page(paper: str, sections: Sequence[Section]) -> Page:
+    """Compose the page of a paper from the sections of its targets."""
+    return Page(
+        title=f"{paper}, reproduced",
+        lead=(
+            "One command made every table and figure below from records. The records name their "
+            "machine. Published numbers stand beside ours with their source; recalled ones are "
+            "marked.",
+        ),
+        sections=tuple(sections),
+        source=f"Made by delaygrad reproduce {paper} from its records.",
+    )
 
 
-def _count(target: Target, request: Reproduction, scale: str) -> dict[str, int]:
-    content, folder = target.content, request.folder(target, scale)
-    if isinstance(content, TrainingTarget):
-        runs = request.runs_of(target, scale)
-        return {"done": sum(map(_is_done, runs)), "planned": len(runs)}
-    names: list[str]
-    if isinstance(content, SpeedTarget):
-        names = [case.name for case in content.scales[scale].cases()]
-    else:
-        names = [line.name(k) for line, k in content.scales[scale].cases()]
-    done = sum((folder / MEASURED / f"{name}.json").exists() for name in names)
-    return {"done": done, "planned": len(names)}
+def target_section(
+    target: Target, results: Mapping[str, Any], planned: Sequence[Any], figures: Figures
+) -> Section:
+    """Compose the section of a target.
 
-
-def _is_done(run: PlannedRun) -> bool:
-    return run_state.state_of(run.run_dir) in ("finished", "diverged")
+    Args:
+        target: whose.
+        results: what its ``results.json`` holds.
+        planned: from ``Target.plan``.
+        figures: from ``Target.figures``.
+    """
+    scale = results["scale"]
+    tables, notes = target.tables(results)
+    about = f"{target.reference}\n\n{scale}: {results['about']}"
+    blocks: list[Block] = [Prose(target.reading)] if target.reading.strip() else []
+    blocks += [Prose(about, note=True), *tables, Prose("\n\n".join(notes), note=True)]
+    for rows in figures.values():
+        for title, panels in rows.items():
+            caption = f"{title or target.heading(scale)}."
+            blocks.append(Figure(panels=tuple(panels), caption=caption))
+    return Section(target.heading(scale), tuple(blocks), target.sections(planned))
 
 
 def _failed(failures: Sequence[Failure]) -> ReproductionError:

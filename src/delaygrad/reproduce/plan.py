@@ -1,29 +1,82 @@
-"""From a target to the list of its runs."""
+"""From the lines of a training target to the list of its runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import dataclasses
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from delaygrad.errors import ConfigError
-from delaygrad.reproduce.target import Target
-from delaygrad.reproduce.training_target import Choice, Line, TrainingTarget
-from delaygrad.training.config import TrainConfig, config_from_json
+from delaygrad.methods import METHODS
+from delaygrad.reproduce import run_state
+from delaygrad.reproduce.reading import read, unknown
+from delaygrad.results.group import method_title
+from delaygrad.training import TrainConfig
 
-_WHOLE = Choice(title="")  # where a target has one problem only
+_DECIDED = {"seed", "cuts", "run_dir", "data_dir"}  # settings that a line does not choose
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Settings of ``TrainConfig`` under a title: a problem (network and data), or a recipe."""
+
+    title: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """Runs that differ in problem, recipe, number of stages and seed only.
+
+    Attributes:
+        method: by its name on the command line.
+        stages: K, one or several.
+        problems: by name; none: all that the scale has.
+        recipes: by name; none: all that the scale has.
+        seeds: if other ones than the scale's.
+        variant: what tables and folders call the options; by default each is written out, and
+            "default" leaves them out.
+        options: other settings of ``TrainConfig``, mostly of the method; in the file they stand
+            beside the other keys.
+    """
+
+    method: str
+    stages: tuple[int, ...]
+    problems: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    variant: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def short(self) -> str:
+        """Return the options in short.
+
+        Example:
+            >>> Line(method="ddg", stages=(2,), options={"slack": 1, "recompute": True}).short()
+            'slack1-recompute'
+        """
+        if self.variant:
+            return "" if self.variant == "default" else self.variant
+        words = []
+        for name, value in self.options.items():
+            slug = name.replace("_", "-")
+            words.append(
+                value if isinstance(value, str) else slug if value is True else f"{slug}{value}"
+            )
+        return "-".join(words)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """What runs with different seeds have in common: a line of the table, a curve of the figure.
+    """What runs with different seeds have in common: a row of a table, a line of a figure.
 
     Attributes:
         problem: "" where the target has only one.
         recipe: by name.
         method: by its name on the command line.
-        variant: its options in short, "" without any.
+        variant: the options in short, "" without any.
         stages: K.
     """
 
@@ -35,36 +88,26 @@ class Series:
 
     @property
     def slug(self) -> str:
-        """The beginning of its runs' names.
-
-        Example:
-            >>> Series(problem="", recipe="sgd", method="ddg", variant="live", stages=4).slug
-            'sgd-ddg-live-k4'
-        """
+        """The beginning of the names of its runs, such as ``sgd-ddg-live-k4``."""
         words = filter(None, (self.problem, self.recipe, self.method, self.variant))
         return f"{'-'.join(words)}-k{self.stages}"
 
     @property
-    def method_title(self) -> str:
-        """The method in words.
+    def title(self) -> str:
+        """The method in words, without K."""
+        return method_title(self.method, self.variant)
 
-        Example:
-            >>> series = Series(problem="", recipe="", method="ddg", variant="live", stages=4)
-            >>> series.method_title
-            'DDG live'
-        """
-        return " ".join(filter(None, (self.method.upper(), self.variant)))
+    @property
+    def name(self) -> str:
+        """The method in words, with K."""
+        return method_title(self.method, self.variant, num_stages=self.stages)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """A run to be made.
+    """A run to be made; ``config`` has its ``run_dir``.
 
-    Attributes:
-        target: by name.
-        series: what it belongs to.
-        seed: its own.
-        config: complete but for what measuring would decide; ``run_dir`` is set.
+    Two targets may have runs of the same name; labels differ.
     """
 
     target: str
@@ -74,126 +117,46 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """Its folder's name; other targets may have one of this name too."""
+        """The name of the run's folder."""
         return f"{self.series.slug}-seed{self.seed}"
 
     @property
     def label(self) -> str:
-        """What a user is told: target and name."""
+        """Target and name."""
         return f"{self.target}/{self.name}"
 
     @property
     def run_dir(self) -> Path:
-        """Its folder."""
+        """The run's folder."""
         assert self.config.run_dir is not None
         return self.config.run_dir
 
+    def is_done(self) -> bool:
+        """Whether there is a result; divergence is one."""
+        return run_state.state_of(self.run_dir) in ("finished", "diverged")
 
-def planned_runs(
-    target: Target, scale: str, folder: Path, data_dir: Path | None = None
-) -> list[PlannedRun]:
-    """List the runs of a scale, the first seed of everything first.
 
-    Args:
-        target: of kind training.
-        scale: one that it has.
-        folder: that the run folders go to.
-        data_dir: the data, or a folder with a folder for each data set.
+def read_line(values: dict[str, Any], place: str) -> Line:
+    """Read a line of a file.
 
     Raises:
-        ConfigError: a setting is unknown or wrong, cuts are missing, or two runs are the same.
+        ConfigError: a key or value is unknown or impossible.
     """
-    content = target.content
-    assert isinstance(content, TrainingTarget)
-    found = [
-        PlannedRun(
-            target=target.name,
-            series=series,
-            seed=seed,
-            config=_config(values, folder, data_dir, target),
-        )
-        for series, seed, values in _combinations(target, content, scale)
-    ]
-    ranks = {seed: rank for rank, seed in enumerate(dict.fromkeys(run.seed for run in found))}
-    runs = sorted(found, key=lambda run: ranks[run.seed])
-    names = [run.name for run in runs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(
-                f"two lines of {target.label} mean the same run (scale: {scale}, run: {name}); "
-                "leave one out"
-            )
-    return runs
-
-
-def _combinations(
-    target: Target, content: TrainingTarget, scale_name: str
-) -> Iterator[tuple[Series, int, dict[str, Any]]]:
-    scale = content.scales[scale_name]
-    problems = content.problems or {"": _WHOLE}
-    for line in content.lines(scale_name):
-        for problem in line.problems or scale.problems or problems:
-            for recipe in line.recipes or scale.recipes or content.recipes:
-                for stages in line.stages:
-                    series = Series(
-                        problem=problem,
-                        recipe=recipe,
-                        method=line.method,
-                        variant=_variant(line),
-                        stages=stages,
-                    )
-                    settings = {
-                        **content.settings,
-                        **problems[problem].settings,
-                        **content.recipes[recipe].settings,
-                        **scale.settings,
-                        **line.options,
-                        "method": line.method,
-                        "stages": stages,
-                    }
-                    model = settings.get("model", TrainConfig().model)
-                    settings["cuts"] = _cuts(target, content, model, stages)
-                    for seed in line.seeds or scale.seeds:
-                        name = f"{series.slug}-seed{seed}"
-                        yield series, seed, {**settings, "seed": seed, "run_dir": name}
-
-
-def _variant(line: Line) -> str:
-    """Put a method's options in short.
-
-    Example:
-        >>> _variant(Line(method="ddg", stages=(2,), options={"slack": 1, "recompute": True}))
-        'slack1-recompute'
-    """
-    if line.variant:
-        return "" if line.variant == "default" else line.variant
-    words = []
-    for name, value in line.options.items():
-        slug = name.replace("_", "-")
-        words.append(
-            value if isinstance(value, str) else slug if value is True else f"{slug}{value}"
-        )
-    return "-".join(words)
-
-
-def _cuts(target: Target, content: TrainingTarget, model: str, stages: int) -> tuple[str, ...]:
-    if stages == 1:
-        return ()
-    try:
-        return content.cuts[model][str(stages)]
-    except KeyError:
+    own = {f.name for f in dataclasses.fields(Line)} - {"options"}
+    settings = {f.name for f in dataclasses.fields(TrainConfig)} - _DECIDED - own
+    options = {key: value for key, value in values.items() if key in settings}
+    for key in values:
+        if key not in own | settings:
+            raise unknown(f"key in {place}", key, sorted(own | settings), label="key")
+    known = {key: value for key, value in values.items() if key in own}
+    line = dataclasses.replace(read(Line, known, place), options=options)
+    if line.method not in METHODS:
+        raise unknown(f"method in {place}", line.method, METHODS, label="method")
+    if not re.fullmatch(r"[A-Za-z0-9.-]*", line.variant) or ".." in line.variant:
         raise ConfigError(
-            f"no cuts for this many stages (target: {target.label}, model: {model}, stages: "
-            f'{stages}); add to its file, under [cuts.{model}]: {stages} = ["layer", ...]'
-        ) from None
-
-
-def _config(
-    values: dict[str, Any], folder: Path, data_dir: Path | None, target: Target
-) -> TrainConfig:
-    values = {**values, "run_dir": str(folder / values["run_dir"])}
-    data = values.get("data", TrainConfig().data)
-    if data != "digits" and data_dir is not None:  # digits come with scikit-learn
-        own = data_dir / data
-        values["data_dir"] = str(own if own.is_dir() else data_dir)
-    return config_from_json(values, f"{target.label}/target.toml")
+            f"a variant is part of a folder's name in {place} (variant: {line.variant!r}); use "
+            "letters, digits, dots and dashes"
+        )
+    if not line.stages or min(line.stages) < 1:
+        raise ConfigError(f"stages must be at least 1 in {place} (stages: {list(line.stages)})")
+    return line

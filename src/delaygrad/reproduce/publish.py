@@ -1,4 +1,4 @@
-"""Copy what a target has left beside the target: records without weights, paths and hosts."""
+"""Copy a target's results beside the target: records without weights, paths and host names."""
 
 from __future__ import annotations
 
@@ -9,59 +9,53 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from delaygrad.errors import ConfigError
-from delaygrad.reproduce import run_state
-from delaygrad.reproduce.measured_case import FOLDER as MEASURED
-from delaygrad.reproduce.outcome import RESULTS, TABLE, nameless
-from delaygrad.reproduce.plan import PlannedRun
-from delaygrad.reproduce.target import Target
+from delaygrad.reproduce.measured import FOLDER as MEASURED
+from delaygrad.reproduce.target import Planned, Target
+from delaygrad.reproduce.training_rows import nameless
 from delaygrad.training import TrainConfig, run_folder
-
-RECORDS = "records"
 
 _FIGURES = ("curves", "timeline")  # paths in a summary
 
 
-def publish(target: Target, scale: str, folder: Path, runs: Sequence[PlannedRun]) -> Path:
-    """Copy the table, the figures, and the records of the runs that have a result.
+def publish(target: Target, scale: str, folder: Path, planned: Sequence[Planned]) -> Path:
+    """Copy tables, figures, measurements, and the records of the runs that have a result.
 
-    Every published run is a run folder (without checkpoints and weights): ``config.json`` with
+    Every published run is a run folder without checkpoints and weights: ``config.json`` with
     relative paths, ``summary.json`` (none if the run diverged) and ``records.jsonl``.
 
     Args:
-        target: whose folder gets ``records/<scale>``; what was there before is replaced.
+        target: its folder gets ``records/<scale>``, in place of what was there before.
         scale: by name.
-        folder: what ``training_outcome`` and the like have written to.
-        runs: [] for targets that do not train.
+        folder: of the results.
+        planned: from ``Target.plan``.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: there is nothing to publish, or no room.
+        ConfigError: it cannot be written.
     """
-    if not (folder / RESULTS).exists():
-        raise ConfigError(f"there is nothing to publish ({folder}); run it first")
-    goal = target.folder / RECORDS / scale
+    goal = target.folder / "records" / scale
     draft = goal.with_name(f"{scale}.unfinished")
     with run_folder.writing(goal):
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        for path in [folder / RESULTS, folder / TABLE, *sorted(folder.glob("*.png"))]:
-            shutil.copyfile(path, draft / path.name)
+        for path in sorted(folder.glob("*.*")):
+            if path.suffix in (".json", ".md", ".png") and path.is_file():
+                shutil.copyfile(path, draft / path.name)
         for path in sorted((folder / MEASURED).glob("*.json")):
+            (draft / MEASURED).mkdir(exist_ok=True)
             _publish_measurement(path, draft / MEASURED / path.name)
-        shown = f"experiments/{target.label}/{RECORDS}/{scale}"
-        for run in runs:
-            if run_state.state_of(run.run_dir) in ("finished", "diverged"):
-                _publish_run(run.run_dir, draft / run.name, f"{shown}/{run.name}")
+        shown = f"experiments/{target.label}/records/{scale}"
+        for one in planned:
+            if (run_dir := folder / one.name).is_dir() and one.is_done():
+                _publish_run(run_dir, draft / one.name, f"{shown}/{one.name}")
         shutil.rmtree(goal, ignore_errors=True)
         draft.rename(goal)
     return goal
 
 
 def _publish_measurement(path: Path, goal: Path) -> None:
-    goal.parent.mkdir(exist_ok=True)
     found = _read(path)
     if "contest" in found:
         found["contest"].pop("variables", None)  # of the environment: some are paths
@@ -71,13 +65,11 @@ def _publish_measurement(path: Path, goal: Path) -> None:
 def _publish_run(run_dir: Path, goal: Path, shown: str) -> None:
     goal.mkdir()
     found = _read(run_dir / run_folder.CONFIG)
-    run_folder.write_json(
-        goal / run_folder.CONFIG,
-        {
-            "config": _without_paths(found["config"], shown),
-            "environment": nameless(found.get("environment", {})),
-        },
-    )
+    config = {
+        "config": _without_paths(found["config"], shown),
+        "environment": nameless(found.get("environment", {})),
+    }
+    run_folder.write_json(goal / run_folder.CONFIG, config)
     if (run_dir / run_folder.SUMMARY).exists():
         summary = _read(run_dir / run_folder.SUMMARY)
         summary = {name: value for name, value in summary.items() if name not in _FIGURES}

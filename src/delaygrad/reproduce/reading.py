@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 from delaygrad.errors import ConfigError
@@ -14,13 +14,16 @@ from delaygrad.errors import ConfigError
 T = TypeVar("T")
 
 
-def read(kind: type[T], values: Any, place: str) -> T:
+def read(
+    kind: type[T], values: Any, place: str, given: Mapping[str, Any] = types.MappingProxyType({})
+) -> T:
     """Build a dataclass from a table, and the dataclasses within it from the tables within.
 
     Args:
         kind: a dataclass; its annotations say what each key must hold.
         values: as ``tomllib`` gives them.
         place: where they stand, for messages.
+        given: fields that come from elsewhere and are no keys of the table.
 
     Raises:
         ConfigError: a key is unknown or missing, or a value has the wrong type or is refused.
@@ -40,7 +43,8 @@ def read(kind: type[T], values: Any, place: str) -> T:
     if not isinstance(values, dict):
         raise ConfigError(f"{place} must be a table (given: {values!r})")
     kinds = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind))}
+    every = dataclasses.fields(typing.cast(Any, kind))
+    fields = {field.name: field for field in every if field.name not in given}
     for key in values:
         if key not in fields:
             raise unknown(f"key in {place}", key, fields, label="key")
@@ -53,7 +57,8 @@ def read(kind: type[T], values: Any, place: str) -> T:
     ]
     if missing:
         raise ConfigError(f"{place} lacks {', '.join(missing)}")
-    return kind(**{key: _convert(kinds[key], value, key, place) for key, value in values.items()})
+    own = {key: _convert(kinds[key], value, key, place) for key, value in values.items()}
+    return kind(**own, **given)
 
 
 def unknown(what: str, given: str, known: Iterable[str], label: str | None = None) -> ConfigError:
@@ -91,11 +96,6 @@ def _convert(kind: Any, value: Any, key: str, place: str) -> Any:
 
 
 def _inside(place: str, key: str, which: str) -> str:
-    """Name a place within a place.
-
-    Example:
-        >>> _inside("target.toml", "scales", "cpu")
-        'target.toml: scales.cpu'
-    """
+    """Name a place within a place, such as ``target.toml: scales.cpu``."""
     file, _, table = place.partition(": ")
     return f"{file}: {f'{table}.' if table else ''}{key}.{which}"

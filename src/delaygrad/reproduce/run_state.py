@@ -1,4 +1,4 @@
-"""What became of a run, as its folder tells; and whether another process is writing there."""
+"""What became of a planned run, and whether another process is writing its folder."""
 
 from __future__ import annotations
 
@@ -11,28 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from delaygrad.errors import ConfigError, DataError
+from delaygrad.errors import ConfigError
 from delaygrad.methods import foreign_options
-from delaygrad.records import read_events
+from delaygrad.results.group import WITHOUT_EFFECT
+from delaygrad.results.run import read_run
 from delaygrad.training import TrainConfig, checkpoint, load_config, run_folder
 
-LOCK = "runner.lock"
 LOG = "runner.log"
-PLANNED = "planned.json"
-
-State: TypeAlias = Literal["new", "begun", "resumable", "finished", "diverged"]
-
-ASIDE = frozenset({
-    "run_dir", "data_dir", "timeout_s", "log_every", "evaluation_batch_size", "checkpoint_every",
-    "keep_checkpoints", "trace",
-})  # fmt: skip
-"""Settings that change neither the arithmetic nor what is tallied."""
-
+_LOCK, _PLANNED = "runner.lock", "planned.json"
 _OURS = (
     run_folder.CONFIG, run_folder.RECORDS, run_folder.SUMMARY, run_folder.MODEL, run_folder.LOCK,
     "curves.png",
 )  # fmt: skip
-_OUR_FOLDERS = (run_folder.CHECKPOINTS, run_folder.TENSORBOARD)
+
+State: TypeAlias = Literal["new", "begun", "resumable", "finished", "diverged"]
 
 
 def state_of(run_dir: Path) -> State:
@@ -44,6 +36,7 @@ def state_of(run_dir: Path) -> State:
 
     Raises:
         ConfigError: there are results without their settings.
+        DataError: a file is corrupt.
     """
     if not (run_dir / run_folder.CONFIG).exists():
         if (run_dir / run_folder.SUMMARY).exists():
@@ -51,30 +44,15 @@ def state_of(run_dir: Path) -> State:
                 f"results without a {run_folder.CONFIG} beside them ({run_dir}); move them away"
             )
         return "new"
-    if (run_dir / run_folder.SUMMARY).exists():
-        return "finished"
-    if divergence(run_dir) is not None:
-        return "diverged"
+    if (state := read_run(run_dir).state) != "unfinished":
+        return state
     return "resumable" if checkpoint.find(run_dir / run_folder.CHECKPOINTS) else "begun"
-
-
-def divergence(run_dir: Path) -> dict[str, Any] | None:
-    """Return the event that tells of a loss that was not finite, None if there is none."""
-    path = run_dir / run_folder.RECORDS
-    try:
-        events = read_events(path) if path.exists() else []
-        return events[-1] if events and events[-1]["event"] == "diverged" else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"the records of a run are damaged ({path}: {type(error).__name__}: {error}); move the "
-            "run away, and the same command makes it anew"
-        ) from error
 
 
 def require_same_settings(config: TrainConfig) -> None:
     """Raise unless the run in this place, if there is one, has the settings of this one.
 
-    A setting that was not there yet when the run was made has its default.
+    A setting that did not exist when the run was made has its default.
 
     Raises:
         ConfigError: it has others; says which.
@@ -83,7 +61,7 @@ def require_same_settings(config: TrainConfig) -> None:
     path = config.run_dir / run_folder.CONFIG
     if not path.exists():
         return
-    there, here = comparable(load_config(path)), comparable(config)
+    there, here = _effective(load_config(path)), _effective(config)
     differing = [
         f"{name}: {_shown(there.get(name))} there, {_shown(here[name])} here"
         for name in here
@@ -96,15 +74,10 @@ def require_same_settings(config: TrainConfig) -> None:
         )
 
 
-def comparable(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that decide what comes out; not those of other methods.
-
-    Example:
-        >>> comparable(TrainConfig(optimizer="adam"))["lr"]
-        0.001
-    """
+def _effective(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that decide the result."""
     values = {**vars(config), "lr": config.base_lr}
-    aside = ASIDE | foreign_options(config.method)
+    aside = WITHOUT_EFFECT | foreign_options(config.method)
     return {name: value for name, value in values.items() if name not in aside}
 
 
@@ -117,16 +90,15 @@ def clear(run_dir: Path) -> None:
     with run_folder.writing(run_dir):
         for name in _OURS:
             (run_dir / name).unlink(missing_ok=True)
-        for name in _OUR_FOLDERS:
+        for name in (run_folder.CHECKPOINTS, run_folder.TENSORBOARD):
             shutil.rmtree(run_dir / name, ignore_errors=True)
 
 
 def write_planned(config: TrainConfig) -> Path:
     """Write the settings that the run is started with."""
     assert config.run_dir is not None
-    path = config.run_dir / PLANNED
-    run_folder.write_json(path, config.to_json())
-    return path
+    run_folder.write_json(config.run_dir / _PLANNED, config.to_json())
+    return config.run_dir / _PLANNED
 
 
 @contextmanager
@@ -134,20 +106,19 @@ def held(run_dir: Path) -> Iterator[int | None]:
     """Within the block, no other runner works on this run.
 
     Yields:
-        The lock's file descriptor, which a child may inherit: then the run is held until the child
-        has ended too, whatever becomes of this process. None if somebody else holds it.
+        The lock's file descriptor. A child that inherits it holds the run until it exits, whatever
+        becomes of this process. None if another process holds the run.
     """
     with run_folder.writing(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
-        handle = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(run_dir / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        yield None
-        return
-    try:
-        yield handle
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield handle
     finally:
         os.close(handle)
 
@@ -163,9 +134,9 @@ def message_of(run_dir: Path) -> str:
 
 
 def position(run_dir: Path) -> dict[str, Any]:
-    """Return the newest event of a run that goes on, {} before there is one.
+    """Return the newest event of an active run; {} before there is one.
 
-    Reads the end of the records only: it is called again and again.
+    It reads only the end of the records, since it is called again and again.
     """
     try:
         with (run_dir / run_folder.RECORDS).open("rb") as file:

@@ -1,8 +1,8 @@
 """Make many runs, a few at a time, each in a process of its own; stop and continue at any moment.
 
-What is finished stays; what has a checkpoint is resumed; what was interrupted before its first one
-begins anew. A run that diverged is a result. A run that fails does not keep the others from going
-on. Two runners may share an output folder: each run is held by one of them.
+Finished runs stay. Runs with a checkpoint are resumed; interrupted ones without a checkpoint begin
+anew. A run that diverged is a result. A run that fails does not stop the others. Two runners may
+share an output folder: one of them holds each run.
 """
 
 from __future__ import annotations
@@ -20,23 +20,11 @@ import torch
 from delaygrad.reproduce import run_state
 from delaygrad.reproduce.plan import PlannedRun
 from delaygrad.reproduce.progress import RunsProgress
+from delaygrad.reproduce.target import Failure
 
 _POLL_S = 0.1
 _LOOK_S = 1.0  # between two looks at the records, and at runs that others hold
 _GRACE_S = 10.0  # for a run that was told to stop
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A run that has ended without a result.
-
-    Attributes:
-        name: of target and run.
-        message: its last words.
-    """
-
-    name: str
-    message: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +38,9 @@ class Runner:
     """Make runs.
 
     Args:
-        runs: in the order in which they shall begin.
+        runs: in the order in which they begin.
         workers: at a time, at least 1.
-        progress: is told what happens.
+        progress: shows what happens.
     """
 
     def __init__(self, runs: Sequence[PlannedRun], *, workers: int, progress: RunsProgress) -> None:
@@ -65,29 +53,20 @@ class Runner:
         self._looked_s = 0.0
 
     def run(self) -> list[Failure]:
-        """Make all runs that have no result yet; return those that failed.
-
-        Raises:
-            ConfigError: a run with other settings is in a place; nothing has been started then.
-        """
-        for run in self._pending:
-            run_state.require_same_settings(run.config)
+        """Make all runs that have no result yet; return those that failed."""
         try:
             while self._pending or self._active or self._held_elsewhere:
                 self._reap()
-                self._start()
+                while self._pending and len(self._active) < self._workers:
+                    self._begin(self._pending.pop(0))
                 self._look()
                 time.sleep(_POLL_S)
         finally:
             self._stop()
         return self._failures
 
-    def _start(self) -> None:
-        while self._pending and len(self._active) < self._workers:
-            self._begin(self._pending.pop(0))
-
     def _begin(self, run: PlannedRun) -> None:
-        """Start a run, unless it has a result or somebody else is at it."""
+        """Start a run, unless it has a result or another process holds it."""
         with run_state.held(run.run_dir) as lock:
             if lock is None:
                 self._held_elsewhere.append(run)
@@ -95,7 +74,7 @@ class Runner:
             run_state.require_same_settings(run.config)
             state = run_state.state_of(run.run_dir)
             if state in ("finished", "diverged"):
-                self._progress.finished(run, state)
+                self._progress.ended(run, state, new=False)
                 return
             before = run_state.position(run.run_dir) if state == "resumable" else {}
             if state == "resumable":
@@ -114,13 +93,13 @@ class Runner:
             run = active.run
             state = run_state.state_of(run.run_dir)
             if state in ("finished", "diverged"):
-                self._progress.finished(run, state)
+                self._progress.ended(run, state)
                 continue
             message = run_state.message_of(run.run_dir)
             if active.process.returncode < 0:
                 message = f"ended by {signal.Signals(-active.process.returncode).name}"
-            self._failures.append(Failure(name=run.label, message=message))
-            self._progress.failed(run, message)
+            self._failures.append(Failure(run.label, message))
+            self._progress.ended(run, f"failed: {message}")
 
     def _look(self) -> None:
         """Show how far the runs are, and try those again that others held."""

@@ -1,78 +1,280 @@
-"""Measure speed-up against K, and what communication takes of an iteration."""
+"""A target that measures throughput: contests against backpropagation, for several K."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from delaygrad.bench import run_contest
-from delaygrad.bench.config import ContestConfig
+from delaygrad.bench.config import ContestConfig, WorkloadName
 from delaygrad.bench.workload import load_workload
+from delaygrad.errors import ConfigError
 from delaygrad.partition.measured_cuts import measured_cuts
 from delaygrad.partition.measurement import measuring
-from delaygrad.reproduce.measured_case import kept_or_measured
-from delaygrad.reproduce.speed_target import BASELINE, SpeedCase, SpeedScale
+from delaygrad.reproduce.measured import MeasuredTarget, Measurement
+from delaygrad.reproduce.target import Figures, Published, Sources, text_table
+from delaygrad.results.bars import Bar, bar_panel, share_panel
+from delaygrad.results.figure import Panel, colour
+from delaygrad.results.group import BASELINE
+from delaygrad.results.page import Table
+from delaygrad.results.spread import MISSING
 
-Say = Callable[[str], None]
+_HEADINGS = (
+    "workload", "stages", "K", "method", "speed-up (quartiles)", "ms per iteration", "ms of BP",
+    "T_F + T_B / K would be", "slowest stage sends and waits", "published",
+)  # fmt: skip
+_HOW = {"computing": "measured", "sleeping": "with sleeping stages"}
 
 
-def measure_speed(
-    scale: SpeedScale, folder: Path, say: Say, *, new: bool = True
-) -> list[dict[str, Any]]:
-    """Hold the contests that have not been held yet.
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """The same contest for one or several K.
 
-    Args:
-        scale: which.
-        folder: that the results go to, each as soon as it is there.
-        say: is told what happens.
-        new: hold contests; False: only what is there.
-
-    Returns:
-        For each K and contestant but backpropagation a row, in plain values; see ``_rows``. Where
-        there are too few GPUs, ``does_not_run`` says so.
+    Attributes:
+        workload: of ``delaygrad bench``.
+        stages: K; each needs as many cores or GPUs, unless the stages sleep.
+        how: computing: stages that train; sleeping: stages that sleep as long as those of the
+            workload were measured to compute (workload sleep: as long as said below), so that
+            only schedule and transport are measured, and K may exceed the cores.
+        contestants: backpropagation and at least one other, by name.
+        rounds: turns of each contestant.
+        turn_s: seconds of a turn, about.
+        iterations: of a turn, instead.
+        device: where computing stages compute.
+        small: shrink the network: shows that everything runs, measures nothing.
+        forward_s: seconds that a sleeping stage takes; workload sleep only.
+        backward_s: likewise.
     """
-    rows = []
-    for case in scale.cases():
-        gpus = torch.cuda.device_count()
-        if case.contest.device == "cuda" and gpus < case.num_stages:
-            reason = f"needs {case.num_stages} GPUs (found: {gpus})"
-            rows.append({**_names(case), "contestant": "ddg", "does_not_run": reason})
-            continue
-        measured = kept_or_measured(
-            folder, case.name, case.settings(), partial(_hold, case, say) if new else None
+
+    workload: WorkloadName
+    stages: tuple[int, ...]
+    how: Literal["computing", "sleeping"]
+    contestants: tuple[str, ...] = (BASELINE, "ddg")
+    rounds: int = 5
+    turn_s: float = 10.0
+    iterations: int | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
+    small: bool = False
+    forward_s: float | None = None
+    backward_s: float | None = None
+
+    @property
+    def name(self) -> str:
+        """What the results of one K are kept under."""
+        return f"{self.workload}-{self.how}-k{self.stages[0]}"
+
+    def each(self) -> Iterator[Contest]:
+        """List the contests with one K."""
+        return (replace(self, stages=(k,)) for k in self.stages)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides the measurement of one K, in plain values."""
+        values = {**vars(self), "stages": self.stages[0]}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    def config(self, **more: Any) -> ContestConfig:
+        """Return the contest of one K as ``delaygrad bench`` takes it."""
+        names = (
+            "contestants", "rounds", "turn_s", "iterations", "device", "forward_s", "backward_s",
+        )  # fmt: skip
+        return ContestConfig(
+            workload="sleep" if self.how == "sleeping" else self.workload,
+            stages=self.stages[0],
+            smoke=self.small and self.how == "computing",
+            **{name: getattr(self, name) for name in names},
+            **more,
         )
-        rows += _rows(case, measured) if measured else []
-    return rows
 
 
-def _hold(case: SpeedCase, say: Say) -> dict[str, Any]:
-    say(f"contest {case.name}")
+@dataclass(frozen=True, kw_only=True)
+class SpeedScale:
+    """How much is measured: ``about`` in words, and contests in order."""
+
+    about: str
+    contests: tuple[Contest, ...]
+
+    def each(self) -> list[Contest]:
+        """List the contests with one K."""
+        return [one for contest in self.contests for one in contest.each()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedTarget(MeasuredTarget):
+    """What a ``target.toml`` of kind speed says; ``scales`` by name."""
+
+    scales: dict[str, SpeedScale]
+
+    def check(self, place: str) -> None:
+        """Check what settings mean together; see ``Target``."""
+        # Imported here: torch's rivals take seconds to import, and other targets do without them.
+        from delaygrad.bench.catalogue import entry
+
+        for scale_name, scale in self.scales.items():
+            where = f"{place}: scales.{scale_name}"
+            names = [contest.name for contest in scale.each()]
+            for contest in scale.each():
+                if names.count(contest.name) > 1:
+                    raise ConfigError(f"two contests are the same in {where} ({contest.name})")
+                if BASELINE not in contest.contestants or len(contest.contestants) < 2:
+                    raise ConfigError(
+                        f"a contest needs {BASELINE} and somebody else in {where} "
+                        f"(contestants: {', '.join(contest.contestants)})"
+                    )
+                if contest.workload == "sleep" and contest.how != "sleeping":
+                    raise ConfigError(f'workload sleep needs how = "sleeping" in {where}')
+                if contest.how == "sleeping" and contest.device != "cpu":
+                    raise ConfigError(f"sleeping stages need no device in {where}; leave it out")
+                for name in contest.contestants:
+                    entry(name)
+                contest.config().check()
+
+    def plan(self, scale: str, folder: Path, data_dir: Path | None = None) -> list[Measurement]:
+        """List the contests; see ``Target``."""
+        gpus, found = torch.cuda.device_count(), []
+        for one in self.scales[scale].each():
+            short = one.device == "cuda" and gpus < one.stages[0]
+            row = {"workload": one.workload, "how": one.how, "stages": one.stages[0]}
+            found.append(
+                Measurement(
+                    name=one.name,
+                    folder=folder,
+                    settings=one.settings(),
+                    row={**row, "contestant": "ddg"} if short else row,
+                    measure=partial(_hold, one),
+                    obstacle=f"needs {one.stages[0]} GPUs (found: {gpus})" if short else "",
+                )
+            )
+        return found
+
+    def rows(self, measurement: Measurement, found: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return for each contestant but backpropagation:
+
+        speedup               median and quartiles of its throughput over backpropagation's
+        iteration_s           seconds, median
+        baseline_s            of backpropagation, likewise
+        stage_seconds         per iteration, of each stage, for each activity
+        communication_share   of the iteration, what the slowest stage spends on sending and waiting
+        paper_rule            the speed-up that T_F + T_B / K gives with the times of these stages
+        smoke                 whether the network was shrunk
+        """
+        contest = found["contest"]
+        records = {record["name"]: record for record in contest["contestants"]}
+        baseline = records[BASELINE]
+        rows = []
+        for name, record in records.items():
+            row = {**measurement.row, "contestant": name, "title": record["title"]}
+            reason = record.get("does_not_run") or baseline.get("does_not_run")
+            if reason is not None:
+                rows.append({**row, "does_not_run": reason})
+            elif name != BASELINE:
+                stages, iteration_s = record["stages"], record["iteration"]["median"]
+                row |= {
+                    "speedup": record["throughput_against"]["baseline"],
+                    "iteration_s": iteration_s,
+                    "baseline_s": baseline["iteration"]["median"],
+                    "stage_seconds": stages,
+                    "communication_share": communication_share(stages, iteration_s),
+                    "paper_rule": paper_rule(stages),
+                    "smoke": contest["smoke"],
+                }
+                rows.append(row)
+        return rows
+
+    def tables(self, results: Mapping[str, Any]) -> tuple[list[Table], list[str]]:
+        """Tabulate the rows; see ``Target``."""
+        sources = Sources()
+        rows = [_cells(row, self.published, sources) for row in results["rows"]]
+        notes = [
+            "Speed-up: throughput over that of backpropagation in one process with one thread; "
+            "median and quartiles of the rounds. Sleeping stages sleep as long as the stages were "
+            "measured to compute: they show schedule and transport, not computation in parallel."
+        ]
+        if any(row.get("smoke") for row in results["rows"]):
+            notes.append("The networks were shrunk: the figures mean nothing.")
+        return [text_table("", _HEADINGS, rows)], [*notes, *sources.notes()]
+
+    def figures(
+        self, planned: Sequence[Measurement], speed_rows: Sequence[Mapping[str, Any]] = ()
+    ) -> Figures:
+        """Draw speed-ups, measured and published, and what each stage does; see ``Target``."""
+        rows = [row for row in self.results(planned)["rows"] if "speedup" in row]
+        shares = {
+            f"{row['workload']}, {row['how']}, K={row['stages']}, stage {k}": {
+                activity: seconds / row["iteration_s"] for activity, seconds in stage.items()
+            }
+            for row in rows
+            for k, stage in enumerate(row["stage_seconds"])
+        }
+        panels = [_speed_panel(rows, self.published), share_panel(shares, "share of iteration (%)")]
+        return {"speed": {"": panels}} if rows else {}
+
+
+def _cells(row: Mapping[str, Any], published: Sequence[Published], sources: Sources) -> list[str]:
+    names = [row["workload"], row["how"], str(row["stages"]), row.get("title", row["contestant"])]
+    own = [n for n in published if n.stages == row["stages"] and n.quantity == "speedup"]
+    quoted = sources.quote([n for n in own if n.problem in ("", row["workload"])])
+    if "does_not_run" in row:
+        return [*names, row["does_not_run"], *[MISSING] * 4, quoted]
+    low, high = row["speedup"]["quartiles"]
+    share, rule = row["communication_share"], row["paper_rule"]
+    return [
+        *names,
+        f"{row['speedup']['median']:.2f} ({low:.2f} to {high:.2f})",
+        f"{1e3 * row['iteration_s']:.1f}",
+        f"{1e3 * row['baseline_s']:.1f}",
+        MISSING if rule is None else f"{rule:.2f}",
+        MISSING if share is None else f"{share:.1%}",
+        quoted,
+    ]
+
+
+def _speed_panel(rows: Sequence[Mapping[str, Any]], published: Sequence[Published]) -> Panel:
+    bars = []
+    for row in rows:
+        middle, stages = row["speedup"]["median"], row["stages"]
+        own = [n for n in published if n.quantity == "speedup" and n.stages == stages]
+        marks = {n.who: n.value for n in own if n.problem in ("", row["workload"])}
+        if row["paper_rule"] is not None:
+            marks = {"T_F + T_B / K": row["paper_rule"], **marks}
+        bars.append(
+            Bar(
+                label=f"{row['workload']}, {row['how']}, K={stages}",
+                parts={row["how"]: middle},
+                ends=tuple(row["speedup"]["quartiles"]),
+                marks=marks,
+                value=f"{middle:.2f}",
+            )
+        )
+    looks = {how: {"facecolor": colour(n)} for n, how in enumerate(_HOW, start=1)}
+    return bar_panel(bars, "throughput / BP in one process", looks)
+
+
+def _hold(contest: Contest) -> dict[str, Any]:
     more, times = {}, None
-    if case.contest.how == "sleeping" and case.contest.workload != "sleep":
-        times = stage_times(case)
+    if contest.how == "sleeping" and contest.workload != "sleep":
+        times = stage_times(contest)
+        stages = times["stages"]
         more = {
-            "stage_forward_s": tuple(stage["forward_s"] for stage in times["stages"]),
-            "stage_backward_s": tuple(
-                stage["backward_s"] + stage["update_s"] for stage in times["stages"]
-            ),
+            "stage_forward_s": tuple(stage["forward_s"] for stage in stages),
+            "stage_backward_s": tuple(s["backward_s"] + s["update_s"] for s in stages),
             "boundary_bytes": times["boundary_bytes"],
         }
-    contest = run_contest(case.config(**more), quiet=True)
-    return {"stage_times": times, "contest": contest}
+    return {"stage_times": times, "contest": run_contest(contest.config(**more), quiet=True)}
 
 
-def stage_times(case: SpeedCase) -> dict[str, Any]:
+def stage_times(contest: Contest) -> dict[str, Any]:
     """Measure the stages of a workload, cut as the planner cuts, alone in this process.
 
     Returns:
         cuts; stages: seconds of forward, backward and update of each; boundary_bytes: of the
         largest boundary.
     """
-    config = ContestConfig(workload=case.contest.workload, smoke=case.contest.small)
+    config = ContestConfig(workload=contest.workload, smoke=contest.small)
     workload = load_workload(config)
     inputs, targets = workload.batch()
     threads = torch.get_num_threads()
@@ -84,8 +286,7 @@ def stage_times(case: SpeedCase) -> dict[str, Any]:
             make_optimizer=workload.make_optimizer,
             loss=lambda outputs: workload.loss_fn(outputs, targets),
         ) as measurement:
-            costs = measurement.layers()
-            found = measured_cuts(measurement, costs, case.num_stages)
+            found = measured_cuts(measurement, measurement.layers(), contest.stages[0])
     finally:
         torch.set_num_threads(threads)
     boundaries = [stage.output_bytes for stage in found.stages[:-1]]
@@ -96,57 +297,8 @@ def stage_times(case: SpeedCase) -> dict[str, Any]:
     }
 
 
-def _names(case: SpeedCase) -> dict[str, Any]:
-    contest = case.contest
-    return {"workload": contest.workload, "how": contest.how, "stages": case.num_stages}
-
-
-def _rows(case: SpeedCase, measured: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return for each contestant but backpropagation:
-
-    speedup               median and quartiles of its throughput over backpropagation's
-    iteration_s           seconds, median
-    baseline_s            of backpropagation, likewise
-    stage_seconds         per iteration, of each stage, for each activity
-    communication_share   of the iteration, what the slowest stage spends on sending and waiting
-    paper_rule            the speed-up that T_F + T_B / K gives with the times of these stages
-    smoke                 whether the network was shrunk
-    """
-    contest = measured["contest"]
-    records = {record["name"]: record for record in contest["contestants"]}
-    baseline = records[BASELINE]
-    rows = []
-    for name, record in records.items():
-        row = {**_names(case), "contestant": name, "title": record["title"]}
-        reason = record.get("does_not_run") or baseline.get("does_not_run")
-        if reason is not None:
-            rows.append({**row, "does_not_run": reason})
-        elif name != BASELINE:
-            stages = record["stages"]
-            rows.append(
-                {
-                    **row,
-                    "speedup": record["throughput_against"]["baseline"],
-                    "iteration_s": record["iteration"]["median"],
-                    "baseline_s": baseline["iteration"]["median"],
-                    "stage_seconds": stages,
-                    "communication_share": communication_share(
-                        stages, record["iteration"]["median"]
-                    ),
-                    "paper_rule": paper_rule(stages),
-                    "smoke": contest["smoke"],
-                }
-            )
-    return rows
-
-
-def computing_s(stage: dict[str, float]) -> float:
-    """Return the seconds that a stage computes per iteration."""
-    return stage["forward"] + stage["backward"] + stage["update"]
-
-
 def communication_share(stages: Sequence[dict[str, float]], iteration_s: float) -> float | None:
-    """Say which part of the iteration the slowest stage spends on sending and waiting.
+    """Return the part of the iteration that the slowest stage spends on sending and waiting.
 
     The others also wait because they are faster.
 
@@ -158,7 +310,7 @@ def communication_share(stages: Sequence[dict[str, float]], iteration_s: float) 
     """
     if not stages:
         return None
-    slowest = max(stages, key=computing_s)
+    slowest = max(stages, key=lambda s: s["forward"] + s["backward"] + s["update"])
     return round((slowest["send"] + slowest["wait"]) / iteration_s, 4)
 
 
@@ -175,3 +327,27 @@ def paper_rule(stages: Sequence[dict[str, float]]) -> float | None:
     forward_s = sum(stage["forward"] for stage in stages)
     backward_s = sum(stage["backward"] + stage["update"] for stage in stages)
     return round((forward_s + backward_s) / (forward_s + backward_s / len(stages)), 4)
+
+
+def speed_ups(rows: Iterable[Mapping[str, Any]], model: str) -> dict[int, tuple[float, str]]:
+    """Pick DDG's speed-ups of a network by K, of computing stages rather than sleeping ones.
+
+    Args:
+        rows: of a target of kind speed.
+        model: by its name.
+
+    Returns:
+        The ratio, and how it was measured, in words.
+
+    Example:
+        >>> row = {"workload": "resnet8", "stages": 2, "contestant": "ddg", "smoke": False}
+        >>> speed_ups([{**row, "how": "computing", "speedup": {"median": 1.8}}], "resnet8")
+        {2: (1.8, 'measured')}
+    """
+    found = {}
+    for how in ("sleeping", "computing"):
+        for row in rows:
+            known = row["workload"] == model and row["how"] == how and row["contestant"] == "ddg"
+            if known and "speedup" in row and not row["smoke"]:
+                found[row["stages"]] = float(row["speedup"]["median"]), _HOW[how]
+    return found

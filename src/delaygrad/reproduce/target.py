@@ -4,106 +4,223 @@
                                  README.md       what came out, and what it means
                                  records/        our records, tables and figures
 
-Whoever wants a paper of their own reproduced adds such folders; nothing here knows any paper.
+Each kind of target is a class in a file of its own: it plans, makes, tabulates and draws. Another
+paper needs such folders only; no code names a paper.
 """
 
 from __future__ import annotations
 
-import tomllib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
-from delaygrad.errors import ConfigError
-from delaygrad.reproduce.memory_target import MemoryTarget
-from delaygrad.reproduce.reading import read, unknown
-from delaygrad.reproduce.speed_target import SpeedTarget
-from delaygrad.reproduce.training_target import TrainingTarget
+from delaygrad.results.figure import Panel
+from delaygrad.results.page import Cell, Column, Section, Table
 
 FILE = "target.toml"
-Content: TypeAlias = TrainingTarget | SpeedTarget | MemoryTarget
 ScaleName: TypeAlias = Literal["smoke", "cpu", "gpu"]
-
-_KINDS: dict[str, type[Content]] = {
-    "training": TrainingTarget,
-    "speed": SpeedTarget,
-    "memory": MemoryTarget,
-}
+Say: TypeAlias = Callable[[str], None]
+Figures: TypeAlias = Mapping[str, Mapping[str, Sequence[Panel]]]
+"""Rows of panels by their title, by the figure's file name without suffix."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
-    """A figure or table of a paper.
+class Published:
+    """A published number.
 
     Attributes:
-        paper: the first part of the folder's name.
-        name: the rest of it.
-        folder: of the experiment.
-        content: what ``target.toml`` says.
+        quantity: what it is; accuracies in percent, of the test set.
+        value: the number.
+        stages: K.
+        mark: read in the source, or recalled from memory; check a recalled number before it is
+            called the paper's.
+        source: where it was read, or how it is known.
+        who: measured it.
+        method: by its name on the command line.
+        problem: by its name in the target; "" where the target has only one.
+        recipe: likewise; "" where it is not among the target's recipes, or not known.
     """
 
-    paper: str
+    quantity: Literal["best_accuracy", "accuracy", "epoch_s", "speedup"]
+    value: float
+    stages: int
+    mark: Literal["read", "recalled"]
+    source: str
+    who: str
+    method: str = "ddg"
+    problem: str = ""
+    recipe: str = ""
+
+
+class Sources:
+    """Number the sources in the order in which they are quoted.
+
+    Example:
+        >>> sources = Sources()
+        >>> number = Published(quantity="speedup", value=1.4, stages=2, mark="read",
+        ...     source="figure 3", who="the paper")
+        >>> sources.quote([number]), sources.notes()
+        ('1.4 [1]', ['[1] the paper: figure 3 (read)'])
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, int] = {}
+
+    def quote(self, numbers: Sequence[Published]) -> str:
+        """Write numbers with those of their sources; a recalled number is marked."""
+        return "; ".join(map(self._quote, numbers)) or "–"
+
+    def _quote(self, number: Published) -> str:
+        note = f"{number.who}: {number.source} ({number.mark})"
+        index = self._known.setdefault(note, len(self._known) + 1)
+        return f"{number.value:g} [{index}{', recalled' if number.mark == 'recalled' else ''}]"
+
+    def notes(self) -> list[str]:
+        """List the sources."""
+        return [f"[{index}] {note}" for note, index in self._known.items()]
+
+
+class Planned(Protocol):
+    """Something to be made: a run or a measurement."""
+
+    @property
+    def name(self) -> str:
+        """Different from all others of its target and scale."""
+
+    def is_done(self) -> bool:
+        """Whether there is a result."""
+
+
+class Scale(Protocol):
+    """How large an experiment is."""
+
+    @property
+    def about(self) -> str:
+        """What differs from the paper, and about how long it takes, in words."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Something planned that ended without a result: its name, and why."""
+
     name: str
-    folder: Path
-    content: Content
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target(ABC):
+    """What every ``target.toml`` says, and what every kind of target does.
+
+    Attributes:
+        title: what the figure or table shows.
+        kind: training: runs; speed: contests of throughput; memory: peaks.
+        reference: the paper, and which figure or table of it.
+        scales: how large the experiment is, by name.
+        published: numbers to compare with.
+        reading: what was found, in words, written after the runs; for the page of the paper.
+        folder: of the target; not a key of the file, as the next one.
+        paper: the first part of the folder's name.
+    """
+
+    title: str
+    kind: Literal["training", "speed", "memory"]
+    reference: str
+    scales: Mapping[str, Scale]
+    published: tuple[Published, ...] = ()
+    reading: str = ""
+    folder: Path = Path()
+    paper: str = ""
 
     @property
     def label(self) -> str:
         """The folder's name."""
-        return f"{self.paper}-{self.name}"
+        return self.folder.name
+
+    @property
+    def name(self) -> str:
+        """The folder's name without the paper's."""
+        return self.label.removeprefix(f"{self.paper}-")
 
     def heading(self, scale: str) -> str:
-        """The title; a smoke run is called one, since it may not even use the same data."""
-        return f"{self.content.title} (smoke)" if scale == "smoke" else self.content.title
+        """The title; that of a smoke run says so, since even its data may differ."""
+        return f"{self.title} (smoke)" if scale == "smoke" else self.title
+
+    @abstractmethod
+    def check(self, place: str) -> None:
+        """Check what the file says.
+
+        Raises:
+            ConfigError: something is unknown, impossible, or would make nothing.
+        """
+
+    @abstractmethod
+    def plan(self, scale: str, folder: Path, data_dir: Path | None) -> Sequence[Any]:
+        """List what is to be made (``Planned``).
+
+        Args:
+            scale: one that the target has.
+            folder: for results.
+            data_dir: the data, or a folder with a folder for each data set.
+        """
+
+    @classmethod
+    @abstractmethod
+    def make(cls, planned: Sequence[Any], workers: int | None, say: Say | None) -> list[Failure]:
+        """Make what is missing, of all targets of this kind.
+
+        Args:
+            planned: from ``plan``.
+            workers: runs at a time; None: as many as CPU cores, or GPUs.
+            say: tells the user what happens; None: quiet.
+        """
+
+    @abstractmethod
+    def results(self, planned: Sequence[Any]) -> dict[str, Any]:
+        """Return what results.json holds beside the header: ``rows``, and more of some kinds."""
+
+    @abstractmethod
+    def tables(self, results: Mapping[str, Any]) -> tuple[list[Table], list[str]]:
+        """Return tables of results, and paragraphs that explain them."""
+
+    @abstractmethod
+    def figures(self, planned: Sequence[Any], speed_rows: Sequence[Mapping[str, Any]]) -> Figures:
+        """Draw what is there.
+
+        Args:
+            planned: from ``plan``.
+            speed_rows: of the paper's targets of kind speed, for axes of time.
+        """
+
+    def sections(self, planned: Sequence[Any]) -> tuple[Section, ...]:
+        """Return more for the page, below tables and figures."""
+        return ()
 
 
-def find_targets(experiments: Path, paper: str, names: tuple[str, ...] = ()) -> list[Target]:
-    """Find the targets of a paper.
+def text_table(
+    caption: str, headings: Sequence[str], rows: Sequence[Sequence[str]], missing: str = "–"
+) -> Table:
+    """Make a table of texts; cells that begin with a digit or a sign are numbers."""
+    columns = []
+    for index, heading in enumerate(headings):
+        cells = [row[index] for row in rows if row[index] != missing]
+        number = bool(cells) and all(cell[:1] in "+−0123456789" for cell in cells)
+        columns.append(Column(heading, number=number))
+    return Table(caption=caption, columns=tuple(columns), rows=tuple(map(tuple, rows)))
 
-    Args:
-        experiments: the folder that holds a folder for each.
-        paper: the first part of their names.
-        names: of the targets wanted, with or without the paper's; none: all.
 
-    Raises:
-        ConfigError: there is none, not this one, or its file is wrong.
+def markdown(table: Table) -> str:
+    """Write a table as Markdown.
+
+    Example:
+        >>> print(markdown(text_table("", ["a", "b"], [["1", "2"]])))
+        | a | b |
+        |---|---|
+        | 1 | 2 |
     """
-    folders = {
-        path.parent.name.removeprefix(f"{paper}-"): path.parent
-        for path in sorted(experiments.glob(f"{paper}-*/{FILE}"))
-    }
-    if not folders:
-        others = sorted({path.parent.name for path in experiments.glob(f"*/{FILE}")})
-        found = f"found there: {', '.join(others)}; " if others else ""
-        raise ConfigError(
-            f"there is nothing to reproduce of this paper (paper: {paper}, looked for: "
-            f"{experiments / f'{paper}-*' / FILE}); {found}run this in a checkout of the "
-            "repository, or say where its targets are with --experiments FOLDER"
-        )
-    wanted = dict.fromkeys(name.removeprefix(f"{paper}-") for name in names) or folders
-    for name in wanted:
-        if name not in folders:
-            raise unknown(f"target of {paper}", name, folders, label="target")
-    return [load_target(folders[name], paper) for name in wanted]
-
-
-def load_target(folder: Path, paper: str) -> Target:
-    """Read a target's file.
-
-    Raises:
-        ConfigError: it cannot be read, or something in it is unknown, missing or contradictory.
-    """
-    path = folder / FILE
-    try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the target ({path}): {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"cannot parse the target ({path}): {error}") from error
-    kind = values.get("kind")
-    if kind not in _KINDS:
-        raise unknown(f"kind in {path}", str(kind), _KINDS, label="kind")
-    name = folder.name.removeprefix(f"{paper}-")
-    content: Content = read(_KINDS[kind], values, str(path))
-    content.check(str(path))
-    return Target(paper=paper, name=name, folder=folder, content=content)
+    rows = [[cell.text if isinstance(cell, Cell) else cell for cell in row] for row in table.rows]
+    headings = [column.heading for column in table.columns]
+    lines = [f"| {' | '.join(cells)} |" for cells in (headings, *rows)]
+    text = "\n".join([lines[0], "|---" * len(headings) + "|", *lines[1:]])
+    return f"**{table.caption}**\n\n{text}" if table.caption else text

@@ -8,7 +8,6 @@ import pytest
 from targets import TRAINING, by_name, runs_of, write_target
 
 from delaygrad.errors import ConfigError
-from delaygrad.reproduce.plan import planned_runs
 
 PROBLEMS = """
 [problems.one]
@@ -50,13 +49,13 @@ def test_settings_come_from_everywhere_the_narrower_wins(tmp_path: Path) -> None
 
 def test_problems_multiply_the_runs_and_name_the_data(tmp_path: Path) -> None:
     target = write_target(tmp_path / "experiments", TRAINING + PROBLEMS)
-    runs = by_name(planned_runs(target, "smoke", tmp_path, Path("somewhere")))
+    runs = by_name(list(target.plan("smoke", tmp_path, Path("somewhere"))))
     assert len(runs) == 18
     assert runs["one-sgd-bp-k1-seed0"].config.data_dir is None  # digits are bundled
     assert runs["two-sgd-bp-k1-seed0"].config.data_dir == Path("somewhere")
     assert runs["two-sgd-bp-k1-seed0"].config.width == 32
     (tmp_path / "data" / "cifar10").mkdir(parents=True)
-    runs = by_name(planned_runs(target, "smoke", tmp_path, tmp_path / "data"))
+    runs = by_name(list(target.plan("smoke", tmp_path, tmp_path / "data")))
     assert runs["two-sgd-bp-k1-seed0"].config.data_dir == tmp_path / "data" / "cifar10"
 
 

@@ -22,15 +22,15 @@ def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, terminal: bool) ->
     )
     first, second, third, fourth, *_ = runs = runs_of(tmp_path)
     with RunsProgress(runs, quiet=False) as progress:
-        progress.finished(first, "finished")  # from before
+        progress.ended(first, "finished", new=False)  # from before
         progress.started(second, {})
         progress.started(third, {"epoch": 1.0, "iteration": 10})
         progress.at(second, {})
         progress.at(third, {"epoch": 1.5, "iteration": 15})
         progress.at(fourth, {"epoch": 0.5, "iteration": 5})  # another process's
         progress._bar.refresh()
-        progress.finished(third, "diverged")
-        progress.failed(second, "the disk is full")
+        progress.ended(third, "diverged")
+        progress.ended(second, "failed: the disk is full")
     return file.getvalue()
 
 

@@ -24,7 +24,7 @@ def test_scale_must_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such scale \(scale: gpu, .*known: cpu, smoke"):
         asked(tmp_path, scale="gpu").found_targets()
     with pytest.raises(ConfigError, match=r"no such scale \(scale: smoke, targets: other\)"):
-        asked(tmp_path, targets=("small", "other")).found_targets()
+        asked(tmp_path, target=("small", "other")).found_targets()
     with pytest.raises(ConfigError, match=r"workers must be at least 1 \(workers: 0\)"):
         asked(tmp_path, workers=0)
 
@@ -52,7 +52,7 @@ def test_wrong_cuts_are_told_before_anything_starts(tmp_path: Path) -> None:
 def test_status_counts_what_is_done(tmp_path: Path) -> None:
     target = write_target(tmp_path / "experiments")
     request = asked(tmp_path)
-    record(request.runs_of(target)[0], [0.5])
+    record(request.plan(target)[0], [0.5])
     (row,) = status(request)
     assert (row["target"], row["scale"], row["done"], row["planned"]) == ("small", "smoke", 1, 9)
 
@@ -62,6 +62,6 @@ def test_what_is_there_is_put_together_without_running_anything(tmp_path: Path) 
     request = asked(tmp_path, run=False, publish=True)
     assert reproduce(request, quiet=True)["small"]["runs"] == []
     assert not (target.folder / "records").exists()  # nothing to publish
-    record(request.runs_of(target)[0], [0.5])
+    record(request.plan(target)[0], [0.5])
     assert len(reproduce(request, quiet=True)["small"]["runs"]) == 1
     assert (target.folder / "records" / "smoke" / "sgd-bp-k1-seed0" / "summary.json").exists()

@@ -15,6 +15,8 @@ from delaygrad.reproduce import run_state, runner
 from delaygrad.reproduce.plan import PlannedRun
 from delaygrad.reproduce.progress import RunsProgress
 from delaygrad.reproduce.runner import Runner
+from delaygrad.reproduce.target import Failure
+from delaygrad.reproduce.training import TrainingTarget
 
 Started = list[tuple[str, str]]
 
@@ -31,7 +33,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
             code = "raise SystemExit(1)"
             (run.run_dir / run_state.LOG).write_text("delaygrad: the disk is full\n")
         elif action[0] == "resume":
-            (run.run_dir / "summary.json").write_text("{}")
+            (run.run_dir / "summary.json").write_text('{"test_accuracy": 0.5}')
         else:
             run.run_dir.rename(run.run_dir.with_suffix(".moved"))
             record(run, [0.5], diverged=run.name == "sgd-ddg-k3-seed0")
@@ -41,9 +43,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
     return calls
 
 
-def make(runs: list[PlannedRun], workers: int = 2) -> list[runner.Failure]:
-    with RunsProgress(runs, quiet=True) as progress:
-        return Runner(runs, workers=workers, progress=progress).run()
+def make(runs: list[PlannedRun], workers: int = 2) -> list[Failure]:
+    return TrainingTarget.make(runs, workers, None)
 
 
 def test_each_run_is_kept_resumed_or_begun_anew(tmp_path: Path, started: Started) -> None:
@@ -68,7 +69,7 @@ def test_each_run_is_kept_resumed_or_begun_anew(tmp_path: Path, started: Started
         ("sgd-ddg-k3-seed1", "train"),
         ("sgd-ddg-slack1-k3-seed1", "train"),
     ]
-    assert failures == [runner.Failure(name="small/adam-bp-k1-seed0", message="the disk is full")]
+    assert failures == [Failure("small/adam-bp-k1-seed0", "the disk is full")]
 
     started.clear()
     make(runs)  # the failed one again, and nothing else: one that diverged is a result

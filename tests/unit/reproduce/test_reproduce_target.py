@@ -8,8 +8,8 @@ import pytest
 from targets import TRAINING, write_target
 
 from delaygrad.errors import ConfigError
-from delaygrad.reproduce.target import find_targets
-from delaygrad.reproduce.training_target import TrainingTarget
+from delaygrad.reproduce.catalogue import find_targets
+from delaygrad.reproduce.training import TrainingTarget
 
 SPEED = """
 title = "Speed"
@@ -32,10 +32,10 @@ lines = [{ model = "resnet8", stages = [1, 2], options = { recompute = true } }]
 def test_target_is_read(tmp_path: Path) -> None:
     target = write_target(tmp_path)
     assert (target.paper, target.name, target.label) == ("paper", "small", "paper-small")
-    assert isinstance(target.content, TrainingTarget)
-    assert target.content.cuts["mlp"]["3"] == ("linear2", "linear3")
-    assert target.content.published[0].value == 91.5
-    lines = target.content.lines("smoke")
+    assert isinstance(target, TrainingTarget)
+    assert target.cuts["mlp"]["3"] == ("linear2", "linear3")
+    assert target.published[0].value == 91.5
+    lines = target.lines("smoke")
     assert [line.options for line in lines] == [{}, {}, {"slack": 1}]
 
 
@@ -45,6 +45,7 @@ def test_target_is_read(tmp_path: Path) -> None:
         (TRAINING, "[recipes.sgd]", "[recipe.sgd]", r"unknown key in .*\(key: 'recipe'\); did you"),
         (TRAINING, 'title = "SGD"', 'title_ = "SGD"', r"recipes.sgd \(key: 'title_'\); did you"),
         (TRAINING, 'reference = "nobody, nowhere"', "", r"target.toml lacks reference"),
+        (TRAINING, "[settings]", 'paper = "x"\n[settings]', r"unknown key in .*\(key: 'paper'\)"),
         (TRAINING, "slack = 1", "slak = 1", r"scales.smoke.lines.3 \(key: 'slak'\); did you mean"),
         (TRAINING, 'recipes = ["sgd"]', 'recipes = ["sdg"]', r"unknown recipe in .*'sdg'"),
         (TRAINING, 'method = "bp"', 'method = "pb"', r"unknown method in .*lines.1 .*'pb'"),
@@ -76,13 +77,12 @@ def test_what_is_wrong_is_named(
 
 
 def test_kinds_are_told_apart(tmp_path: Path) -> None:
-    speed = write_target(tmp_path, SPEED, "paper-speed").content.scales["smoke"]
-    assert [case.name for case in speed.cases()] == ["resnet8-computing-k2", "resnet8-computing-k3"]
-    memory = write_target(tmp_path, MEMORY, "paper-memory").content.scales["smoke"]
-    assert [line.name(k) for line, k in memory.cases()] == [
-        "resnet8-b128-ddg-recompute-cpu-k1",
-        "resnet8-b128-ddg-recompute-cpu-k2",
-    ]
+    speed = write_target(tmp_path, SPEED, "paper-speed").plan("smoke", tmp_path, None)
+    assert [one.name for one in speed] == ["resnet8-computing-k2", "resnet8-computing-k3"]
+    memory = write_target(tmp_path, MEMORY, "paper-memory").plan("smoke", tmp_path, None)
+    assert [one.name for one in memory] == [
+        "resnet8-b128-ddg-recompute-cpu-k1", "resnet8-b128-ddg-recompute-cpu-k2",
+    ]  # fmt: skip
 
 
 def test_targets_of_a_paper_are_found(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 import delaygrad as dg
 from delaygrad.records import ACTIVITIES, Trace, measure_trace
 from delaygrad.records.measures import steady_iterations
-from delaygrad.report import chrome_trace
+from delaygrad.results import chrome_trace
 
 WIDTH = 4
 
