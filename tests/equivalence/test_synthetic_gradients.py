@@ -89,7 +89,7 @@ class NaiveDNI:
 
 def synthesizers_of(pipe: dg.LocalPipeline) -> list[dict[str, Tensor]]:
     states = pipe.state_dict()["stages"].values()
-    return [state["local"]["model"] for state in states if state["local"]]
+    return [state["local"]["gradients"]["model"] for state in states if state["local"]]
 
 
 @pytest.mark.parametrize("labels", [0, CLASSES])
@@ -188,9 +188,11 @@ def test_gradients_have_no_delay_and_targets_the_lag_of_the_schedule() -> None:
     for inputs, targets in batches(4, (6,)):
         pipe.step(inputs, targets)
     states = pipe.state_dict()["stages"]
-    assert [len(states[k]["learning"]) for k in "012"] == [2, 1, 0]
+    assert [len((states[k]["local"] or {"waiting": []})["waiting"]) for k in "012"] == [2, 1, 0]
     pipe.flush()
-    assert all(not state["learning"] for state in pipe.state_dict()["stages"].values())
+    assert all(
+        not (state["local"] or {}).get("waiting") for state in pipe.state_dict()["stages"].values()
+    )
 
 
 def test_labels_are_wanted_everywhere_or_only_by_the_loss() -> None:

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from delaygrad.boundary import Structure, Tree, dense, flatten, narrowed, unflatten, widened
-from delaygrad.errors import CheckpointError
 from delaygrad.methods import Method
 from delaygrad.random_stream import RandomStream, stage_seed
+from delaygrad.stage.local_training import LocalTraining, require_alike
 from delaygrad.stage.losses import LossWeight, StageLoss
 from delaygrad.stage.modes import PredictionGuard, require_modes
 from delaygrad.stage.network import (
@@ -53,7 +53,6 @@ from delaygrad.stash import (
     ParameterVersion,
     PartialGradients,
     Pending,
-    PendingTarget,
     PredictedStash,
     Stash,
     as_it_was,
@@ -151,9 +150,11 @@ class Stage:
         )
         self._buffers = BufferStash(module)
         self._chain = UpdateChain(method.update, module, self.delay)
-        self._local = method.error_gradient.make_local(self.device) if is_local else None
+        self._local: LocalTraining | None = None
+        if is_local:
+            gradients = method.error_gradient.make_local(self.device)
+            self._local = LocalTraining(gradients, self._random, self.device)
         self._newest: ParameterVersion | None = None  # that a backward has met, for the chain
-        self._learning: Stash[PendingTarget] = Stash("target")
         self._pending: Stash[Pending] = Stash("forward pass")
 
     @property
@@ -213,7 +214,10 @@ class Stage:
         if batch.weights is not None:
             self._parameters.leave(batch.weights)
         if self._local is not None:
-            return self._train_at_once(batch_index, batch, outputs)
+            tensors, structure = flatten(outputs)  # the parameters move before they are read
+            outputs = unflatten(structure, apart_from(self._parameter_list, tensors))
+            self._train_at_once(self._local, batch_index, batch)
+            return outputs
         if self._recomputes:
             batch.roots = None
             batch.weights = None if self._replays_live else batch.weights
@@ -240,7 +244,7 @@ class Stage:
             StashError: the batch is not waiting, or somebody has changed in place what it needs.
         """
         if self._local is not None:
-            return self._learn(batch_index, grad_outputs)
+            return self._local.learn(batch_index, grad_outputs)
         batch = self._pending.pop(batch_index)
         self._parameters.require_unspoilt()
         if batch.roots is None:
@@ -332,7 +336,6 @@ class Stage:
             "previous": self._parameters.previous(),
             "updates": self._chain.state_dict(),
             "local": None if self._local is None else self._local.state_dict(),
-            "learning": [entry.describe(batch_index) for batch_index, entry in self._learning],
         }
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
@@ -342,11 +345,7 @@ class Stage:
             CheckpointError: it is of another network or another optimizer.
         """
         check_state(state, self.stage_index, self.module, self.optimizer)
-        if (state["local"] is None) != (self._local is None):
-            raise CheckpointError(
-                f"the checkpoint is of another method (stage: {self.stage_index}; error gradients "
-                f"of its own there: {state['local'] is not None}, here: {self._local is not None})"
-            )
+        require_alike(state["local"], self._local, self.stage_index)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what ``state_dict`` returned, bit for bit.
@@ -368,12 +367,7 @@ class Stage:
         self._parameters.restore_previous(state["previous"])
         self._chain.load_state_dict(state["updates"])
         if self._local is not None:
-            with self._random.replaying(self._random.state()):  # initial values, overwritten
-                self._local.load_state_dict(state["local"])
-        self._learning.clear()
-        for entry in state["learning"]:
-            waiting = PendingTarget.from_description(entry, self.device)
-            self._learning.put(entry["batch"], waiting)
+            self._local.load_state_dict(state["local"])
         for entry, weights in self._parameters.restored(state):
             buffers = self._buffers.current()
             batch = Pending.from_description(entry, weights, buffers, self.device)
@@ -381,38 +375,12 @@ class Stage:
                 self._rebuild(batch)
             self._pending.put(entry["batch"], batch)
 
-    def _train_at_once(self, batch_index: int, batch: Pending, outputs: Tree) -> Tree:
+    def _train_at_once(self, local: LocalTraining, batch_index: int, batch: Pending) -> None:
         """Go backward with the stage's own error gradient, and update; no graph waits."""
-        assert self._local is not None and batch.roots is not None
-        own = [None if root is None else root.detach() for root in batch.roots]
-        with self._random.drawing():
-            grads = self._local.gradients(own, batch.targets)
-        ends = [
-            (root, grad) for root, grad in zip(batch.roots, grads, strict=True) if root is not None
-        ]
-        tensors, structure = flatten(outputs)  # parameters move before the stage above reads it
-        outputs = unflatten(structure, apart_from(self._parameter_list, tensors))
-        if ends:
-            torch.autograd.backward([root for root, _ in ends], [grad for _, grad in ends])
+        outputs = local.backward(batch)
         self._step()
-        self._learning.put(
-            batch_index,
-            PendingTarget(
-                outputs=own,
-                targets=batch.targets,
-                grad_inputs=[self._outgoing(leaf) for leaf in batch.inputs],
-            ),
-        )
-        return outputs
-
-    def _learn(
-        self, batch_index: int, grad_outputs: list[Tensor | None] | None
-    ) -> list[Tensor | None]:
-        """Let what made the stage's error gradient see the one that the stage above has found."""
-        assert self._local is not None
-        waiting = self._learning.pop(batch_index)
-        self._local.learn(waiting.outputs, waiting.targets, grad_outputs)
-        return waiting.grad_inputs
+        grad_inputs = [self._outgoing(leaf) for leaf in batch.inputs]
+        local.keep(batch_index, outputs, batch.targets, grad_inputs)
 
     def _step(self) -> None:
         self._parameters.before_update()
