@@ -12,11 +12,9 @@ import importlib.util
 import io
 import multiprocessing
 import multiprocessing.connection
-import os
 import pickle
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import warnings
@@ -30,6 +28,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from delaygrad.launch import end_with_parent, fork_server
 
 POLL_S = 0.05
 
@@ -113,8 +113,7 @@ def _run(
     kill: tuple[int, float] | None,
     stop_at_first_failure: bool,
 ) -> list[RankOutcome]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["delaygrad"])
+    context = fork_server()
     with tempfile.TemporaryDirectory(prefix="ranks-") as name:
         folder = Path(name)
         (folder / "call").write_bytes(_pack_call(fn, args))
@@ -231,7 +230,7 @@ def _load_module(name: str, file: str) -> ModuleType:
 def _be_rank(rank: int, world_size: int, folder_name: str, timeout_s: float) -> None:
     """Run in the child: join the group, call the function, leave an outcome file."""
     folder = Path(folder_name)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)
     error = None
     try:
@@ -273,10 +272,3 @@ def _leave(path: Path, value: Any) -> None:
     part = path.with_suffix(".part")
     torch.save(value, part)
     part.replace(path)
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

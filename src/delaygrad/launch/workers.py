@@ -1,6 +1,6 @@
 """Start one worker process per stage on this machine.
 
-    launcher -- fork server (has imported torch and delaygrad, nothing else) -- worker 0, 1, ...
+    launcher -- fork server (has imported torch and delaygrad, no more) -- worker 0, 1, ...
         \\______________ a pipe from each worker: its result, or its error ______________/
 
 A worker is the fork of a server: it starts in a tenth of a second, importing torch takes seconds.
@@ -35,6 +35,7 @@ from delaygrad.launch.process import end_at_interrupt, end_with_parent
 
 _BLAME_S = 1.0  # how long an error that tells of another's end waits for the other's own
 _EXIT_S = 10.0
+_SLOW_IMPORTS = ("torch._dynamo",)  # what the first optimizer of a process imports
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def fork_server() -> ForkServerContext:
     which the terminal sends to all, reaches neither the server nor a worker that is not ready.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload(sorted(m for m in sys.modules if m.startswith("delaygrad")))
+    ours = sorted(name for name in sys.modules if name.startswith("delaygrad"))
+    context.set_forkserver_preload([*ours, *_SLOW_IMPORTS])
     resource_tracker.ensure_running()  # before: its start would unblock SIGINT again
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

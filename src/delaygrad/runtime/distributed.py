@@ -19,6 +19,7 @@ from delaygrad.runtime.pipeline import Pipeline, require_free
 from delaygrad.runtime.worker import Worker
 from delaygrad.stage import LossFunction, LossWeight, MakeOptimizer, Stage, device_of
 from delaygrad.transport import Message, Receiver
+from delaygrad.transport.wire import WireSender
 
 _NOT_INITIALISED = (
     "torch.distributed is not initialised; start the ranks with torchrun and call "
@@ -199,6 +200,11 @@ class DistributedPipeline(Pipeline):
 
     def flush(self) -> None:
         """See ``Pipeline.flush``; also waits until the neighbours have taken everything."""
+        with self._naming("flush"):
+            self._check_usable()
+            loads = max((inbox.loads for inbox in self._worker.inboxes), default=0)
+            for sender in self._senders:  # a neighbour that goes on would wait in vain
+                sender.send(Message.of_flush(self._ticks(self.iteration), loads))
         super().flush()
         with self._naming("flush"):
             self._finish_sending()
@@ -219,11 +225,10 @@ class DistributedPipeline(Pipeline):
         """
         if self._closed:
             return
-        senders = [s for s in (self._activation_sender, self._gradient_sender) if s is not None]
         try:
             if self._failure is None and not self._lost:
                 waits = [inbox.collect for inbox in self._worker.inboxes]
-                for wait in (*waits, *(sender.finish for sender in senders)):
+                for wait in (*waits, *(sender.finish for sender in self._senders)):
                     with suppress(TransportError):  # who has left misses nothing
                         wait()
         finally:
@@ -254,6 +259,9 @@ class DistributedPipeline(Pipeline):
         return message.activation()
 
     def _finish_sending(self) -> None:
-        for sender in (self._activation_sender, self._gradient_sender):
-            if sender is not None:
-                sender.finish()
+        for sender in self._senders:
+            sender.finish()
+
+    @property
+    def _senders(self) -> list[WireSender]:
+        return [s for s in (self._activation_sender, self._gradient_sender) if s is not None]

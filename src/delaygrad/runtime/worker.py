@@ -27,6 +27,9 @@ class Inbox:
         self._receiver = receiver
         self._early: deque[Message] = deque()
         self._under_way = 0
+        self._neighbours_phase = 0
+        self.loads = 0
+        """How often a state was loaded."""
 
     def announce(self) -> None:
         """Note that the neighbour's part of the timetable sends one more message."""
@@ -38,11 +41,7 @@ class Inbox:
         Raises:
             TransportError: it did not come, or is of another batch or phase.
         """
-        if self._early:
-            message = self._early.popleft()
-        else:
-            message = self._receiver.receive()
-            self._under_way -= 1
+        message = self._early.popleft() if self._early else self._receive(batch_index, phase)
         if message.batch_index != batch_index:
             raise TransportError(
                 f"the neighbour is out of step (expected batch: {batch_index}, "
@@ -59,14 +58,47 @@ class Inbox:
     def collect(self) -> list[Message]:
         """Receive everything under way, keep it for later, and return it."""
         while self._under_way:
-            self._early.append(self._receiver.receive())
-            self._under_way -= 1
+            self._early.append(self._receive())
         return list(self._early)
+
+    def last_word(self, unsent: Message, error: TransportError) -> TransportError | None:
+        """Say why a neighbour that cannot be reached has left, if it told of a flush before."""
+        try:
+            while "it is gone" in str(error):
+                self._receive(unsent.batch_index, unsent.phase)
+        except TransportError as told:
+            return told if self._has_ended(unsent.batch_index, unsent.phase) else None
+        return None
 
     def refill(self, messages: list[Message]) -> None:
         """Hold these messages and no others; what is under way is received and dropped."""
         self.collect()
         self._early = deque(messages)
+        self._neighbours_phase = 0
+        self.loads += 1
+
+    def _receive(self, wanted: int = 0, phase: int = 0) -> Message:
+        """Return the next message that does not tell of a flush.
+
+        Raises:
+            TransportError: the neighbour will send none of the batch that is wanted.
+        """
+        while True:
+            if self._has_ended(wanted, phase):
+                raise TransportError(
+                    "the neighbour has taken fewer steps (it called flush before batch "
+                    f"{self._neighbours_phase}, this rank went on); all ranks must take the same "
+                    "steps"
+                )
+            message = self._receiver.receive()
+            if not message.is_flush:
+                self._under_way -= 1
+                return message
+            if message.phase == self.loads:
+                self._neighbours_phase = message.batch_index
+
+    def _has_ended(self, batch_index: int, phase: int) -> bool:
+        return phase < self._neighbours_phase <= batch_index
 
 
 class Worker:
@@ -249,7 +281,7 @@ class Worker:
         with self._measure("send", Kind.FORWARD, batch_index) as span:
             message = Message.of_activation(batch_index, outputs, self.phase, identity)
             span.num_bytes = message.num_bytes
-            self._above.send(message)
+            _send(message, self._above, self._gradients)
         return None
 
     def _backward(self, batch_index: int) -> None:
@@ -263,7 +295,7 @@ class Worker:
             with self._measure("send", Kind.BACKWARD, batch_index) as span:
                 message = Message(batch_index, tuple(grad_inputs), phase=self.phase)
                 span.num_bytes = message.num_bytes
-                self._below.send(message)
+                _send(message, self._below, self._activations)
 
     def _measure(self, activity: str, kind: Kind, batch_index: int) -> Span:
         return self.clock.measure(activity, kind, batch_index, self.stage.version)
@@ -275,6 +307,16 @@ class Worker:
 
 def _is(action: Action, kind: Kind, stage_index: int) -> bool:
     return action.kind is kind and action.stage_index == stage_index
+
+
+def _send(message: Message, sender: Sender, answers: Inbox | None) -> None:
+    try:
+        sender.send(message)
+    except TransportError as error:
+        told = None if answers is None else answers.last_word(message, error)
+        if told is None:
+            raise
+        raise told from error
 
 
 def _copied(tree: Tree) -> Tree:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from delaygrad.boundary import Structure, Tree, flatten, unflatten
 
+_FLUSH = "flush"  # no activation has this structure
+
 
 @dataclass(frozen=True)
 class Message:
@@ -40,6 +42,20 @@ class Message:
         """Pack what ``Stage.forward`` returned."""
         tensors, structure = flatten(activation)
         return cls(batch_index, tuple(tensors), structure, phase, identity)
+
+    @classmethod
+    def of_flush(cls, batch_index: int, loads: int) -> Message:
+        """Tell a neighbour that this rank has called flush before this (micro-)batch.
+
+        Args:
+            loads: how often it has loaded a state: afterwards the notice is void.
+        """
+        return cls(batch_index, (), _FLUSH, loads)
+
+    @property
+    def is_flush(self) -> bool:
+        """Whether ``of_flush`` made it."""
+        return isinstance(self.structure, str) and self.structure == _FLUSH
 
     @property
     def num_bytes(self) -> int:
