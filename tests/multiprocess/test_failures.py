@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import signal
@@ -231,7 +232,7 @@ def mistakes(rank: int, world_size: int) -> dict[str, str]:
 
     def pipe_with(**settings: Any) -> dg.DistributedPipeline:
         return dg.DistributedPipeline(
-            settings.pop("stage", stage),
+            copy.deepcopy(stage),  # a stage belongs to one pipeline
             cross_entropy,
             OPTIMIZERS["sgd"],
             timeout_s=TIMEOUT_S,
