@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def check_state(
     """
     there, here = _kinds(state["model"]), _kinds(module.state_dict())
     differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-    if differing:
+    if differing and not _accepts(module, state["model"], differing, there, here):
         name = differing[0]
         raise CheckpointError(
             f"the checkpoint is of another network (stage: {stage_index}; {name} there: "
@@ -53,6 +54,26 @@ def check_state(
             f"the optimizer has other parameter groups (stage: {stage_index}, parameters "
             f"in each there: {_group_sizes(state['optimizer'])}, here: {_group_sizes(ours)})"
         )
+
+
+def _accepts(
+    module: nn.Module,
+    state: dict[str, Any],
+    differing: list[str],
+    there: dict[str, str],
+    here: dict[str, str],
+) -> bool:
+    """Say whether a module loads buffers of other shapes, or that it lacks, by its own means."""
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    for name in differing:
+        types = {kinds[name].split()[0] for kinds in (there, here) if name in kinds}
+        if name in parameters or len(types) > 1:
+            return False
+    try:
+        copy.deepcopy(module).load_state_dict(state)
+    except (RuntimeError, TypeError):  # it cannot be copied, or does not load
+        return False
+    return True
 
 
 def _kinds(state: dict[str, Any]) -> dict[str, str]:

@@ -267,7 +267,7 @@ def test_a_frozen_parameter_may_be_replaced_and_a_trained_one_may_not() -> None:
             self.scale = nn.Parameter(torch.ones(6), requires_grad=trained)
 
         def forward(self, x: Tensor) -> Tensor:
-            self.scale = nn.Parameter(0.9 * self.scale.data, self.scale.requires_grad)
+            self.scale = nn.Parameter(0.9 * self.scale.data, requires_grad=False)
             return self.linear(x) * self.scale
 
     stages: list[nn.Module] = [Replacing(False), nn.Linear(6, CLASSES)]

@@ -57,6 +57,8 @@ from delaygrad.stash import (
     Stash,
     as_it_was,
     autocast_dtype,
+    checksum,
+    require_same_outputs,
     saving_rounded,
 )
 from delaygrad.state_check import check_state, optimizer_name
@@ -205,7 +207,7 @@ class Stage:
             weights=self._parameters.enter() if self._keeps_version else None,
             random_state=self._random.state() if self._waits else None,
             autocast=autocast_dtype(self.device) if self._waits else None,
-            buffers=self._buffers.current() if self._waits else {},
+            buffers=self._buffers.enter() if self._waits else {},
         )
         if self.loss is not None:
             self.loss.begin(batch_index)
@@ -220,6 +222,7 @@ class Stage:
             return outputs
         if self._recomputes:
             batch.roots = None
+            batch.checksum = None if self._replays_live else checksum(outputs)
             batch.weights = None if self._replays_live else batch.weights
         self._pending.put(batch_index, batch)
         return outputs
@@ -443,7 +446,7 @@ class Stage:
         assert batch.random_state is not None
         here = self._random.replaying(batch.random_state)
         with here, as_it_was(self.module, batch, self.device):
-            self._build(batch)
+            require_same_outputs(batch.checksum, self._build(batch))
 
     def _outgoing(self, leaf: Tensor) -> Tensor | None:
         grad, leaf.grad = leaf.grad, None

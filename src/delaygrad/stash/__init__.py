@@ -4,7 +4,13 @@ from delaygrad.stash.batches import Pending, PendingTarget, Stash
 from delaygrad.stash.parameters import ParameterStash
 from delaygrad.stash.partial_gradients import PartialGradients
 from delaygrad.stash.prediction import PredictedStash
-from delaygrad.stash.replay import BufferStash, as_it_was, autocast_dtype
+from delaygrad.stash.replay import (
+    BufferStash,
+    as_it_was,
+    autocast_dtype,
+    checksum,
+    require_same_outputs,
+)
 from delaygrad.stash.rounding import saving_rounded
 from delaygrad.stash.version import ParameterSlot, ParameterVersion
 
@@ -20,5 +26,7 @@ __all__ = [
     "Stash",
     "as_it_was",
     "autocast_dtype",
+    "checksum",
+    "require_same_outputs",
     "saving_rounded",
 ]

@@ -84,6 +84,7 @@ class Pending:
         random_state: before the forward; None where no replay is ever needed.
         autocast: what the forward computed in under ``torch.autocast``; None: it was off.
         buffers: what the forward met, by name.
+        checksum: of the outputs, where the forward is to be computed again.
         roots: ends of the graph, one per output tensor; None where no gradient runs. None in all
             where the graph is yet to be built (again).
     """
@@ -96,6 +97,7 @@ class Pending:
     random_state: RandomState | None
     autocast: torch.dtype | None = None
     buffers: dict[str, Tensor | None] = field(default_factory=dict)
+    checksum: list[int] | None = None
     roots: list[Tensor | None] | None = None
 
     def describe(self, batch_index: int, buffers: dict[str, Tensor | None]) -> dict[str, Any]:

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from delaygrad.boundary import Tree, flatten
+from delaygrad.errors import StageError
 from delaygrad.stash.batches import Pending
+from delaygrad.stash.forward_effects import is_checked
+
+_SMALL = 1024  # elements; comparing so many takes no longer than calling the comparison
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -32,8 +38,10 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 class BufferStash:
     """Keep what the buffers are before each forward, one copy for as long as they stay the same.
 
-    Not the statistics of a BatchNorm in training mode, which it changes and never reads. A change
-    that PyTorch does not count (through ``.data``) goes unnoticed.
+    Not the statistics of a BatchNorm in training mode, which it changes and never reads. PyTorch
+    does not count all changes (those through ``.data``, those of fused observers). So the contents
+    of small buffers are compared before each forward, those of others before some
+    (``is_checked``), and before each once such a change was found.
 
     Args:
         module: the stage's network.
@@ -43,8 +51,16 @@ class BufferStash:
         self._module = module
         # The buffer, its writes as PyTorch counts them, a copy.
         self._kept: dict[str, tuple[Tensor | None, int, Tensor | None]] = {}
+        self._uncounted: set[str] = set()
+        self._forwards = 0
 
-    def current(self) -> dict[str, Tensor | None]:
+    def enter(self) -> dict[str, Tensor | None]:
+        """Return ``current``, just before a forward; large buffers may go uncompared."""
+        everything = is_checked(self._forwards)
+        self._forwards += 1
+        return self.current(everything=everything)
+
+    def current(self, *, everything: bool = True) -> dict[str, Tensor | None]:
         """Return copies of the buffers by name; they may be those that were returned before."""
         kept = {}
         for prefix, owner in self._module.named_modules():
@@ -61,9 +77,51 @@ class BufferStash:
                 if old is None or is_norm or old[0] is not buffer or old[1] != writes:
                     copy = None if buffer is None else buffer.detach().clone()
                     old = buffer, writes, copy
+                elif buffer is not None and old[2] is not None:
+                    compared = everything or buffer.numel() <= _SMALL or path in self._uncounted
+                    if compared and not _same(buffer, old[2]):
+                        self._uncounted.add(path)
+                        old = buffer, writes, buffer.detach().clone()
                 kept[path] = old
         self._kept = kept
         return {path: copy for path, (_, _, copy) in kept.items()}
+
+
+def checksum(outputs: Tree) -> list[int] | None:
+    """Return a sum over the bits of each tensor; None where two runs may differ in bits.
+
+    That is on accelerators, whose kernels may add in another order each time.
+
+    Example:
+        >>> checksum([torch.tensor([1, 2]), torch.tensor([True])])
+        [3, 1]
+    """
+    tensors, _ = flatten(outputs)
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        return None
+    sums = []
+    for tensor in tensors:
+        real = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+        sums.append(int(real.view(_INTEGERS[real.element_size()]).sum()))
+    return sums
+
+
+def require_same_outputs(first: list[int] | None, outputs: Tree) -> None:
+    """Raise if a forward that was computed again gave something else than at first.
+
+    Args:
+        first: the checksum of then; None compares nothing.
+        outputs: of now.
+
+    Raises:
+        StageError: they differ.
+    """
+    if first is not None and checksum(outputs) != first:
+        raise StageError(
+            "the forward gave another output when it was computed again (recompute); it depends on "
+            "random numbers that are not torch's default ones, or on state that is in no parameter "
+            "or buffer: use torch's default generators and buffers, or leave out recompute"
+        )
 
 
 @contextmanager
@@ -106,3 +164,9 @@ def _copied_buffers(module: nn.Module, past: dict[str, Tensor | None]) -> Iterat
 
 def _path(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.layout != torch.strided or one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(one, other)
