@@ -23,7 +23,7 @@ from delaygrad.bench.memory import (
 from delaygrad.errors import ConfigError
 from delaygrad.reproduce.measured import MeasuredTarget, Measurement
 from delaygrad.reproduce.reading import unknown
-from delaygrad.reproduce.target import Figures, text_table
+from delaygrad.reproduce.target import Figures, Scale, text_table
 from delaygrad.results.bars import Bar, bar_panel
 from delaygrad.results.figure import colour
 from delaygrad.results.group import method_title
@@ -85,10 +85,9 @@ class MemoryLine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryScale:
-    """How much is measured: ``about`` in words, and lines in order."""
+class MemoryScale(Scale):
+    """The lines of a scale, in order."""
 
-    about: str
     lines: tuple[MemoryLine, ...]
 
     def cases(self) -> list[tuple[MemoryLine, int]]:

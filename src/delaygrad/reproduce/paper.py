@@ -12,7 +12,7 @@ from rich.console import Console
 from delaygrad.errors import ConfigError, ReproductionError
 from delaygrad.reproduce.catalogue import find_targets
 from delaygrad.reproduce.publish import publish
-from delaygrad.reproduce.target import Failure, Figures, Say, ScaleName, Target, markdown
+from delaygrad.reproduce.target import Failure, Figures, ScaleName, Target, markdown
 from delaygrad.results.figure import write_png
 from delaygrad.results.page import Block, Figure, Page, Prose, Section, write_page
 from delaygrad.training import run_folder
@@ -116,19 +116,16 @@ def reproduce(request: Reproduction, *, quiet: bool = False) -> dict[str, dict[s
         has_results = any(row.get("done", "does_not_run" not in row) for row in found["rows"])
         if has_results and request.page is not None:
             sections.append(target_section(target, found, planned, figures))
-        if request.publish:
-            _publish(target, request, planned, say) if has_results else say(
-                f"nothing to publish of {target.name}"
-            )
+        if request.publish and has_results:
+            goal = publish(target, request.scale, request.folder(target), planned)
+            say(f"published {goal}")
+        elif request.publish:
+            say(f"nothing to publish of {target.name}")
     if request.page is not None:
         say(f"wrote {write_page(paper_page(request.paper, sections), request.page)}")
     if failures:
         raise _failed(failures)
     return results
-
-
-def _publish(target: Target, request: Reproduction, planned: Sequence[Any], say: Say) -> None:
-    say(f"published {publish(target, request.scale, request.folder(target), planned)}")
 
 
 def status(request: Reproduction) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from delaygrad.errors import ConfigError
 from delaygrad.partition.measured_cuts import measured_cuts
 from delaygrad.partition.measurement import measuring
 from delaygrad.reproduce.measured import MeasuredTarget, Measurement
-from delaygrad.reproduce.target import Figures, Published, Sources, text_table
+from delaygrad.reproduce.target import Figures, Published, Scale, Sources, text_table
 from delaygrad.results.bars import Bar, bar_panel, share_panel
 from delaygrad.results.figure import Panel, colour
 from delaygrad.results.group import BASELINE
@@ -68,10 +68,6 @@ class Contest:
         """What the results of one K are kept under."""
         return f"{self.workload}-{self.how}-k{self.stages[0]}"
 
-    def each(self) -> Iterator[Contest]:
-        """List the contests with one K."""
-        return (replace(self, stages=(k,)) for k in self.stages)
-
     def settings(self) -> dict[str, Any]:
         """Return what decides the measurement of one K, in plain values."""
         values = {**vars(self), "stages": self.stages[0]}
@@ -92,15 +88,14 @@ class Contest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedScale:
-    """How much is measured: ``about`` in words, and contests in order."""
+class SpeedScale(Scale):
+    """The contests of a scale, in order."""
 
-    about: str
     contests: tuple[Contest, ...]
 
     def each(self) -> list[Contest]:
         """List the contests with one K."""
-        return [one for contest in self.contests for one in contest.each()]
+        return [replace(one, stages=(k,)) for one in self.contests for k in one.stages]
 
 
 @dataclass(frozen=True, kw_only=True)

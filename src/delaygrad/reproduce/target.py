@@ -83,22 +83,19 @@ class Sources:
 
 
 class Planned(Protocol):
-    """Something to be made: a run or a measurement."""
+    """Something to be made, a run or a measurement; names differ within a target and scale."""
 
     @property
-    def name(self) -> str:
-        """Different from all others of its target and scale."""
+    def name(self) -> str: ...
 
-    def is_done(self) -> bool:
-        """Whether there is a result."""
+    def is_done(self) -> bool: ...
 
 
-class Scale(Protocol):
-    """How large an experiment is."""
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How large an experiment is: what differs from the paper and how long it takes, in words."""
 
-    @property
-    def about(self) -> str:
-        """What differs from the paper, and about how long it takes, in words."""
+    about: str
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from delaygrad.reproduce.target import (
     Failure,
     Figures,
     Say,
+    Scale,
     Sources,
     Target,
     text_table,
@@ -55,11 +56,10 @@ from delaygrad.training.config import config_from_json
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingScale:
+class TrainingScale(Scale):
     """How large the experiment is.
 
     Attributes:
-        about: what is smaller than in the paper, and about how long it takes, in words.
         lines: what is compared.
         seeds: of every line that has none of its own.
         problems: by name; none: all.
@@ -67,7 +67,6 @@ class TrainingScale:
         settings: of every run; they win over those of problem and recipe.
     """
 
-    about: str
     lines: tuple[dict[str, Any], ...]
     seeds: tuple[int, ...]
     problems: tuple[str, ...] = ()

@@ -60,19 +60,15 @@ def first_ns(trace: Trace) -> int:
 def _stage_events(stage: StageTrace, origin: int) -> list[dict[str, Any]]:
     place = {"pid": stage.stage_index, "tid": 0}
     title = f"stage {stage.stage_index} (delay {stage.delay})"
-    found: list[dict[str, Any]] = [
-        {"ph": "M", "name": "process_name", "ts": 0, **place, "args": {"name": title}},
-        {
-            "ph": "M",
-            "name": "process_sort_index",
-            "ts": 0,
-            **place,
-            "args": {"sort_index": stage.stage_index},
-        },
-        {"ph": "M", "name": "thread_name", "ts": 0, **place, "args": {"name": "actions"}},
-    ]
+    names: dict[str, dict[str, Any]] = {
+        "process_name": {"name": title},
+        "process_sort_index": {"sort_index": stage.stage_index},
+        "thread_name": {"name": "actions"},
+    }
+    found = [{"ph": "M", "name": k, "ts": 0, **place, "args": v} for k, v in names.items()]
     staleness = staleness_of(stage)
     for event in stage.events:
+        at = {"ts": _us(event.start_ns - origin), **place}
         arguments = {
             "batch": event.batch_index,
             "iteration": event.iteration,
@@ -81,27 +77,11 @@ def _stage_events(stage: StageTrace, origin: int) -> list[dict[str, Any]]:
         if event.activity == "send":
             arguments["bytes"] = event.num_bytes
         if event.activity == "backward" and event.batch_index in staleness:
-            arguments["staleness"] = staleness[event.batch_index]
-            found.append(
-                {
-                    "ph": "C",
-                    "name": "staleness",
-                    "ts": _us(event.start_ns - origin),
-                    **place,
-                    "args": {"updates": staleness[event.batch_index]},
-                }
-            )
-        found.append(
-            {
-                "ph": "X",
-                "name": slice_name(stage.stage_index, event),
-                "cat": event.activity,
-                "ts": _us(event.start_ns - origin),
-                "dur": _us(event.duration_ns),
-                **place,
-                "args": arguments,
-            }
-        )
+            arguments["staleness"] = updates = staleness[event.batch_index]
+            found.append({"ph": "C", "name": "staleness", **at, "args": {"updates": updates}})
+        name = slice_name(stage.stage_index, event)
+        shown = {"name": name, "cat": event.activity, "dur": _us(event.duration_ns)}
+        found.append({"ph": "X", **shown, **at, "args": arguments})
     return found
 
 
@@ -109,22 +89,13 @@ def _arrow(
     number: int, sender: StageTrace, send: Event, receiver: StageTrace, wait: Event, origin: int
 ) -> list[dict[str, Any]]:
     """Bind the two ends to the slices that enclose them: the send's start, the wait's last bit."""
-    what = {
-        "cat": "hop",
-        "id": number,
-        "name": "activation" if send.kind == "F" else "error gradient",
-        "tid": 0,
-    }
+    name = "activation" if send.kind == "F" else "error gradient"
+    what = {"cat": "hop", "id": number, "name": name, "tid": 0}
     taken_ns = wait.end_ns - min(wait.duration_ns // 2, 500)
+    start, end = _us(send.start_ns - origin), _us(taken_ns - origin)
     return [
-        {"ph": "s", **what, "pid": sender.stage_index, "ts": _us(send.start_ns - origin)},
-        {
-            "ph": "f",
-            "bp": "e",
-            **what,
-            "pid": receiver.stage_index,
-            "ts": _us(taken_ns - origin),
-        },
+        {"ph": "s", **what, "pid": sender.stage_index, "ts": start},
+        {"ph": "f", "bp": "e", **what, "pid": receiver.stage_index, "ts": end},
     ]
 
 

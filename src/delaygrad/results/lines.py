@@ -66,7 +66,7 @@ def line_panel(
     labels = [textwrap.wrap(line.label, _LABEL_LETTERS) for line in shown]
     letters = max((len(row) for rows in labels for row in rows), default=0)
     label_height = _LEADING * sum(map(len, labels))
-    margins = (50.0, _GAP + 4 + _LETTER * letters, 26.0, 42.0)
+    margins = (50.0, _GAP + 4 + _LETTER * letters, 30.0, 42.0)
     log = log and bool(shown) and all(y > 0 for line in shown for y in line.y if math.isfinite(y))
 
     def draw(axes: Axes) -> None:
@@ -75,7 +75,7 @@ def line_panel(
         for level in levels:
             axes.axhline(level, color=colour("quiet"), linewidth=0.8, zorder=1)
         _set_limits(axes, shown, log=log, levels=levels)
-        axes.set_title(title, x=(4 - margins[0]) / (360 - margins[0] - margins[1]))
+        axes.set_title(title, pad=10, x=(4 - margins[0]) / (360 - margins[0] - margins[1]))
         axes.set_xlabel(xlabel)
         axes.grid(axis="y")
         axes.set_xlim(left=0)
