@@ -33,14 +33,6 @@ def delaygrad(*arguments: object) -> subprocess.CompletedProcess:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def torchrun(ranks: int, *arguments: object) -> subprocess.CompletedProcess:
-    """Run a command on so many ranks of this machine."""
-    launcher = (*TORCHRUN, "--standalone", "--nproc-per-node", ranks, "-m", "delaygrad")
-    with running(*launcher, *arguments) as process:
-        out, err = process.communicate(timeout=TIMEOUT_S)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
 @contextmanager
 def running(*command: object) -> Iterator[subprocess.Popen]:
     """Start a command in a session of its own; kill what is left of the session at the end."""

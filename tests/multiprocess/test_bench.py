@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-from commands import delaygrad, torchrun
+from commands import delaygrad
 from ranks import run_ranks
+from torchrun_ranks import run_program
 
 from delaygrad.bench import ContestConfig
 from delaygrad.bench.catalogue import entry
@@ -136,7 +137,7 @@ def test_contestant_that_fails_is_out_with_its_reason_and_the_others_go_on() -> 
     assert faulty["does_not_run"] == "ValueError: out of order"
     assert too_few["does_not_run"].startswith("ValueError: Number of microbatches (1)")
     assert len(ddp["iteration_s"]) == 2
-    assert elapsed_s < 30  # nobody sat out a timeout
+    assert elapsed_s < 38  # nobody sat out a timeout
 
 
 NAMES = ("bp", "1f1b-m2", "ddg")
@@ -164,7 +165,7 @@ def test_command_writes_results_and_a_figure(tmp_path: Path) -> None:
 
 
 def test_ranks_of_torchrun_compete_and_the_first_reports() -> None:
-    done = torchrun(2, "bench", "--workload", "mlp", "--smoke", "--contestants", "bp", "ddg")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("BP, 1 thread") == 1
-    assert "a smoke test: these figures say nothing about speed" in done.stdout
+    command = ("bench", "--workload", "mlp", "--smoke", "--contestants", "bp", "ddg")
+    out, _ = run_program(2, None, command)
+    assert out.count("BP, 1 thread") == 1
+    assert "a smoke test: these figures say nothing about speed" in out

@@ -20,13 +20,14 @@ from commands import (
     reports,
     running,
     summary,
-    torchrun,
     train,
     wait_until,
 )
 from ranks import run_ranks
 from safetensors.torch import load_file
+from torchrun_ranks import run_program
 
+from delaygrad.cli.main import main
 from delaygrad.data import load
 from delaygrad.errors import DataError
 from delaygrad.models import build
@@ -78,7 +79,7 @@ def test_run_folder_is_whole(run: tuple[Path, str, str]) -> None:
     folder = run[0]
     assert sorted(path.name for path in folder.iterdir()) == [
         "checkpoints", "config.json", "curves.png", "model.safetensors", "records.jsonl",
-        "summary.json", "tensorboard",
+        "run.lock", "summary.json", "tensorboard",
     ]  # fmt: skip
     assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == [
@@ -106,15 +107,17 @@ def test_model_file_is_the_network_before_the_split(run: tuple[Path, str, str]) 
     assert config.cuts == CUTS[2]
 
 
-def test_one_stage_may_be_distributed_and_reports_may_be_rare(tmp_path: Path) -> None:
+def test_one_stage_may_be_distributed_and_reports_may_be_rare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = ("--iterations", 5, "--log-every", 1000, "--evaluate-every", 7)
-    done = delaygrad(*train(tmp_path / "far", 1, *settings, "--runtime", "distributed"))
-    assert done.returncode == 0, done.stderr
+    main(train(tmp_path / "far", 1, *settings, "--runtime", "distributed"))
+    out = capsys.readouterr().out
     here(train(tmp_path / "near", 1, *settings))
     far, near = summary(tmp_path / "far"), summary(tmp_path / "near")
     assert far["parameters_sha256"] == near["parameters_sha256"]
     assert far["train_loss"] == near["train_loss"]
-    assert max(map(len, done.stdout.splitlines()[:-2])) <= 80
+    assert max(map(len, out.splitlines()[:-2])) <= 80
 
 
 def test_more_stages_than_a_loss_report_or_the_run_is_long(tmp_path: Path) -> None:
@@ -129,17 +132,15 @@ def test_more_stages_than_a_loss_report_or_the_run_is_long(tmp_path: Path) -> No
 def test_torchrun_joins_a_run_and_resumes_it(tmp_path: Path) -> None:
     here(train(tmp_path / "local", 2, *SHORT))
     arguments = (*train(tmp_path / "run", 2, *SHORT), "--runtime", "distributed", "--quiet")
-    whole = torchrun(2, *arguments)
-    assert whole.returncode == 0, whole.stderr
+    run_program(2, None, arguments)
     expected = summary(tmp_path / "local")["parameters_sha256"]
     assert summary(tmp_path / "run")["parameters_sha256"] == expected
     # As if it had been killed after iteration 21.
     (tmp_path / "run" / "summary.json").unlink()
     newest = tmp_path / "run" / "checkpoints" / "iteration-00000022"
     newest.rename(newest.with_name("iteration-00000022.unfinished"))
-    resumed = torchrun(2, "resume", tmp_path / "run", "--quiet", "--json")
-    assert resumed.returncode == 0, resumed.stderr
-    found = json.loads(resumed.stdout)
+    out, _ = run_program(2, None, ("resume", tmp_path / "run", "--quiet", "--json"))
+    found = json.loads(out)
     assert found["parameters_sha256"] == expected
     assert found["train_loss"] == summary(tmp_path / "local")["train_loss"]
 

@@ -92,7 +92,7 @@ def test_a_raising_module_ends_all_ranks_and_is_named_once() -> None:
             rf"TransportError: \[stage {rank}, rank {rank}, iteration [34], action {rank}[FB]\d\] "
             r".* stage 1 \(rank 1\) failed: it is gone; see its own error",
         )
-        assert outcomes[rank].elapsed_s < TIMEOUT_S + 5
+        assert outcomes[rank].elapsed_s < TIMEOUT_S + 15
 
 
 # --- a rank that is killed -----------------------------------------------------------------------
@@ -125,7 +125,7 @@ def test_a_killed_rank_ends_all_others() -> None:
             rf"TransportError: \[stage {rank}, rank {rank}, iteration \d+, action {rank}[FB]\d+\] "
             rf".* stage {peer} \(rank {peer}\) failed: it is gone",
         )
-        assert outcomes[rank].elapsed_s < 15.0 + 5
+        assert outcomes[rank].elapsed_s < 15.0 + 15
 
 
 def make_all_but_one(rank: int, world_size: int) -> None:
@@ -172,7 +172,7 @@ def test_a_hanging_neighbour_is_given_up_after_the_timeout() -> None:
     for k, line in zip((0, 2), told, strict=True):
         match = re.search(pattern.replace("{k}", str(k)), line)
         assert match, line
-        assert TIMEOUT_S - 0.5 < float(match[1]) < TIMEOUT_S + 2
+        assert TIMEOUT_S - 0.5 < float(match[1]) < SLEEP_S
 
 
 # --- ranks that disagree -------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_a_different_number_of_steps_is_noticed_within_the_timeout() -> None:
         r"TransportError: \[stage 0, rank 0, iteration 5, action 0B4\] the neighbour has taken "
         r"fewer steps \(it called flush before batch 4, this rank went on\)",
     )
-    assert outcomes[0].elapsed_s < TIMEOUT_S + 5
+    assert outcomes[0].elapsed_s < TIMEOUT_S + 15
 
 
 def leave_after_fewer_steps(rank: int, world_size: int, leaver: int) -> None:

@@ -17,16 +17,17 @@ from delaygrad.runtime.machine import measure_machine
 
 class Sleep(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        time.sleep(0.05)
+        time.sleep(0.1)
         return x * 2
 
 
+@pytest.mark.timing
 def test_sleeping_processes_lose_nothing_side_by_side_and_the_loopback_is_a_link() -> None:
     work = [(nn.Sequential(Sleep()), torch.ones(1, requires_grad=True)) for _ in range(2)]
     machine = measure_machine(work, budget_s=1.0)
     assert machine.processes == 2
-    assert machine.slowdown is not None and 0.7 < machine.slowdown < 1.4
-    assert machine.latency_s is not None and 1e-6 < machine.latency_s < 0.1
+    assert machine.slowdown is not None and 0.7 < machine.slowdown < 1.5
+    assert machine.latency_s is not None and 1e-6 < machine.latency_s < 0.5
     assert machine.bandwidth_bytes_per_s is not None and machine.bandwidth_bytes_per_s > 1e6
 
 

@@ -12,20 +12,20 @@ import json
 import pytest
 from commands import delaygrad
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timing]
 
-FORWARD_S, BACKWARD_S = 0.04, 0.04
+FORWARD_S, BACKWARD_S = 0.08, 0.08
 
 
 def test_stages_work_at_once() -> None:
     done = delaygrad(
         "bench", "--workload", "sleep", "--stages", 4, "--contestants", "bp", "ddg",
         "--forward-s", FORWARD_S, "--backward-s", BACKWARD_S,
-        "--iterations", 6, "--rounds", 3, "--json", "--quiet",
+        "--iterations", 4, "--rounds", 3, "--json", "--quiet",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     bp, ddg = json.loads(done.stdout)["contestants"]
     # The best round: others on the machine make a round slower, nothing makes it faster.
     work_s = FORWARD_S + BACKWARD_S
     assert min(bp["iteration_s"]) >= 3 * work_s
-    assert min(ddg["iteration_s"]) <= 1.35 * work_s
+    assert min(ddg["iteration_s"]) <= 1.4 * work_s

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from commands import delaygrad, here, summary, train
+from commands import here, summary, train
 from ranks import run_ranks
 from timelines import check_chrome_trace
 from torch import Tensor, nn
@@ -24,12 +24,12 @@ from delaygrad.records import ClockReading, StageTrace, Trace, measure_trace, re
 from delaygrad.results import chrome_trace
 from delaygrad.runtime.clock_reading import read_clocks
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timing]
 
 # Seconds of forward and backward.
-SLEEP_S = ((0.010, 0.020), (0.020, 0.040))
+SLEEP_S = ((0.020, 0.040), (0.040, 0.080))
 AHEAD_NS = 5_000_000_000
-TRACED = 16
+TRACED = 12
 
 
 class _Sleep(torch.autograd.Function):
@@ -61,6 +61,7 @@ def record(
     def now() -> int:
         return time.perf_counter_ns() + rank * ahead_ns
 
+    torch.manual_seed(rank)  # equal parameters on two stages would be refused as copies
     pipe = dg.DistributedPipeline(
         Sleeper(*SLEEP_S[rank]),
         nn.functional.mse_loss,
@@ -99,25 +100,26 @@ def test_offset_of_a_clock_is_found(
     for zero, one in readings:
         assert zero.offset_ns == 0
         assert abs(one.offset_ns - ahead_ns) <= one.uncertainty_ns + 1
-        assert one.uncertainty_ns < 5_000_000  # some 0.1 ms on a quiet machine
+        assert one.uncertainty_ns < 20_000_000  # some 0.1 ms on a quiet machine
 
 
 def test_what_is_measured_is_what_was_slept(
     recorded: tuple[int, list[list[ClockReading]], Trace],
 ) -> None:
     found = measure_trace(recorded[2])
-    # 16 recorded from iteration 4 on; the evaluation before the tenth costs one and two more.
+    # 12 recorded from iteration 4 on; the evaluation before the tenth costs one and two more.
     assert (found["recorded_iterations"], found["steady_iterations"]) == (TRACED, TRACED - 3)
     first, last = found["stages"]
-    assert 0.060 <= found["predicted_iteration_s"] < found["iteration_s"] < 0.120
-    assert found["iteration_s"] < 1.25 * found["predicted_iteration_s"]
+    # One stage after the other would take 1.5 times as long as predicted.
+    assert 0.120 <= found["predicted_iteration_s"] < found["iteration_s"] < 0.240
+    assert found["iteration_s"] < 1.4 * found["predicted_iteration_s"]
     assert found["bottleneck_stage"] == 1
     for row, (forward_s, backward_s) in zip((first, last), SLEEP_S, strict=True):
-        assert forward_s <= row["forward_s"] < forward_s + 0.020
-        assert backward_s <= row["backward_s"] < backward_s + 0.020
-        assert row["other_s"] < 0.010 and row["send_s"] < 0.010
-    assert 0.3 < first["idle_share"] < 0.6  # it works for 30 ms of 60
-    assert last["idle_share"] < 0.15
+        assert forward_s <= row["forward_s"] < forward_s + 0.040
+        assert backward_s <= row["backward_s"] < backward_s + 0.040
+        assert row["other_s"] < 0.030 and row["send_s"] < 0.030
+    assert 0.25 < first["idle_share"] < 0.65  # it works for 60 ms of 120
+    assert last["idle_share"] < 0.25
     assert [row["staleness_mean"] for row in found["stages"]] == [1, 0]
     assert [row["delay"] for row in found["stages"]] == [1, 0]
 
@@ -130,7 +132,7 @@ def test_hop_latency_is_that_of_a_message_not_of_the_clocks(
     waited_for = hops["error gradient"]
     # Of the steady iterations, all but the first, whose message was sent before the trace began.
     assert waited_for["num_waited_for"] == TRACED - 4
-    assert 0 < waited_for["hop_latency_s"] < 0.015
+    assert 0 < waited_for["hop_latency_s"] < 0.040
     assert hops["activation"]["num_waited_for"] <= 2
     assert waited_for["num_bytes"] == 2 * 4 * 4
 
@@ -151,11 +153,11 @@ def test_chrome_trace_of_two_processes_is_sound(
 TRACE = ("--iterations", 50, "--trace", 30, "--checkpoint-every", 9)
 
 
-def test_train_writes_a_timeline_and_changes_nothing_else(tmp_path: Path) -> None:
-    far = delaygrad(
-        *train(tmp_path / "far", 2, *TRACE, "--runtime", "distributed", "--quiet", "--json")
-    )
-    assert far.returncode == 0, far.stderr
+def test_train_writes_a_timeline_and_changes_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here(train(tmp_path / "far", 2, *TRACE, "--runtime", "distributed"))
+    told = json.loads(capsys.readouterr().out)
     here(train(tmp_path / "near", 2, *TRACE[:2], "--checkpoint-every", 9))
     assert (
         summary(tmp_path / "far")["parameters_sha256"]
@@ -169,10 +171,10 @@ def test_train_writes_a_timeline_and_changes_nothing_else(tmp_path: Path) -> Non
     assert 0 < measures["steady_iterations"] < 25
     assert [row["staleness_max"] for row in measures["stages"]] == [1, 0]
     assert all(0 <= row["idle_share"] < 1 for row in measures["stages"])
-    assert all(row["clock_uncertainty_s"] < 5e-3 for row in measures["stages"])
+    assert all(row["clock_uncertainty_s"] < 20e-3 for row in measures["stages"])
     check_chrome_trace(json.loads((tmp_path / "far" / "trace.json").read_text()), 2)
     assert (tmp_path / "far" / "trace.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads(far.stdout)["timeline"] == str(tmp_path / "far" / "trace.png")
+    assert told["timeline"] == str(tmp_path / "far" / "trace.png")
 
 
 def test_a_resumed_run_records_anew(tmp_path: Path) -> None:

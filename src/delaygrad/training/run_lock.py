@@ -7,6 +7,7 @@ import os
 import socket
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -40,7 +41,8 @@ class RunLock:
         traceback: TracebackType | None,
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # a full disk: the error of the write was raised before
+                self._file.close()
 
     def take(self, run_dir: Path) -> None:
         """Take the lock, or find it in the hands of the same run; taking it again does nothing.

@@ -2,38 +2,45 @@ from __future__ import annotations
 
 import time
 
+import pytest
 import torch
 
 from delaygrad.bench.sleeping import sleeper
 
+LATE_S = 1e-4
 
-def test_layers_sleep_their_times_and_micro_batches_their_share() -> None:
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock of its own, whose naps take a little too long; its only item is the time."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds + LATE_S if seconds else 0.0
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("delaygrad.bench.sleeping._ALARM._debt_s", 0.0)
+    return now
+
+
+def test_layers_sleep_their_times_and_micro_batches_their_share(clock: list[float]) -> None:
     model = sleeper([(0.02, 0.04)] * 2, batch_size=4)
     for size in (4, 1):
-        share = size / 4
-        start = time.perf_counter()
+        start = clock[0]
         outputs = model(torch.zeros(size, 3))
-        middle = time.perf_counter()
+        middle = clock[0]
         outputs.sum().backward()
-        end = time.perf_counter()
-        # Late is possible on a busy machine; early would flatter somebody.
-        assert 0.95 * share * 0.04 <= middle - start <= share * 0.04 + 0.1
-        assert 0.95 * share * 0.08 <= end - middle <= share * 0.08 + 0.1
+        assert middle - start == pytest.approx(0.04 * size / 4, abs=1.1 * LATE_S)
+        assert clock[0] - middle == pytest.approx(0.08 * size / 4, abs=1.1 * LATE_S)
 
 
-def test_many_short_naps_take_no_longer_than_a_long_one() -> None:
+def test_many_short_naps_take_no_longer_than_a_long_one(clock: list[float]) -> None:
     model = sleeper([(0.1, 0.1)], batch_size=50)
-    sample = torch.zeros(1, 1)
-    best = min(_seconds(model, sample) for _ in range(3))
-    assert 0.095 <= best <= 0.115
-
-
-def _seconds(model: torch.nn.Module, sample: torch.Tensor) -> float:
-    start = time.perf_counter()
     with torch.no_grad():
         for _ in range(50):
-            model(sample)
-    return time.perf_counter() - start
+            model(torch.zeros(1, 1))
+    assert clock[0] == pytest.approx(0.1, abs=1.1 * LATE_S)
 
 
 def test_gradients_are_those_of_adding_a_number() -> None:

@@ -39,7 +39,7 @@ def run(**environment: str) -> tuple[bool, int]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=110,
     ).stdout.split()
     return told[0] == "True", int(told[1])
 
