@@ -18,7 +18,7 @@ from delaygrad.results.page import Block, Figure, Page, Prose, Section, write_pa
 from delaygrad.training import run_folder
 
 RESULTS, TABLE = "results.json", "table.md"
-_MOST_TOLD = 5  # failed runs in one message
+_MOST_LISTED = 5  # failed runs in one message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,8 +223,10 @@ def target_section(
 
 
 def _failed(failures: Sequence[Failure]) -> ReproductionError:
-    told = [f"{failure.name}: {failure.message}" for failure in failures[:_MOST_TOLD]]
-    if len(failures) > _MOST_TOLD:
-        told.append(f"and {len(failures) - _MOST_TOLD} more")
+    messages = [f"{failure.name}: {failure.message}" for failure in failures[:_MOST_LISTED]]
+    if len(failures) > _MOST_LISTED:
+        messages.append(f"and {len(failures) - _MOST_LISTED} more")
     count = "a run has" if len(failures) == 1 else f"{len(failures)} runs have"
-    return ReproductionError(f"{count} failed ({'; '.join(told)}); the same command tries again")
+    return ReproductionError(
+        f"{count} failed ({'; '.join(messages)}); the same command tries again"
+    )

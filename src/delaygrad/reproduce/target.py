@@ -175,7 +175,7 @@ class Target(ABC):
 
     @abstractmethod
     def results(self, planned: Sequence[Any]) -> dict[str, Any]:
-        """Return what results.json holds beside the header: ``rows``, and more of some kinds."""
+        """Return what results.json holds after its header: ``rows``, and more of some kinds."""
 
     @abstractmethod
     def tables(self, results: Mapping[str, Any]) -> tuple[list[Table], list[str]]:

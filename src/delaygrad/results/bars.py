@@ -79,14 +79,16 @@ def bar_panel(
         if named or marks:
             legend(axes, looks if named else {}, dict(zip(marks, _MARKERS, strict=False)))
 
-    told = "; ".join(
+    described = "; ".join(
         f"{bar.label}: " + ", ".join(f"{k} {v:.4g}" for k, v in {**bar.parts, **bar.marks}.items())
         for bar in bars
     )
     names = [*(looks if named else ()), *marks]
     plane = max(340.0, sum(_LETTER * len(name) + 26 for name in names))
     top = 28 if names else 8
-    return _rows_panel([bar.label for bar in bars], draw, f"Bars: {xlabel}. {told}", plane, top)
+    return _rows_panel(
+        [bar.label for bar in bars], draw, f"Bars: {xlabel}. {described}", plane, top
+    )
 
 
 def _rows_panel(
@@ -172,9 +174,11 @@ def accuracy_panel(groups: Sequence[RunGroup]) -> Panel | None:
         axes.locator_params(axis="x", nbins=6, steps=[1, 2, 5, 10])
         axes.set_xlabel("final test accuracy (%)")
 
-    told = "; ".join(f"{group.label} {spread.mean:.2f} %" for group, spread in shown)
+    described = "; ".join(f"{group.label} {spread.mean:.2f} %" for group, spread in shown)
     labels = [group.label for group, _ in shown]
-    return _rows_panel(labels, draw, f"Dots: final accuracy. {told}", 250, 8) if shown else None
+    return (
+        _rows_panel(labels, draw, f"Dots: final accuracy. {described}", 250, 8) if shown else None
+    )
 
 
 def contest_panel(results: Mapping[str, Any]) -> Panel:

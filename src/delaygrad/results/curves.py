@@ -131,7 +131,7 @@ def by_epoch(group: RunGroup, point: Point) -> float:
 
 
 def measures_of(groups: Sequence[RunGroup]) -> list[Measure]:
-    """List what the runs recorded; a lone test at the end is left out beside validation."""
+    """List what the runs recorded; with validation, a single test at the end is left out."""
     runs = [run for group in groups for run in group.runs]
     splits = {event["split"] for run in runs for event in run.of_kind("evaluation")}
     if "validation" in splits and all(len(run.evaluations("test")) < 2 for run in runs):

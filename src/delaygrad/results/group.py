@@ -29,9 +29,9 @@ WITHOUT_EFFECT = frozenset({
 _NOT_COMPARED = WITHOUT_EFFECT | {"seed", "evaluate_every", "probe_every"}
 _OPTIONS = {option for name in METHODS for option in options_of(name)} | {"label_conditioned"}
 _METHOD_AXES = {"method", "stages", *_OPTIONS, "cuts", "runtime", "threads"}
-_TOLD_BY_VALUE = ("data", "model", "optimizer", "runtime", "lr_schedule")
-_TOLD_FIRST = (
-    *_TOLD_BY_VALUE[:3], "weights", "label_conditioned", "slack", "micro_batches", "recompute",
+_NAMED_BY_VALUE = ("data", "model", "optimizer", "runtime", "lr_schedule")
+_NAMED_FIRST = (
+    *_NAMED_BY_VALUE[:3], "weights", "label_conditioned", "slack", "micro_batches", "recompute",
     "stash_dtype", "boundary_dtype", "lr", "batch_size", "epochs", "lr_schedule",
 )  # fmt: skip
 
@@ -219,24 +219,24 @@ def _tell_apart(settings: Sequence[Settings], names: Sequence[str] = ()) -> dict
     start = {_identity(one): (one, name) for one, name in zip(settings, given, strict=True)}
     different = [one for one, _ in start.values()]
     found = [name for _, name in start.values()]
-    for key in dict.fromkeys([*_TOLD_FIRST, *sorted({key for one in different for key in one})]):
+    for key in dict.fromkeys([*_NAMED_FIRST, *sorted({key for one in different for key in one})]):
         if len(set(found)) == len(found):
             break
-        told = [_told(key, one) for one in different]
+        texts = [_setting_name(key, one) for one in different]
         values: dict[str, set[str]] = {}
-        for name, value in zip(found, told, strict=True):
+        for name, value in zip(found, texts, strict=True):
             values.setdefault(name, set()).add(value)
         found = [
             ", ".join(filter(None, (name, value))) if len(values[name]) > 1 else name
-            for name, value in zip(found, told, strict=True)
+            for name, value in zip(found, texts, strict=True)
         ]
     return dict(zip(start, found, strict=True))
 
 
-def _told(key: str, settings: Settings) -> str:
+def _setting_name(key: str, settings: Settings) -> str:
     value = settings.get(key, "not recorded")
     if isinstance(value, list | tuple):
         value = " ".join(map(str, value)) or "none"
     if isinstance(value, float):
         value = f"{value:g}"
-    return str(value) if key in _TOLD_BY_VALUE else f"{key} {value}"
+    return str(value) if key in _NAMED_BY_VALUE else f"{key} {value}"

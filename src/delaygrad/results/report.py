@@ -27,7 +27,7 @@ from delaygrad.results.tables import (
 )
 from delaygrad.results.timeline import timeline_panel
 
-_MOST_TOLD = 6  # groups, one by one
+_MOST_LISTED = 6  # groups, one by one
 _FACTS = {
     "data": "{}", "model": "{}", "optimizer": "{}", "epochs": "{} epochs",
     "batch_size": "batches of {}",
@@ -184,15 +184,15 @@ def direction_section(groups: Sequence[RunGroup]) -> Section | None:
 
 def result_text(groups: Sequence[RunGroup]) -> str:
     """Say how accurate the groups became, against backpropagation where that was run too."""
-    told = [group for group in groups if group.spread("final_accuracy") is not None]
+    finished = [group for group in groups if group.spread("final_accuracy") is not None]
     sentences = ["No run has finished: there is no final accuracy."]
-    if len(told) > _MOST_TOLD:
-        sentences = [_range_text(told)]
-    elif told:
+    if len(finished) > _MOST_LISTED:
+        sentences = [_range_text(finished)]
+    elif finished:
         sentences = [
-            _group_text(group, told)
-            for group in told
-            if group.method == "bp" or group.baseline_in(told) is None
+            _group_text(group, finished)
+            for group in finished
+            if group.method == "bp" or group.baseline_in(finished) is None
         ]
     lost = [
         f"{n} of {len(group.runs)} runs of {group.label} diverged."
@@ -205,7 +205,7 @@ def result_text(groups: Sequence[RunGroup]) -> str:
 
 
 def _group_text(first: RunGroup, groups: Sequence[RunGroup]) -> str:
-    """Tell of a group, and of those that are compared with it."""
+    """Describe a group, and those that are compared with it."""
     parts = [f"{first.label} ends at {_percent(first)} test accuracy"]
     for group in groups:
         if group.method == "bp" or group.baseline_in(groups) is not first:
@@ -265,12 +265,12 @@ def _spoken(names: str) -> str:
 def _facts(groups: Sequence[RunGroup]) -> str:
     configs = {run.name: run.config for group in groups for run in group.runs}
     same, _ = compare(configs)
-    told = [
+    facts = [
         text.format(_spoken(setting_text(same[name])))
         for name, text in _FACTS.items()
         if name in same
     ]
-    return ", ".join(told) or "no setting in common"
+    return ", ".join(facts) or "no setting in common"
 
 
 def accuracy_json(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
