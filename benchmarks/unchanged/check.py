@@ -167,10 +167,12 @@ def distributed_run(method: str, num_stages: int, optimizer: str) -> str:
     """Train with a process for each stage."""
     import torch.multiprocessing as mp
 
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "delaygrad"])
     with tempfile.TemporaryDirectory() as folder:
-        queue = mp.get_context("spawn").SimpleQueue()
+        queue = context.SimpleQueue()
         arguments = (num_stages, f"file://{folder}/store", method, optimizer, queue)
-        mp.spawn(rank_run, arguments, nprocs=num_stages)
+        mp.start_processes(rank_run, arguments, nprocs=num_stages, start_method="forkserver")
         found = sorted(queue.get() for _ in range(num_stages))
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
