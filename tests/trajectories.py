@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from leaky_chain import LeakyChain
 from torch import Tensor
 
 import delaygrad as dg
-from delaygrad.theory import LeakyChain
 
 Batch = tuple[Tensor, Tensor]
 

@@ -1,6 +1,6 @@
 """Is the average squared gradient of DDG below what the theory promises, and how far below?
 
-Trains ``delaygrad.theory.LeakyChain``, whose L and M are known, through the local runtime, and
+Trains ``LeakyChain``, whose L and M are known, through the local runtime, and
 compares with every bound of ``delaygrad.theory``. Each network is trained as many replicas at once:
 independent problems, weights and samples, each a run of its own; once with batches of one sample,
 and beside it with full batches.
@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from leaky_chain import LeakyChain, weights_of
+from lemmas import root_rate_step
 from torch import Tensor, nn
 
 import delaygrad as dg
 from delaygrad import theory
-from delaygrad.theory.problem import weights_of
 from delaygrad.training.run_folder import environment
 
 PROOFS: tuple[theory.Proof, ...] = ("published", "blockwise", "virtual")
@@ -58,15 +59,13 @@ SMOKE = Scale(stages=(1, 3), replicas=4, iterations=32, rate_iterations=(16, 32)
 class Setting:
     """One network of K stages, with all that the theory wants to know of it."""
 
-    chain: theory.LeakyChain
+    chain: LeakyChain
     start: Tensor
     seed: int
 
     @classmethod
     def make(cls, num_stages: int, scale: Scale) -> Setting:
-        chain = theory.LeakyChain.random(
-            num_stages=num_stages, replicas=scale.replicas, seed=scale.seed
-        )
+        chain = LeakyChain.random(num_stages=num_stages, replicas=scale.replicas, seed=scale.seed)
         return cls(chain, weights_of(chain.stages(scale.seed)), scale.seed)
 
     @property
@@ -92,7 +91,7 @@ class Setting:
 
         Both kinds train side by side, as replicas of the same problems.
         """
-        both = theory.LeakyChain(
+        both = LeakyChain(
             num_stages=self.chain.num_stages,
             inputs=self.chain.inputs.repeat(1, len(BATCHES), 1),
             targets=self.chain.targets.repeat(1, len(BATCHES)),
@@ -244,7 +243,7 @@ def rates(setting: Setting, scale: Scale) -> list[dict[str, Any]]:
         (optimizer, batches): [] for optimizer in ("sgd", "adam") for batches in BATCHES
     }
     for iterations in scale.rate_iterations:
-        step = theory.root_rate_step(
+        step = root_rate_step(
             setting.worst, setting.delays, iterations=iterations, scale=RATE_SCALE, proof="virtual"
         )
         for result in fixed_step(setting, step, iterations):

@@ -7,7 +7,6 @@
     variance     the same without a bound on the gradients; the step that is safe for a delay
     stability    the largest stable step for a delay on a quadratic, with and without momentum
     schedules    step sizes that fall as the theorem asks
-    problem      a network in K stages whose L and M are known
 
 ``docs/theory.md`` derives all of it. None of it covers momentum, weight decay, BatchNorm or Adam.
 
@@ -19,10 +18,6 @@ Example:
     >>> delays = [7, 6, 5, 4, 3, 2, 1, 0]  # or [dg.DDG().schedule.delay(k, 8) for k in range(8)]
     >>> theory.promise(assumptions, delays, iterations=100_000)  # doctest: +ELLIPSIS
     Promise(proof='virtual', step=0.001947..., bound=0.0093..., is_vacuous=False)
-    >>> theory.promise(  # doctest: +ELLIPSIS
-    ...     assumptions, delays, iterations=100_000, proof="published"
-    ... )
-    Promise(proof='published', step=2.6120...e-05, bound=1.0719..., is_vacuous=True)
 
 References:
     Huo et al., ICML 2018, arXiv:1804.10574, the convergence
@@ -30,16 +25,14 @@ References:
 """
 
 from delaygrad.theory.assumptions import Assumptions
-from delaygrad.theory.bounds import diminishing_step_bound, fixed_step_bound, one_step_bound
+from delaygrad.theory.bounds import diminishing_step_bound, fixed_step_bound
 from delaygrad.theory.constants import (
     Proof,
-    delay_squares,
     effective_moment,
     sigma,
     staleness_moment,
 )
-from delaygrad.theory.fixed_step import Promise, best_fixed_step, promise, root_rate_step
-from delaygrad.theory.problem import LeakyChain
+from delaygrad.theory.fixed_step import Promise, best_fixed_step, promise
 from delaygrad.theory.schedules import PolynomialDecay, check_step_sizes
 from delaygrad.theory.stability import (
     characteristic_polynomial,
@@ -50,7 +43,6 @@ from delaygrad.theory.variance import certified_step, variance_bound
 
 __all__ = [
     "Assumptions",
-    "LeakyChain",
     "PolynomialDecay",
     "Promise",
     "Proof",
@@ -58,14 +50,11 @@ __all__ = [
     "certified_step",
     "characteristic_polynomial",
     "check_step_sizes",
-    "delay_squares",
     "diminishing_step_bound",
     "effective_moment",
     "fixed_step_bound",
     "largest_stable_step",
-    "one_step_bound",
     "promise",
-    "root_rate_step",
     "sigma",
     "spectral_radius",
     "staleness_moment",

@@ -12,7 +12,7 @@ class Assumptions:
     """Numbers that must hold of a loss f(w) = E f_i(w), over random batches i, for a bound to hold.
 
     They are upper bounds: larger ones are still true and promise less. For most networks nobody
-    knows them; ``LeakyChain`` is one for which they are certain.
+    knows them.
 
     Args:
         smoothness: L, positive; |grad f(v) - grad f(w)| <= L |v - w| for all v, w.
@@ -23,12 +23,6 @@ class Assumptions:
 
     Raises:
         ValueError: a number is not finite or out of range.
-
-    Example:
-        >>> Assumptions(smoothness=2.0, second_moment=-1.0, gap=0.5)
-        Traceback (most recent call last):
-        ...
-        ValueError: second_moment must be positive and finite (second_moment: -1.0)
 
     References:
         Huo et al., ICML 2018, arXiv:1804.10574, assumptions 1 and 2 (numbered as recalled).
@@ -51,19 +45,16 @@ class Assumptions:
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raise unless the value is positive and finite."""
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite ({name}: {value})")
 
 
 def check_delay(delay: int) -> None:
-    """Raise unless the delay is a whole number, not negative."""
     if delay < 0 or delay != int(delay):
         raise ValueError(f"a delay is a whole number of updates, at least 0 (delay: {delay})")
 
 
 def check_delays(delays: Sequence[int]) -> None:
-    """Raise unless there is a delay, not negative, for at least one stage."""
     if not delays:
         raise ValueError("delays must hold one number per stage; there is none")
     for delay in delays:

@@ -22,56 +22,6 @@ from delaygrad.theory.constants import Proof, effective_moment, sigma, staleness
 from delaygrad.theory.schedules import check_step_sizes
 
 
-def one_step_bound(
-    assumptions: Assumptions,
-    delays: Sequence[int],
-    *,
-    step: float,
-    gradient_squared: float,
-    sigma: float = 1.0,
-    proof: Proof = "virtual",
-) -> float:
-    """Return the most by which one update may change the expected loss; negative is progress.
-
-        published, blockwise    E f(w@(t+1)) - E f(w@t) <= -(step/2) G + step^2 L M_K
-        virtual                 E f(v@(t+1)) - E f(v@t) <= -(step/2 sigma) G
-                                                           + step^2 L M / 2 + step^3 L^2 V / 2
-
-    with G = E |grad f(w@t)|^2 and v@t the virtual iterate, in which every stage has used exactly
-    the batches before t. The first two hold from iteration ``max(delays)`` on: in the fill a stage
-    that has no gradient yet makes no progress, whatever G is.
-
-    Args:
-        assumptions: L, M and, if known, the stages' moments.
-        delays: of each stage, in updates.
-        step: of iteration t; at most 1/L, except for ``"virtual"``.
-        gradient_squared: G.
-        sigma: 1 for a fixed step; see the function of that name.
-        proof: which one.
-
-    Raises:
-        ValueError: a number is out of the proof's range.
-
-    Example:
-        >>> plain = Assumptions(smoothness=2.0, second_moment=1.0, gap=1.0)
-        >>> one_step_bound(plain, [0], step=0.1, gradient_squared=0.5)
-        -0.015
-
-    References:
-        Huo et al., ICML 2018, arXiv:1804.10574, the lemma of section 4 (as recalled).
-        docs/theory.md, sections 3 and 4.
-    """
-    moment = effective_moment(assumptions, delays, sigma=sigma, proof=proof)
-    smoothness = assumptions.smoothness
-    if proof != "virtual":
-        check_step_sizes([step], smoothness)
-        return -step / 2 * gradient_squared + step**2 * smoothness * moment
-    check_positive("step", step)
-    stale = staleness_moment(assumptions, delays)
-    noise = step**2 * smoothness * assumptions.second_moment + step**3 * smoothness**2 * stale
-    return (noise - step / sigma * gradient_squared) / 2
-
-
 def fixed_step_bound(
     assumptions: Assumptions,
     delays: Sequence[int],
@@ -93,10 +43,9 @@ def fixed_step_bound(
 
     Args:
         assumptions: of the loss.
-        delays: of each stage, in updates.
+        delays: of each stage, in updates: ``method.schedule.delay(k, num_stages)``.
         step: at most 1/L, except for ``"virtual"``.
         iterations: T, at least 1.
-        proof: which one.
 
     Raises:
         ValueError: a number is out of the proof's range.
@@ -104,16 +53,11 @@ def fixed_step_bound(
     Example:
         >>> plain = Assumptions(smoothness=2.0, second_moment=1.0, gap=1.0)
         >>> run = {"step": 0.01, "iterations": 10_000}
-        >>> round(fixed_step_bound(plain, [0], **run), 6)
-        0.02
         >>> round(fixed_step_bound(plain, [1, 0], **run), 6)
         0.023035
-        >>> round(fixed_step_bound(plain, [1, 0], **run, proof="published"), 6)
-        0.74
 
     References:
         Huo et al., ICML 2018, arXiv:1804.10574, the theorem on a fixed learning rate (as recalled).
-        docs/theory.md, sections 3 and 4.
     """
     _check_iterations(iterations)
     check_positive("step", step)
@@ -151,27 +95,15 @@ def diminishing_step_bound(
     is finite, each goes to zero with T.
 
     Args:
-        assumptions: of the loss.
-        delays: of each stage, in updates.
         step_sizes: of the iterations 0..T-1. ``"virtual"`` takes any positive steps, a warm-up or a
             cosine too; the others take steps that do not rise and are at most 1/L.
-        proof: which one.
 
     Raises:
         ValueError: a number is out of the proof's range.
 
-    Example:
-        >>> from delaygrad.theory import PolynomialDecay
-        >>> plain = Assumptions(smoothness=2.0, second_moment=1.0, gap=1.0)
-        >>> step = PolynomialDecay(lr=0.1, time_scale=100, power=0.6)
-        >>> for iterations in (100, 10_000):
-        ...     print(round(diminishing_step_bound(plain, [1, 0], step.steps(iterations)), 3))
-        0.299
-        0.043
-
     References:
         Huo et al., ICML 2018, arXiv:1804.10574, the theorem on diminishing learning rates (as
-        recalled). docs/theory.md, section 5.
+        recalled).
     """
     check_delays(delays)
     _check_iterations(len(step_sizes))

@@ -10,7 +10,6 @@ fade. Among powers of t exactly those with 1/2 < power <= 1 do both.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,42 +62,11 @@ class PolynomialDecay:
         """Return the step sizes of the iterations 0..iterations-1."""
         return [self(t) for t in range(iterations)]
 
-    def least_sum(self, iterations: int) -> float:
-        """Return a lower bound of the sum of the first steps, which grows without limit.
-
-        The integral from 0 to ``iterations`` of the falling function, below its left sums.
-        """
-        fallen, rest = math.log1p(iterations / self.time_scale), 1 - self.power
-        integral = math.expm1(rest * fallen) / rest if rest else fallen
-        return self.lr * self.time_scale * integral
-
-    def most_sum_of_squares(self) -> float:
-        """Return an upper bound of the sum of all squared steps.
-
-        The first term and the integral over the rest.
-        """
-        return self.lr**2 * (1 + self.time_scale / (2 * self.power - 1))
-
 
 def check_step_sizes(step_sizes: Sequence[float], smoothness: float) -> None:
     """Raise unless the steps are what the published theorems ask: positive, at most 1/L, no rise.
 
     What a finite list cannot show are the two sums; ``PolynomialDecay`` has them by construction.
-
-    Args:
-        step_sizes: of the iterations from 0.
-        smoothness: L.
-
-    Raises:
-        ValueError: a condition is broken; says where.
-
-    Example:
-        >>> check_step_sizes([0.5, 0.25], smoothness=2.0)
-        >>> check_step_sizes([0.5, 0.25], smoothness=3.0)
-        Traceback (most recent call last):
-        ...
-        ValueError: step times smoothness must not exceed 1 (iteration: 0, step: 0.5, \
-smoothness: 3.0); lower the step to 0.333333
     """
     if not step_sizes:
         raise ValueError("there must be at least one step size")

@@ -71,12 +71,6 @@ def spectral_radius(
 ) -> float:
     """Return by what factor an error on a quadratic of curvature 1 shrinks, or grows, per update.
 
-    Args:
-        delay: D, in updates.
-        step: times the curvature, if that is not 1.
-        momentum: at least 0 and below 1.
-        nesterov: whether it is Nesterov's.
-
     Example:
         >>> round(spectral_radius(0, 0.1), 6)  # w - 0.1 w
         0.9
@@ -89,12 +83,6 @@ def characteristic_polynomial(
     delay: int, step: float, *, momentum: float = 0.0, nesterov: bool = False
 ) -> npt.NDArray[np.float64]:
     """Return the coefficients of the recursion's polynomial, of the highest power first.
-
-    Args:
-        delay: D, in updates.
-        step: times the curvature, if that is not 1.
-        momentum: at least 0 and below 1.
-        nesterov: whether it is Nesterov's.
 
     Example:
         >>> characteristic_polynomial(2, 0.5).tolist()

@@ -20,19 +20,9 @@ def certified_step(smoothness: float, delay: int) -> float:
     from it: ``largest_stable_step``, where a quadratic begins to diverge, is less than pi / 2
     times as large.
 
-    Args:
-        smoothness: L, positive.
-        delay: D, the largest of the stages', in updates.
-
-    Raises:
-        ValueError: a number is out of range.
-
     Example:
         >>> [certified_step(1.0, delay) for delay in (0, 2, 7)]
         [2.0, 0.4, 0.13333333333333333]
-
-    References:
-        docs/theory.md, section 6.
     """
     check_positive("smoothness", smoothness)
     check_delay(delay)
@@ -56,11 +46,8 @@ def variance_bound(
     With full batches that is F / (step T c).
 
     Args:
-        smoothness: L.
-        gap: F = f(w@0) - f*, or more.
         delay: D, the largest of the stages', in updates.
         step: below ``certified_step(smoothness, delay)``.
-        iterations: T, at least 1.
         variance: of the batches' gradients, at most; 0 for full batches.
 
     Raises:
@@ -69,9 +56,6 @@ def variance_bound(
     Example:
         >>> variance_bound(smoothness=1.0, gap=1.0, delay=7, step=1 / 15, iterations=300)
         0.1
-
-    References:
-        docs/theory.md, section 6.
     """
     limit = certified_step(smoothness, delay)
     for name, value in (("gap", gap), ("step", step), ("iterations", iterations)):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lemmas import one_step_bound
 
 from delaygrad.theory import (
     Assumptions,
@@ -15,7 +16,6 @@ from delaygrad.theory import (
     Proof,
     diminishing_step_bound,
     fixed_step_bound,
-    one_step_bound,
 )
 
 PROOFS: list[Proof] = ["published", "blockwise", "virtual"]

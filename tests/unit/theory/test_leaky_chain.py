@@ -8,9 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from delaygrad.theory import LeakyChain
-from delaygrad.theory.problem import weights_of
+from leaky_chain import LeakyChain, weights_of
 
 STAGES = (1, 2, 3, 5, 8, 16)
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from delaygrad.theory.assumptions import Assumptions
+from delaygrad.theory import Assumptions
 
 _TANH_BEND = 4 / 3**1.5
 """The largest second derivative of tanh."""
