@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from multiprocess.test_examples import EXAMPLES, printed_by
+from multiprocess.test_examples import EXAMPLES
 from networks import OPTIMIZERS, batches, dropout_mlp, into_stages
 from ranks import run_ranks_raw
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torchrun_ranks import run_program
 
 import delaygrad as dg
 from delaygrad.runtime.batch_identity import checksum
@@ -31,7 +32,7 @@ def test_the_example_learns_with_dropout_in_its_first_stage(tmp_path: Path) -> N
     )
     assert with_dropout.count("Dropout") == with_dropout.count('print(f"rank{rank}') == 1
     (tmp_path / "example.py").write_text(with_dropout)
-    told = printed_by(str(tmp_path / "example.py"), tmp_path)
+    told, _ = run_program(2, tmp_path / "example.py", cwd=tmp_path)
     orders = [re.findall(rf"rank{rank} (\[[\d, ]+\])", told) for rank in range(2)]
     assert len(orders[0]) == 20 * 30 and orders[0] == orders[1]
     (accuracy,) = re.findall(r"accuracy on 297 digits held out: ([\d.]+)%", told)
