@@ -210,6 +210,24 @@ class LSTMModel(nn.Module):
         return self.head(x)
 
 
+class TiedLanguageModel(nn.Module):
+    """The table of the words is read three times: at the start, between blocks, and by the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(WORDS, 6)
+        self.layers = nn.ModuleList([nn.Linear(6, 6) for _ in range(4)])
+        self.head = nn.Linear(6, WORDS, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.embed(words)
+        for layer in self.layers[:3]:
+            x = x + torch.tanh(layer(x))
+        x = x + F.softmax(x @ self.embed.weight.T, -1) @ self.embed.weight
+        return self.head(x + self.layers[3](x))
+
+
 def _double(width: int, out: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(width, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU())
 
@@ -361,6 +379,9 @@ ZOO: dict[str, Specimen] = {
     "lstm": Specimen(LSTMModel, _words, _word_loss, _words),
 }
 
+
+TIED_LANGUAGE_MODEL = Specimen(TiedLanguageModel, _words, _word_loss, _words)
+"""Split in three, all stages use one parameter."""
 
 PLAIN_MOBILENET = _vision(lambda: MobileNet(drop=0.0), other=(3, 12))
 """Split writes the numbers that a model's own forward uses into the stages, dropout's too."""

@@ -31,7 +31,7 @@ from delaygrad.partition.merge import mark_stage
 
 split_module = sys.modules[split_function.__module__]
 
-NAMES = [name for name in ZOO if name not in TIED]
+NAMES = list(ZOO)
 DEPTHS = (2, 3)
 
 
@@ -166,7 +166,61 @@ def test_backpropagation_through_stages_is_the_models_own(name: str, num_stages:
         loss.backward()
         optimizer.step()
         assert_same(pipe.step(inputs, targets), loss.detach(), "loss")
-    assert_same(named_state(pipe.stages), named_state([model]), "state")
+    assert_same(named_state([dg.merge(pipe.stages)]), named_state([model]), "state")
+
+
+class WholeModelLoop:
+    """Delayed gradients of a whole model, which has never been cut.
+
+    The parameters of stage k are those that the stages name; a parameter that several blocks use
+    belongs to the one stage that names it. Whole-model backpropagation at w@s gives all gradients
+    of batch s; those of stage k are applied at iteration s + K-1-k.
+    """
+
+    def __init__(self, model: nn.Module, stages: list[nn.Module], loss: Any) -> None:
+        self.model, self.loss = model, loss
+        named = dict(model.named_parameters())
+        self.names = [[key for key, _ in stage.named_parameters()] for stage in stages]
+        assert sorted(sum(self.names, [])) == sorted(named)
+        self.optimizers = [sgd([named[key] for key in keys]) for keys in self.names]
+        self.gradients: list[dict[str, Tensor | None]] = []
+
+    def step(self, inputs: Any, targets: Tensor) -> Tensor:
+        self.model.zero_grad()
+        loss = self.loss(call_model(self.model, inputs), targets)
+        loss.backward()
+        found = {key: parameter.grad for key, parameter in self.model.named_parameters()}
+        self.gradients.append(found)
+        self.apply(len(self.gradients) - 1)
+        return loss.detach()
+
+    def flush(self) -> None:
+        for t in range(len(self.gradients), len(self.gradients) + len(self.names) - 1):
+            self.apply(t)
+
+    def apply(self, t: int) -> None:
+        self.model.zero_grad()
+        for k, keys in enumerate(self.names):
+            s = t - (len(self.names) - 1 - k)
+            if 0 <= s < len(self.gradients):
+                for key in keys:
+                    self.model.get_parameter(key).grad = self.gradients[s][key]
+                self.optimizers[k].step()
+
+
+@every_depth
+@pytest.mark.parametrize("name", [*TIED, "bert", "unet"])
+def test_ddg_is_a_loop_over_the_whole_model(name: str, num_stages: int) -> None:
+    one, model, stages = fresh(name, num_stages)
+    for module in (model, *stages):
+        without_dropout(module)
+    whole = WholeModelLoop(copy.deepcopy(model), stages, one.loss)
+    pipe = dg.LocalPipeline(stages, one.loss, sgd, method=dg.DDG())
+    for inputs, targets in one.batches(6):
+        assert_same(pipe.step(inputs, targets), whole.step(inputs, targets), "loss")
+    pipe.flush()
+    whole.flush()
+    assert_same(named_state([dg.merge(pipe.stages)]), named_state([whole.model]), "state")
 
 
 @every_network

@@ -136,7 +136,8 @@ def cuttable(
         )
     network = Network(model, sample_inputs, blocks)
     layers = network.segments(outputs_as_list=not before_loss)
-    ties = find_ties([Layer("", layer.module) for layer in layers])
+    found = find_ties([Layer("", layer.module) for layer in layers])
+    ties = [tie for tie in found if tie.kind != "parameter"]  # those are handed on
     chain = nn.Sequential(*(layer.module for layer in layers))
     return Cuttable(layers, chain, ties, True, partial(checked_stages, network))
 

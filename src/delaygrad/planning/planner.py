@@ -166,7 +166,9 @@ def plan(
             own = separable_groups(len(layers), at_once, ties)
             measured = found.get(at_once) or measured_cuts(measurement, costs, at_once, groups=own)
             inputs = measurement.stage_inputs(measured.cuts)
-            work = list(zip(network.build(measured.cuts), inputs, strict=True))
+            # Of the chain: stages that tie a parameter would take it as one more input.
+            pieces = cuttable(network.chain, None).build(measured.cuts)
+            work = list(zip(pieces, inputs, strict=True))
     machine, loopback = Machine(), None
     if max(counts) > 1 and (work or link == "loopback"):
         say(f"timing {max(len(work), 2)} processes side by side")

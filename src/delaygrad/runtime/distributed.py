@@ -16,6 +16,7 @@ from delaygrad.methods import DDG, Method
 from delaygrad.runtime.cutting import cut_alike
 from delaygrad.runtime.links import Links
 from delaygrad.runtime.pipeline import Pipeline, require_free
+from delaygrad.runtime.ties import require_exact_ties
 from delaygrad.runtime.worker import Worker
 from delaygrad.stage import LossFunction, LossWeight, MakeOptimizer, Stage, device_of
 from delaygrad.transport import Message, Receiver
@@ -86,6 +87,7 @@ class DistributedPipeline(Pipeline):
             raise TransportError(_NOT_INITIALISED)
         require_free([stage])
         method = DDG() if method is None else method
+        require_exact_ties(stage, method)
         index, num_stages = dist.get_rank(group), dist.get_world_size(group)
         if index < 0:
             raise TransportError(f"this rank is not in the group (rank: {dist.get_rank()})")

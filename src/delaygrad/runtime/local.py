@@ -13,6 +13,7 @@ from delaygrad.methods import DDG, Method
 from delaygrad.partition.layers import Layer
 from delaygrad.partition.sharing import check_cuts, find_ties
 from delaygrad.runtime.pipeline import Pipeline, require_free
+from delaygrad.runtime.ties import require_exact_ties
 from delaygrad.runtime.worker import Worker
 from delaygrad.stage import LossFunction, LossWeight, MakeOptimizer, Stage
 from delaygrad.transport import Queue
@@ -75,6 +76,8 @@ class LocalPipeline(Pipeline):
             raise StageError("a pipeline needs at least one stage (stages: 0)")
         require_free(stages)
         method = DDG() if method is None else method
+        for stage in stages:
+            require_exact_ties(stage, method)
         ties = find_ties([Layer("", stage) for stage in stages])
         check_cuts(range(1, len(stages)), ties)
         downward: list[Queue | None] = [None, *(Queue() for _ in stages[1:]), None]

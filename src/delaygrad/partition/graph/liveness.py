@@ -50,15 +50,15 @@ class Liveness:
 
     Args:
         graph: from `capture`.
-        shared_state: names of the parameters and buffers that one stage may hold only.
+        constants: names of the constants and buffers that any number of stages may hold.
     """
 
-    def __init__(self, graph: fx.Graph, shared_state: frozenset[str] = frozenset()) -> None:
+    def __init__(self, graph: fx.Graph, constants: frozenset[str] = frozenset()) -> None:
         self._nodes = [node for node in graph.nodes if node.op != "output"]
         self._place = {node: place for place, node in enumerate(self._nodes)}
         (result,) = [node for node in graph.nodes if node.op == "output"]
         self._results: tuple[Any, ...] = tuple(result.args[0])
-        self._owned = shared_state
+        self._constants = constants
         self._sources = self._find_derived()
         self.calls = [node for node in self._nodes if node.op == "call_module"]
         """The calls of blocks, in order."""
@@ -178,7 +178,7 @@ class Liveness:
             if node.op == "placeholder":
                 sources[node] = frozenset([node])
             elif node.op == "get_attr":
-                if node.target not in self._owned:
+                if node.target in self._constants:
                     sources[node] = frozenset()
             elif node.op == "call_function" and all(n in sources for n in node.all_input_nodes):
                 if _writes(node):

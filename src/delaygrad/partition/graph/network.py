@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from delaygrad.boundary import Tree
 from delaygrad.errors import PartitionError
 from delaygrad.partition.graph.blocks import choose_blocks
-from delaygrad.partition.graph.capture import Glue, capture
+from delaygrad.partition.graph.capture import capture
 from delaygrad.partition.graph.liveness import Extract, Liveness
 from delaygrad.partition.graph.source import write_source
 from delaygrad.partition.graph.stage import Entrance, GraphStage, Piece, Program
+from delaygrad.partition.graph.ties import TiedParameter, owned_elsewhere, tie, with_parameters
 from delaygrad.partition.graph.undisturbed import in_mode
 from delaygrad.partition.layers import Layer
 
@@ -39,7 +41,7 @@ class Network:
         self._blocks = choose_blocks(model, blocks)
         self._pieces = _pieces_of(model, self._blocks)
         self._glue = {model.training: capture(model, sample_inputs, self._blocks)}
-        self._liveness = {model.training: self._live(self._glue[model.training])}
+        self._liveness = {model.training: self._live(model.training)}
         self.names = _call_names(self._liveness[model.training])
         """The calls of the blocks, in order: where a cut may fall."""
 
@@ -52,7 +54,7 @@ class Network:
         mode = not self.model.training
         with in_mode(self.model, mode):
             self._glue[mode] = capture(self.model, self.inputs, self._blocks)
-        self._liveness[mode] = self._live(self._glue[mode])
+        self._liveness[mode] = self._live(mode)
         if _call_names(self._liveness[mode]) != self.names:
             raise PartitionError(
                 "the model calls other blocks in training than in evaluation mode; name the module "
@@ -78,9 +80,15 @@ class Network:
 
     def _build(self, starts: Sequence[int], *, outputs_as_list: bool) -> list[GraphStage]:
         extracts = {}
+        ties: dict[int, TiedParameter] = {}
         for mode, liveness in self._liveness.items():
             gaps = liveness.gaps()
-            extracts[mode] = liveness.extracts([gaps[start - 1] for start in starts])
+            graph, places = self._glue[mode].graph, [gaps[start - 1] for start in starts]
+            if not outputs_as_list:  # segments are for measuring; they share
+                own = {p.path: p.held for p in self._pieces.values() if p.kind == "parameter"}
+                graph, places, found = tie(graph, places, self._blocks, own)
+                ties |= found
+            extracts[mode] = self._live(mode, graph).extracts(places)
         bounds = [0, *starts, len(self.names)]
         last = len(starts)
         by_stage = [{mode: found[k] for mode, found in extracts.items()} for k in range(last + 1)]
@@ -90,8 +98,12 @@ class Network:
                 [self._program(ours, k == 0, k == last, outputs_as_list)],
                 blocks=self.names[bounds[k] : bounds[k + 1]],
                 training=self.model.training,
+                ties=ties.values(),
+                borrowed=lent,
             )
-            for k, (ours, pieces) in enumerate(zip(by_stage, self._held(by_stage), strict=True))
+            for k, (ours, (pieces, lent)) in enumerate(
+                zip(by_stage, self._held(by_stage, ties), strict=True)
+            )
         ]
 
     def _program(
@@ -112,15 +124,18 @@ class Network:
             outputs=glue.outputs if is_last and not outputs_as_list else None,
         )
 
-    def _held(self, extracts: Sequence[dict[bool, Extract]]) -> list[list[Piece]]:
+    def _held(
+        self, extracts: Sequence[dict[bool, Extract]], ties: dict[int, TiedParameter]
+    ) -> list[tuple[list[Piece], dict[str, str]]]:
         """List what each stage holds: what it uses, and what no stage uses but the model has.
 
         Something that the model holds under two names is held under both. What no stage uses goes
-        to the stage of what comes before it in the model.
+        to the stage of what comes before it in the model. Beside it: the parameters that another
+        stage owns, with their names there.
         """
-        users: dict[int, list[int]] = {}
+        users: dict[int, set[int]] = {}
         held: list[list[Piece]] = [[] for _ in extracts]
-        end = len(self._pieces)
+        lent: list[dict[str, str]] = [{} for _ in extracts]
         for k, found in enumerate(extracts):
             constants: dict[str, Piece] = {}
             for mode, extract in found.items():
@@ -128,18 +143,33 @@ class Network:
                     target = str(node.target)
                     if node.op == "get_attr" and target in self._glue[mode].constants:
                         tensor = self._glue[mode].constants[target]
-                        constants[target] = Piece(target, end, "constant", tensor)
+                        constants[target] = Piece(target, len(self._pieces), "constant", tensor)
                     elif node.op in ("get_attr", "call_module"):
-                        users.setdefault(id(self._pieces[target].held), []).append(k)
+                        users.setdefault(id(self._piece_at(target).held), set()).add(k)
             held[k] += constants.values()
         last = 0
         for piece in self._pieces.values():
-            if piece.kind != "shell":
-                stages = sorted(set(users.get(id(piece.held), [last])))
-                last = stages[0]
-                for k in stages:
+            if piece.kind == "shell":
+                continue
+            stages = sorted(users.get(id(piece.held), {last}))
+            last = stages[0]
+            for k in stages:
+                elsewhere = owned_elsewhere(piece.held, k, ties) if piece.kind == "module" else {}
+                lent[k] |= {f"{piece.path}.{name}": t.path for name, t in elsewhere.items()}
+                if elsewhere:
+                    empty = with_parameters(piece.held, dict.fromkeys(elsewhere))
+                    held[k].append(replace(piece, held=empty))
+                else:
                     held[k].append(piece)
-        return [pieces + self._around(pieces) for pieces in held]
+        return [
+            (found + self._around(found), names) for found, names in zip(held, lent, strict=True)
+        ]
+
+    def _piece_at(self, path: str) -> Piece:
+        """Find a piece, or the block that holds a tensor."""
+        while path not in self._pieces:
+            path = path.rpartition(".")[0]
+        return self._pieces[path]
 
     def _around(self, pieces: Sequence[Piece]) -> list[Piece]:
         """List the opened modules around what a stage holds, for their modes."""
@@ -149,9 +179,10 @@ class Network:
             around |= {".".join(names[:count]) for count in range(1, len(names))}
         return [p for p in self._pieces.values() if p.kind == "shell" and p.path in around]
 
-    def _live(self, glue: Glue) -> Liveness:
-        owned = {path for path, piece in self._pieces.items() if piece.kind != "constant"}
-        return Liveness(glue.graph, frozenset(owned))
+    def _live(self, mode: bool, graph: fx.Graph | None = None) -> Liveness:
+        glue = self._glue[mode]
+        shared = {path for path, piece in self._pieces.items() if piece.kind == "constant"}
+        return Liveness(graph or glue.graph, frozenset(shared | set(glue.constants)))
 
 
 def _pieces_of(model: nn.Module, blocks: dict[str, nn.Module]) -> dict[str, Piece]:

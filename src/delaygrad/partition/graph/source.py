@@ -19,6 +19,7 @@ from torch import fx
 from delaygrad.errors import PartitionError
 from delaygrad.partition.graph.capture import WITHIN
 from delaygrad.partition.graph.liveness import Extract
+from delaygrad.partition.graph.ties import BORROWED, borrowed
 
 __all__ = ["compiled", "write_source"]
 
@@ -61,6 +62,7 @@ def compiled(source: str) -> Callable[..., Any]:
         "operator": operator,
         "math": math,
         "leaves_of": pytree.tree_leaves,
+        "borrowed": borrowed,
     }
     exec(compile(source, "<stage>", "exec"), scope)
     function: Callable[..., Any] = scope["forward"]
@@ -78,7 +80,11 @@ def _expression(node: fx.Node, extract: Extract) -> str:
     if node.target is operator.getitem:
         return f"{node.args[0]}[{_literal(node.args[1])}]"
     args = [_literal(arg) for arg in node.args]
-    args += [f"{key}={_literal(value)}" for key, value in node.kwargs.items()]
+    kwargs = {key: value for key, value in node.kwargs.items() if key != BORROWED}
+    args += [f"{key}={_literal(value)}" for key, value in kwargs.items()]
+    if BORROWED in node.kwargs:
+        args = [_function(node), _literal(node.kwargs[BORROWED]), *args]
+        return f"borrowed({', '.join(args)})"
     return f"{_function(node)}({', '.join(args)})"
 
 

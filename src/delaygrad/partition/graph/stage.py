@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from delaygrad.boundary import Structure, Tree
 from delaygrad.errors import StageError
 from delaygrad.partition.graph.source import compiled
+from delaygrad.partition.graph.ties import TiedParameter, with_parameters
 
 __all__ = ["Entrance", "GraphStage", "Piece", "Program", "join_stages"]
 
@@ -171,11 +172,17 @@ class GraphStage(nn.Module):
         *,
         blocks: Sequence[str],
         training: bool,
+        ties: Iterable[TiedParameter] = (),
+        borrowed: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.training = training
         self._pieces = {p.path: (p.place, p.kind) for p in pieces}
         self.programs = tuple(programs)
+        self.ties = tuple(ties)
+        """The parameters that stages share, of the whole network."""
+        self.borrowed = dict(borrowed or {})
+        """Parameters of the model that an earlier stage owns, with their names there."""
         self.block_names = tuple(blocks)
         """The calls of blocks that the stage makes, in order; the first one names its cut."""
         for piece in sorted(pieces, key=lambda piece: piece.place):
@@ -213,6 +220,12 @@ def join_stages(stages: Sequence[GraphStage]) -> GraphStage:
     pieces: dict[str, Piece] = {}
     for piece in (piece for stage in stages for piece in stage.pieces()):
         pieces.setdefault(piece.path, piece)
+    named = (stage.named_parameters(remove_duplicate=False) for stage in stages)
+    own = {name: parameter for found in named for name, parameter in found}
+    for name, owner in (pair for stage in stages for pair in stage.borrowed.items()):
+        path = next(path for path in pieces if name.startswith(f"{path}."))
+        block = with_parameters(pieces[path].held, {name.removeprefix(f"{path}."): own[owner]})
+        pieces[path] = replace(pieces[path], held=block)
     return GraphStage(
         list(pieces.values()),
         [program for stage in stages for program in stage.programs],
