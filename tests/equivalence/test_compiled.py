@@ -1,4 +1,4 @@
-"""Compiled as docs/semantics.md says, a stage is compiled, once, and trains to the same bits."""
+"""Compiled as docs/your-own-loop.md says, a stage is compiled once and trains to the same bits."""
 
 from __future__ import annotations
 

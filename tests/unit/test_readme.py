@@ -30,11 +30,14 @@ def test_python_example_runs_and_saves_a_model_with_the_unsplit_names(tmp_path, 
     assert list(saved) == list(names["model"].state_dict())
 
 
-def test_commands_name_flags_that_exist(capsys):
-    code = re.sub(r"\\\n\s+", "", README)
+@pytest.mark.parametrize(
+    ("page", "least"), [("README.md", 6), ("docs/quickstart.md", 8), ("docs/planning.md", 1)]
+)
+def test_commands_name_flags_that_exist(page, least, capsys):
+    code = re.sub(r"\\\n\s+", "", (ROOT / page).read_text(encoding="utf-8"))
     known = "train|resume|plan|trace|report|reproduce|bench|download"
     commands = re.findall(rf"^    (delaygrad (?:{known}).*)$", code, re.MULTILINE)
-    assert len(commands) >= 6
+    assert len(commands) >= least
     for command in commands:
         name, *arguments = shlex.split(command.split("#")[0])[1:]
         with warnings.catch_warnings(), pytest.raises(SystemExit) as exit_info:
@@ -45,10 +48,13 @@ def test_commands_name_flags_that_exist(capsys):
             assert flag in help_text, f"{flag} is not a flag of {name}"
 
 
-def test_clipping_in_the_docs_clips_each_stage():
-    docs = (ROOT / "docs" / "semantics.md").read_text(encoding="utf-8")
-    example = re.findall(r"```python\n(.*?)```", docs, re.DOTALL)[0]
-    names = {"torch": torch}
+def test_loop_in_the_docs_trains_and_its_clipping_clips_each_stage():
+    docs = (ROOT / "docs" / "your-own-loop.md").read_text(encoding="utf-8")
+    loop, example, _ = re.findall(r"```python\n(.*?)```", docs, re.DOTALL)
+    names: dict = {}
+    exec(loop, names)
+    assert names["pipe"].iteration == 20
+    assert names["outputs"].shape == (32, 3)
     exec(example, names)
     stages = [torch.nn.Linear(3, 3), torch.nn.Linear(3, 1)]
     pipe = dg.LocalPipeline(stages, torch.nn.functional.mse_loss, names["make_optimizer"])
@@ -69,3 +75,28 @@ def test_target_in_the_docs_plans_the_runs_that_it_names(tmp_path):
     assert len(runs) == 2 * 3 + 1
     for run in runs:
         run.config.check()
+
+
+def test_links_between_pages_lead_somewhere():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            if link.startswith("http"):
+                continue
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), f"{page.name}: {link}"
+            if anchor:
+                headings = re.findall(
+                    r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE
+                )
+                anchors = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]
+                assert anchor in anchors, f"{page.name}: {link}"
+    assert len(README.split()) < 900
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").iterdir():
+        assert page.name == "README.md" or f"({page.name})" in index, page.name

@@ -62,7 +62,7 @@ class HabitGuard:
             warnings.warn(
                 f"gradients were changed after pipe.step had applied them (stage: "
                 f"{self._stage_index}), which does nothing; clip in a step pre-hook of the "
-                "stage's optimizer (docs/semantics.md has an example)",
+                "stage's optimizer (docs/your-own-loop.md has an example)",
                 DelaygradWarning,
                 stacklevel=4,  # who calls pipe.step
             )
