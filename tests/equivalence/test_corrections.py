@@ -25,6 +25,7 @@ from delaygrad.methods.error_feedback import DelayedEF
 from delaygrad.methods.pipedream import PipeDream
 from delaygrad.methods.pipelined_bp import PipelinedBP
 from delaygrad.methods.pipemare import PipeMare
+from delaygrad.methods.pipeoptim import PipeOptim
 from delaygrad.schedule import locked
 
 LR, MOMENTUM, DECAY = 0.05, 0.9, 5e-4
@@ -96,6 +97,7 @@ CASES: dict[str, tuple[dg.Method, dict[str, Any]]] = {
     "pipedream": (PipeDream(), UNLOCKED),
     "adl": (ADL(micro_batches=2), {**UNLOCKED, "micro_batches": 2}),
     "dsp": (DSP(), {**UNLOCKED, "replays": True}),
+    "pipeoptim": (PipeOptim(), {**UNLOCKED, "replays": True, "horizon": UNLOCKED["lag"]}),
 }
 
 
