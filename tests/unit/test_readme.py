@@ -100,3 +100,13 @@ def test_every_page_is_in_the_index():
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     for page in (ROOT / "docs").iterdir():
         assert page.name == "README.md" or f"({page.name})" in index, page.name
+
+
+def test_contributing_names_files_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text[text.index("## Where is it?") : text.index("## Tests")]
+    paths = re.findall(r"`([\w./-]+(?:/|\.py|\.md|\.toml))`", section)
+    assert len(paths) >= 30
+    for path in paths:
+        places = (ROOT / path, ROOT / "src" / "delaygrad" / path)
+        assert any(place.exists() for place in places), path
