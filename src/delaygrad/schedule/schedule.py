@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from delaygrad.errors import ScheduleError
@@ -161,11 +162,13 @@ class Schedule:
             return first_batch <= batch_index and (end_batch is None or batch_index < end_batch)
 
         forward, backward = [], []
+        ages = self._ages(num_stages)
         for k in range(num_stages) if stages is None else stages:
-            batch_index = tick - self.offset(k, num_stages)
+            offset, lag = ages[k]
+            batch_index = tick - offset
             if present(batch_index):
                 forward.append(Action(k, Kind.FORWARD, batch_index))
-            batch_index -= self.lag(k, num_stages)
+            batch_index -= lag
             if present(batch_index):
                 own = [Action(k, Kind.BACKWARD, batch_index)]
                 if (batch_index + 1) % self.micro_batches == 0:
@@ -174,6 +177,19 @@ class Schedule:
         # Activations run down the stages and gradients run up, so this order always has what it
         # needs, whether a gradient was made in this tick or in an earlier one.
         return forward + [action for own in reversed(backward) for action in own]
+
+    @cached_property
+    def _known_ages(self) -> dict[int, list[tuple[int, int]]]:
+        return {}
+
+    def _ages(self, num_stages: int) -> list[tuple[int, int]]:
+        """Offset and lag of each stage; asked for in every tick."""
+        if num_stages not in self._known_ages:
+            stages = range(num_stages)
+            self._known_ages[num_stages] = [
+                (self.offset(k, num_stages), self.lag(k, num_stages)) for k in stages
+            ]
+        return self._known_ages[num_stages]
 
     def iteration_of(self, action: Action, num_stages: int) -> int:
         """Say in which iteration an action takes place: ``actions`` the other way round.

@@ -408,8 +408,13 @@ class Stage:
         tensors, structure = flatten(inputs)
         if self.is_first:
             # A caller may refill its input tensor while the batch waits.
-            copy = self._waits
-            return [t.to(self.device, copy=copy).detach() for t in tensors], structure
+            if self._waits:
+                return [t.to(self.device, copy=True).detach() for t in tensors], structure
+            here = self.device
+            return [
+                t if t.device == here and not t.requires_grad else t.to(here).detach()
+                for t in tensors
+            ], structure
         narrow = self.method.boundary_dtype
         return [
             widened(tensor.to(self.device).detach(), narrow).requires_grad_(tensor.requires_grad)
@@ -422,7 +427,8 @@ class Stage:
         inputs = leaves if self.is_first and not self._waits else [leaf.clone() for leaf in leaves]
         weights = [] if batch.weights is None else batch.weights.parameters()
         kept = [*weights, *self.module.buffers()] if dtype else []
-        with _installed(batch.weights), saving_rounded(dtype, kept):
+        rounding = saving_rounded(dtype, kept) if dtype else nullcontext()
+        with _installed(batch.weights), rounding:
             outputs = self.module(unflatten(batch.structure, inputs))
             if self.loss is not None:
                 outputs = self.loss(outputs, batch.targets, batch.share)
