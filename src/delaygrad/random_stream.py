@@ -59,7 +59,7 @@ class RandomStream:
         if self._own is None:
             self._write(state)
         else:
-            self._own = dict(state)
+            self._own = {"cpu": state["cpu"], **state}
 
     @contextmanager
     def drawing(self) -> Iterator[None]:

@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from delaygrad.errors import CheckpointError
+from delaygrad.errors import CheckpointError, DelaygradError
 
 
 def optimizer_name(optimizer: torch.optim.Optimizer | None) -> str | None:
     """Return the class's name; None where there is no optimizer."""
     return None if optimizer is None else type(optimizer).__name__
+
+
+@contextmanager
+def loading(stage_index: int) -> Iterator[None]:
+    """Within the block, a state that does not have the form of ours is a CheckpointError."""
+    try:
+        yield
+    except DelaygradError:
+        raise
+    except (
+        ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError,
+        ValueError,
+    ) as error:  # fmt: skip
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CheckpointError(
+            f"the checkpoint's state does not fit (stage: {stage_index}; {reason}); it is damaged, "
+            "or of another version of delaygrad or torch"
+        ) from error
 
 
 def check_state(
@@ -48,12 +70,80 @@ def check_state(
             f"the checkpoint is of another optimizer (stage: {stage_index}, "
             f"there: {state['optimizer_name']}, here: {optimizer_name(optimizer)})"
         )
-    ours = None if optimizer is None else optimizer.state_dict()
-    if _group_sizes(state["optimizer"]) != _group_sizes(ours):
+    if optimizer is not None:
+        check_optimizer(state["optimizer"], optimizer, f"stage: {stage_index}")
+
+
+def check_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer, owner: str) -> None:
+    """Raise unless an optimizer would take up all of a saved state.
+
+    ``load_state_dict`` takes any names. A state under other names than its own it ignores: momentum
+    would begin anew.
+
+    Raises:
+        CheckpointError: groups, options or state differ; names what differs.
+    """
+    there, here = _group_sizes(state), _group_sizes(optimizer.state_dict())
+    if there != here:
         raise CheckpointError(
-            f"the optimizer has other parameter groups (stage: {stage_index}, parameters "
-            f"in each there: {_group_sizes(state['optimizer'])}, here: {_group_sizes(ours)})"
+            f"the optimizer has other parameter groups ({owner}, parameters "
+            f"in each there: {there}, here: {here})"
         )
+    for group in state["param_groups"]:
+        if missing := [name for name in optimizer.defaults if name not in group]:
+            raise CheckpointError(
+                f"the checkpoint lacks options of the optimizer ({owner}, missing: "
+                f"{missing}); continue with the version of torch that wrote it"
+            )
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    if unknown := sorted(map(str, state["state"].keys() - set(numbers))):
+        raise CheckpointError(
+            f"the optimizer's state is of parameters that it does not have ({owner}, "
+            f"numbers: {unknown})"
+        )
+    ours = [(group, parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    for number, (group, parameter) in zip(numbers, ours, strict=True):
+        saved = state["state"].get(number)
+        if saved is None:
+            continue
+        for name, kind in _first_state(optimizer, group, parameter).items():
+            found = _kind(saved.get(name))
+            if found != kind:
+                raise CheckpointError(
+                    f"the optimizer's state has another form ({owner}, parameter "
+                    f"{number}, {name} there: {found or 'absent'}, here: {kind}); continue with "
+                    "the version of torch that wrote it"
+                )
+
+
+def _first_state(
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: Tensor
+) -> dict[str, str]:
+    """Return the shapes of the state that a parameter gets at its first step.
+
+    Nothing where that cannot be tried out: the optimizer needs more than a gradient.
+    """
+    twin = nn.Parameter(torch.zeros_like(parameter))
+    twin.grad = torch.zeros_like(parameter)
+    probe = object.__new__(type(optimizer))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            probe.__setstate__({  # what a copy is made of
+                "defaults": optimizer.defaults,
+                "state": defaultdict(dict),
+                "param_groups": [{**group, "params": [twin]}],
+            })  # fmt: skip
+            probe.step()
+        return {name: kind for name, value in probe.state[twin].items() if (kind := _kind(value))}
+    except Exception:
+        return {}
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"tensor {list(value.shape)}"
+    finite = isinstance(value, int | float) and math.isfinite(value)
+    return "number" if finite else ""
 
 
 def _accepts(
@@ -85,5 +175,5 @@ def _kinds(state: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _group_sizes(optimizer: dict[str, Any] | None) -> list[int]:
-    return [] if optimizer is None else [len(g["params"]) for g in optimizer["param_groups"]]
+def _group_sizes(optimizer: dict[str, Any]) -> list[int]:
+    return [len(group["params"]) for group in optimizer["param_groups"]]

@@ -28,12 +28,17 @@ def parse_json(text: str | bytes) -> Any:
     """Parse JSON of any origin.
 
     Raises:
-        ValueError: it is not JSON, not UTF-8, or nested too deeply.
+        ValueError: it is not JSON, not UTF-8 (not even what its escapes stand for), or nested
+            too deeply.
     """
+    text = text.decode("utf-8") if isinstance(text, bytes) else text
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # half a pair of surrogates could not be written again
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    return value
 
 
 class EventLog:

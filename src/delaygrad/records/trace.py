@@ -9,13 +9,13 @@ from it needs nothing else.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from delaygrad.errors import DataError
+from delaygrad.records.log import parse_json
 
 TRACE_EVENTS = "trace-events.json"
 """The file of a run folder that holds the recorded events."""
@@ -194,7 +194,7 @@ def read_trace(run_dir: Path) -> Trace:
     """
     path = run_dir / TRACE_EVENTS
     try:
-        return Trace.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return Trace.from_json(parse_json(path.read_bytes()))
     except FileNotFoundError as error:
         raise DataError(
             f"the run has recorded no timeline (missing: {path}); train with --trace 50 to record "

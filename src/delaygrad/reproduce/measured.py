@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from delaygrad.errors import ConfigError, DataError
+from delaygrad.records import parse_json
 from delaygrad.reproduce.target import Failure, Say, Target
 from delaygrad.training import run_folder
 
@@ -55,7 +55,7 @@ class Measurement:
         if not self.is_done():
             return None
         try:
-            found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+            found: dict[str, Any] = parse_json(self.path.read_text(encoding="utf-8"))
             before = dict(found["settings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(

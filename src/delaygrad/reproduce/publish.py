@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from delaygrad.records import parse_json
 from delaygrad.reproduce.measured import FOLDER as MEASURED
 from delaygrad.reproduce.target import Planned, Target
 from delaygrad.reproduce.training_rows import nameless
@@ -87,5 +87,5 @@ def _without_paths(config: dict[str, Any], run_dir: str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    values: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
     return values

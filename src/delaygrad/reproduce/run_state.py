@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from delaygrad.errors import ConfigError
 from delaygrad.methods import foreign_options
+from delaygrad.records import parse_json
 from delaygrad.results.group import WITHOUT_EFFECT
 from delaygrad.results.run import read_run
 from delaygrad.training import TrainConfig, checkpoint, load_config, run_folder
@@ -143,7 +143,7 @@ def position(run_dir: Path) -> dict[str, Any]:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
             lines = file.read().decode("utf-8", errors="replace").split("\n")[:-1]
         for line in reversed(lines):
-            event = json.loads(line)
+            event = parse_json(line)
             if isinstance(event, dict) and "epoch" in event:
                 return event
     except (OSError, ValueError):

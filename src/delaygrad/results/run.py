@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from delaygrad.errors import ConfigError, DataError
-from delaygrad.records import TRACE_EVENTS, Trace, read_events, read_sound_events, read_trace
+from delaygrad.records import (
+    TRACE_EVENTS,
+    Trace,
+    parse_json,
+    read_events,
+    read_sound_events,
+    read_trace,
+)
 from delaygrad.training.run_folder import CONFIG, RECORDS, SUMMARY
 
 _NUMBERS = {  # the numbers that each kind of event must have
@@ -166,7 +172,7 @@ def number(value: object) -> float | None:
         >>> number(2), number("2"), number(True)
         (2.0, None, None)
     """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, float) or (type(value) is int and abs(value) < 10**300)
     return float(value) if is_number else None  # type: ignore[arg-type]
 
 
@@ -231,7 +237,7 @@ def _remedy(run_dir: Path) -> str:
 
 def _read_object(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"cannot read the run ({path}): {error.strerror}") from error
     except ValueError as error:

@@ -20,6 +20,7 @@ from delaygrad.runtime.batch_identity import BatchId, require_batch_id
 from delaygrad.runtime.habits import HabitGuard
 from delaygrad.runtime.worker import Worker
 from delaygrad.schedule import Action, Schedule, validate
+from delaygrad.state_check import loading
 
 _FORMAT = 6
 
@@ -248,10 +249,12 @@ class Pipeline(ABC):
         if missing:
             raise CheckpointError(f"the checkpoint lacks stages (missing: {missing})")
         for k, worker in self._workers.items():
-            worker.stage.check_state_dict(state["stages"][str(k)])
+            with loading(k):
+                worker.stage.check_state_dict(state["stages"][str(k)])
         try:
             for k, worker in self._workers.items():
-                worker.load_state_dict(state["stages"][str(k)])
+                with loading(k):
+                    worker.load_state_dict(state["stages"][str(k)])
         except BaseException as error:
             self._failure = f"{type(error).__name__}: {error}"
             raise

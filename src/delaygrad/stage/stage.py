@@ -366,7 +366,7 @@ class Stage:
         self._clear_gradients()
         self.partial.load_state_dict(state["accumulated"])
         self._random.set_state(state["random"])
-        self._parameters.written = set(state.get("written", ()))
+        self._parameters.written = set(state["written"])
         self._parameters.restore_previous(state["previous"])
         self._chain.load_state_dict(state["updates"])
         if self._local is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -37,9 +38,9 @@ def build_model(config: TrainConfig, source: DataSource) -> nn.Sequential:
     Raises:
         ConfigError: there is no such model, or an option does not belong to it.
     """
-    torch.manual_seed(config.seed)
-    try:
-        model = models.build(
+
+    def build() -> nn.Sequential:
+        return models.build(
             config.model,
             source.sample_shape,
             source.num_classes,
@@ -48,13 +49,30 @@ def build_model(config: TrainConfig, source: DataSource) -> nn.Sequential:
             heads=config.heads,
             dropout=config.dropout,
         )
-    except ValueError as error:
+
+    try:
+        with torch.device("meta"):
+            _require_memory(build())
+        torch.manual_seed(config.seed)
+        model = build()
+    except (ValueError, RuntimeError, OverflowError) as error:  # torch: it is too large
         raise ConfigError(str(error)) from error
     if config.channels_last:
         for parameter in model.parameters():
             if parameter.dim() == 4:
                 parameter.data = parameter.data.to(memory_format=torch.channels_last)
     return model
+
+
+def _require_memory(skeleton: nn.Module) -> None:
+    """Raise unless the parameters of a network fit in this machine's memory."""
+    needed = sum(parameter.nbytes for parameter in skeleton.parameters())
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise ConfigError(
+            f"the network is larger than this machine's memory (parameters: {needed / 2**30:,.1f} "
+            f"GiB, memory: {memory / 2**30:,.1f} GiB); lower --width or --depth"
+        )
 
 
 def first_batch(

@@ -243,7 +243,9 @@ def _take_apart(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         view, order = to_row_major(dense(value.detach()))
         name = f"{len(tensors)} {path}"  # a path alone may be ambiguous: keys may hold dots
         tensors[name] = view.to("cpu", copy=True)
-        return {"tensor": name, "order": order, "requires_grad": value.requires_grad}
+        kind = _kind(view)
+        grad = value.requires_grad
+        return {"tensor": name, "kind": kind, "order": order, "requires_grad": grad}
     if isinstance(value, dict) and all(isinstance(key, _PLAIN) for key in value):
         items = [[key, _take_apart(item, f"{path}.{key}", tensors)] for key, item in value.items()]
         return {"dict": items}
@@ -262,10 +264,16 @@ def _put_together(node: Any, file: Any) -> Any:
     if not isinstance(node, dict):
         return node
     if "tensor" in node:
-        tensor = from_row_major(file.get_tensor(node["tensor"]), node["order"])
-        return tensor.requires_grad_(node["requires_grad"])
+        tensor = file.get_tensor(node["tensor"])
+        if _kind(tensor) != node["kind"]:
+            raise ValueError(f"{node['tensor']} is {_kind(tensor)}, not {node['kind']}")
+        return from_row_major(tensor, node["order"]).requires_grad_(node["requires_grad"])
     ((kind, items),) = node.items()
     if kind == "dict":
         return {key: _put_together(item, file) for key, item in items}
     parts = [_put_together(item, file) for item in items]
     return tuple(parts) if kind == "tuple" else parts
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

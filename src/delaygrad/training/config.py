@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 import tomllib
 import types
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 from delaygrad.errors import ConfigError
 from delaygrad.methods import METHODS, foreign_options
+from delaygrad.records import parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +166,10 @@ class TrainConfig:
             ok = value is None or 0 < value < math.inf
             _require(ok, f"{name} must be positive and finite", name, self)
         _require(self.seed < 2**64, "seed must be below 2**64", "seed", self)
+        for name, most in _AT_MOST.items():
+            _require(
+                (getattr(self, name) or 0) <= most, f"{name} must be at most {most}", name, self
+            )
         power_ok = 0.5 < self.lr_power <= 1
         _require(power_ok, "lr_power must be above 1/2 and at most 1", "lr_power", self)
         _require(0 <= self.dropout < 1, "dropout must be at least 0 and below 1", "dropout", self)
@@ -243,6 +247,23 @@ class TrainConfig:
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 
+_AT_MOST = {
+    "timeout_s": 10_000_000,
+    **dict.fromkeys(("threads", "stages", "slack", "synthesizer_layers"), 1024),
+    **dict.fromkeys(("depth", "micro_batches", "synthesizer_kernel"), 10_000),
+    **dict.fromkeys(("width", "heads", "context_length", "synthesizer_width", "trace"), 2**20),
+    **dict.fromkeys(
+        (
+            "holdout", "warmup", "epochs", "iterations", "batch_size", "log_every",
+            "evaluate_every", "evaluation_batch_size", "checkpoint_every", "keep_checkpoints",
+            "probe_every",
+        ),
+        10**12,
+    ),
+    **dict.fromkeys(("lr", "synthesizer_lr", "lr_factor", "momentum", "weight_decay"), 1e30),
+}  # fmt: skip
+"""Beyond these nothing useful happens, and what torch, threads or clocks do is not foreseen."""
+
 _NOT_DECIDING = frozenset({
     "runtime", "timeout_s", "data_dir", "run_dir", "log_every", "evaluate_every",
     "evaluation_batch_size", "checkpoint_every", "keep_checkpoints", "trace", "probe_every",
@@ -303,10 +324,10 @@ def load_config(path: Path) -> TrainConfig:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        values = tomllib.loads(text) if path.suffix == ".toml" else parse_json(text)
     except OSError as error:
         raise ConfigError(f"cannot read the config file ({path}): {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"cannot parse the config file ({path}): {error}") from error
     values = values.get("config", values) if isinstance(values, dict) else values
     if not isinstance(values, dict):
@@ -328,12 +349,12 @@ def _convert(key: str, value: Any, kind: Any, source: str) -> Any:
         return Path(value)
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(_convert(key, item, options[0], source) for item in value)
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 10**300:
         return float(value)
     if type(value) is kind:
         return value
     expected = getattr(kind, "__name__", str(kind))
-    raise ConfigError(f"wrong type in {source} ({key}: {value!r}; expected: {expected})")
+    raise ConfigError(f"wrong type in {source} ({key}: {shown(value)}; expected: {expected})")
 
 
 def _require(condition: bool, rule: str, name: str, config: TrainConfig) -> None:
@@ -341,7 +362,13 @@ def _require(condition: bool, rule: str, name: str, config: TrainConfig) -> None
         raise ConfigError(f"{rule} ({name}: {getattr(config, name)})")
 
 
+def shown(value: object) -> str:
+    """Return a value for a message, not longer than a line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _unknown(what: str, given: object, known: Any, label: str | None = None) -> str:
     close = difflib.get_close_matches(str(given), [str(item) for item in known], n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(map(str, known))}"
-    return f"unknown {what} ({label or what}: {given!r}); {hint}"
+    return f"unknown {what} ({label or what}: {shown(given)}); {hint}"

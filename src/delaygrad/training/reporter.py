@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,12 @@ class Reporter:
         from torch.utils.tensorboard import SummaryWriter
 
         self._run_dir = run_dir
+        self._previous_hook = threading.excepthook
+        threading.excepthook = self._on_thread_failure
         with run_folder.writing(run_dir):
             self._log = EventLog(run_dir / run_folder.RECORDS)
             self._board = SummaryWriter(str(run_dir / run_folder.TENSORBOARD), purge_step=done + 1)
+        self._board_is_sound = True
         self._started_s = time.perf_counter()
         self._console = Console(stderr=True, quiet=quiet)
         self._bar = Progress(
@@ -88,9 +92,9 @@ class Reporter:
         self._write(
             "training", iteration, epoch=epoch, loss=loss, lr=lr, samples_per_s=samples_per_s
         )
-        self._board.add_scalar("loss/train", loss, iteration)
-        self._board.add_scalar("lr", lr, iteration)
-        self._board.add_scalar("samples_per_s", samples_per_s, iteration)
+        self._show("loss/train", loss, iteration)
+        self._show("lr", lr, iteration)
+        self._show("samples_per_s", samples_per_s, iteration)
         self._bar.update(
             self._task, loss=f"loss {loss:.4f}", rate=f"{samples_per_s:,.0f} samples/s"
         )
@@ -106,8 +110,8 @@ class Reporter:
             loss=result.loss,
             num_predictions=result.num_predictions,
         )
-        self._board.add_scalar(f"accuracy/{split}", result.accuracy, iteration)
-        self._board.add_scalar(f"loss/{split}", result.loss, iteration)
+        self._show(f"accuracy/{split}", result.accuracy, iteration)
+        self._show(f"loss/{split}", result.loss, iteration)
         self._console.print(
             f"epoch {epoch:g}: {split} accuracy {result.accuracy:.2%}, loss {result.loss:.4f}",
             highlight=False,
@@ -122,9 +126,28 @@ class Reporter:
         self._bar.stop()
         self._log.close()
         # Interrupted in the middle of an event, TensorBoard's queue may never be empty again.
-        closing = threading.Thread(target=self._board.close, daemon=True)
+        closing = threading.Thread(target=self._close_board, daemon=True)
         closing.start()
         closing.join(timeout=_CLOSING_S)
+        threading.excepthook = self._previous_hook
+
+    def _show(self, name: str, value: float, iteration: int) -> None:
+        """Write a point of a curve for TensorBoard; a run can do without."""
+        if self._board_is_sound:
+            try:
+                self._board.add_scalar(name, value, iteration)
+            except OSError as error:
+                self._board_is_sound = False
+                warn(f"cannot write TensorBoard's events ({error}); the records are complete")
+
+    def _close_board(self) -> None:
+        with suppress(OSError):
+            self._board.close()
+
+    def _on_thread_failure(self, failure: threading.ExceptHookArgs) -> None:
+        """Leave out TensorBoard's thread, whose failures ``add_scalar`` raises again."""
+        if not (issubclass(failure.exc_type, OSError) and "AsyncWriter" in repr(failure.thread)):
+            self._previous_hook(failure)
 
     def _write(self, name: str, iteration: int, **fields: Any) -> None:
         elapsed_s = round(time.perf_counter() - self._started_s, 3)

@@ -13,7 +13,7 @@ from delaygrad.errors import CheckpointError, DamagedCheckpointError
 from delaygrad.records import read_sound_events
 from delaygrad.runtime.team import Team
 from delaygrad.training import checkpoint, run_folder
-from delaygrad.training.config import TrainConfig
+from delaygrad.training.config import TrainConfig, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ def require_allowed(found: dict[str, dict[str, Any]], allowed: tuple[str, ...]) 
     refused = {name: values for name, values in found.items() if name not in allowed}
     if refused:
         told = "; ".join(
-            f"{name} there: {values['there']}, here: {values['here']}"
+            f"{name} there: {shown(values['there'])}, here: {shown(values['here'])}"
             for name, values in refused.items()
         )
         raise CheckpointError(

@@ -287,7 +287,9 @@ def _run(
         folder = config.run_dir / run_folder.CHECKPOINTS
         indices = range(config.stages) if rank is None else [rank]
         states = {k: checkpoint.read_stage(folder, iteration, k) for k in indices}
-        stages = {str(k): state.pop("stage") for k, state in states.items()}
+        stages = {str(k): state.pop("stage", None) for k, state in states.items()}
+        if any(state != states[indices[0]] for state in states.values()):
+            raise CheckpointError(f"the stages of the checkpoint are not of one run ({folder})")
         pipeline.load_state_dict({**states[indices[0]], "stages": stages})
         for optimizer in filter(None, pipeline.optimizers):  # the configuration decides
             for group in optimizer.param_groups:

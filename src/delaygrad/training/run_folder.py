@@ -150,9 +150,9 @@ def rewind_records(run_dir: Path, iteration: int, mark: list[int] | None = None)
         problem = f"the records up to the checkpoint are damaged ({path}, {lines})"
         if content:
             problem += f"; what is sound stays, and the file is kept as {_keep_copy(path).name}"
-    kept = [event for event in events if _iterations_before(event) <= iteration]
+    kept = [log_line(event) for event in events if _iterations_before(event) <= iteration]
     with _draft_of(path) as draft:
-        draft.write_text("".join(map(log_line, kept)), encoding="utf-8")
+        draft.write_text("".join(dict.fromkeys(kept)), encoding="utf-8")  # each line once
     return problem
 
 

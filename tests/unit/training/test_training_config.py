@@ -14,7 +14,7 @@ from delaygrad.data import load
 from delaygrad.errors import ConfigError
 from delaygrad.methods import BP, DDG, DNI
 from delaygrad.training import TrainConfig, load_config
-from delaygrad.training.assembly import build_method
+from delaygrad.training.assembly import build_method, build_model, load_data
 from delaygrad.training.config import config_from_json
 
 
@@ -200,3 +200,31 @@ def test_labels_are_of_the_classes_of_the_data() -> None:
     assert build_method(config, digits) == DNI(num_classes=10, synthesizer_width=8)
     blind = dataclasses.replace(config, label_conditioned=False)
     assert build_method(blind, digits) == DNI(synthesizer_width=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("timeout_s", 1e300), ("threads", 10**6), ("width", 10**9), ("depth", 10**9),
+        ("stages", 10**9), ("iterations", 10**30), ("batch_size", 10**400), ("lr", 1e300),
+        ("micro_batches", 10**9), ("slack", 10**6), ("trace", 10**9),
+    ],
+)  # fmt: skip
+def test_absurd_numbers_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{name} must be at most"):
+        config_from_json({name: value})
+
+
+@pytest.mark.parametrize("value", [10_000 * "[" + 10_000 * "]", "1" + 400 * "0", '"\\ud800"'])
+@pytest.mark.parametrize(("name", "text"), [("a.json", '{{"lr": {}}}'), ("a.toml", "lr = {}")])
+def test_absurd_files_are_one_error(value: str, name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text.format(value))
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / name)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_network_larger_than_the_memory_is_refused() -> None:
+    config = TrainConfig(model="mlp", width=2**20, depth=100)
+    with pytest.raises(ConfigError, match=r"larger than this machine's memory \(parameters: "):
+        build_model(config, load_data(config))

@@ -65,13 +65,13 @@ def resumed(folder: Path) -> dict[str, Any]:
     ("name", "value", "there"),
     [
         ("lr", 0.2, "0.1"), ("seed", 3, "0"), ("momentum", 0.5, "0.9"), ("batch_size", 32, "64"),
-        ("optimizer", "adamw", "sgd"), ("iterations", 30, "12"), ("weight_decay", 0.0, "0.0005"),
+        ("optimizer", "adamw", "'sgd'"), ("iterations", 30, "12"), ("weight_decay", 0.0, "0.0005"),
     ],
 )  # fmt: skip
 def test_a_changed_setting_is_named(folder: Path, name: str, value: Any, there: str) -> None:
     before = (folder / "records.jsonl").read_bytes()
     edit(folder, **{name: value})
-    with pytest.raises(CheckpointError, match=rf"{name} there: {there}, here: {value}.*--allow-"):
+    with pytest.raises(CheckpointError, match=rf"{name} there: {there}, here: {value!r}.*--allow-"):
         resume(folder, quiet=True)
     assert (folder / "records.jsonl").read_bytes() == before
 
@@ -109,7 +109,7 @@ def test_changed_data_are_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(run, "load_data", changed)
     with pytest.raises(
-        CheckpointError, match=r"data there: sha256 \w+, here: .*--allow-changes da"
+        CheckpointError, match=r"data there: 'sha256 \w+', here: .*--allow-changes da"
     ):
         resume(folder, quiet=True)
     assert resume(folder, allow_changes=["data"], quiet=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from delaygrad.methods.axes.error_gradient import ErrorGradient, LocalGradients
 from delaygrad.methods.axes.synthesizer import Synthesizer
+from delaygrad.state_check import check_optimizer
 
 
 @dataclass(frozen=True, repr=False)
@@ -150,6 +151,7 @@ class Synthesizers:
             self._make(position, torch.Size(made_for["shape"]), dtype)
         self._networks.load_state_dict(state["model"])
         if self._optimizer is not None:
+            check_optimizer(state["optimizer"], self._optimizer, "synthesizers")
             self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
 
     def _predict(self, position: str, output: Tensor, targets: Any) -> Tensor:
