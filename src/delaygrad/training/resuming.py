@@ -10,7 +10,6 @@ from typing import Any
 
 from delaygrad.data import DataSource
 from delaygrad.errors import CheckpointError, DamagedCheckpointError
-from delaygrad.records import read_sound_events
 from delaygrad.runtime.team import Team
 from delaygrad.training import checkpoint, run_folder
 from delaygrad.training.config import TrainConfig, shown
@@ -170,7 +169,6 @@ def _share(team: Team, value: Any) -> list[Any]:
 
 def _last_recorded(run_dir: Path) -> int:
     """Return the iteration of the newest checkpoint on record, -1 if there is none."""
-    path = run_dir / run_folder.RECORDS
-    events = read_sound_events(path)[0] if path.exists() else []
+    events, _ = run_folder.sound_events(run_dir)
     written = (event["iteration"] for event in events if event["event"] == "checkpoint")
     return max(written, default=-1)

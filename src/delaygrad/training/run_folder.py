@@ -143,7 +143,7 @@ def rewind_records(run_dir: Path, iteration: int, mark: list[int] | None = None)
     sound = mark is not None and [mark[0], zlib.crc32(content[: mark[0]])] == mark
     if not content and (sound or mark is None):
         return None
-    events, damaged = read_sound_events(path) if content else ([], [])
+    events, damaged = sound_events(run_dir)
     problem = None
     if not sound and (damaged or mark is not None):
         lines = f"lines: {', '.join(map(str, damaged))}" if damaged else "lines are missing"
@@ -156,14 +156,33 @@ def rewind_records(run_dir: Path, iteration: int, mark: list[int] | None = None)
     return problem
 
 
+def sound_events(run_dir: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return the events on record that are sound, and the numbers of damaged lines.
+
+    Raises:
+        ConfigError: the records cannot be read.
+    """
+    with _reading(run_dir / RECORDS):
+        return read_sound_events(run_dir / RECORDS)
+    return [], []
+
+
 def _records(run_dir: Path) -> bytes:
-    try:
+    with _reading(run_dir / RECORDS):
         return (run_dir / RECORDS).read_bytes()
+    return b""
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Within the block, a file that is not there ends the block; one that refuses is an error."""
+    try:
+        yield
     except FileNotFoundError:
-        return b""
+        return
     except OSError as error:
         raise ConfigError(
-            f"cannot read the records ({run_dir / RECORDS}): {error.strerror}; move them away"
+            f"cannot read the records ({path}): {error.strerror}; move them away"
         ) from error
 
 
@@ -194,8 +213,7 @@ def append_event(run_dir: Path, event: str, **fields: Any) -> None:
 
 def last_loss(run_dir: Path) -> float | None:
     """Return the newest training loss on record, None if there is none."""
-    path = run_dir / RECORDS
-    events = read_sound_events(path)[0] if path.exists() else []
+    events, _ = sound_events(run_dir)
     losses = [event.get("loss") for event in events if event["event"] == "training"]
     return losses[-1] if losses else None
 

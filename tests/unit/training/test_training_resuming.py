@@ -263,3 +263,14 @@ def test_foreign_folders_do_not_stop_a_run(folder: Path, whole: Path) -> None:
     edit(folder, checkpoint_every=1, keep_checkpoints=1)
     assert sha256(resume(folder, quiet=True)) == expected(whole)
     assert mine.is_dir()
+
+
+@pytest.mark.parametrize("kind", ["folder", "link to itself"])
+def test_records_that_cannot_be_read_are_named(folder: Path, kind: str) -> None:
+    path = folder / "records.jsonl"
+    path.unlink()
+    path.mkdir() if kind == "folder" else path.symlink_to(path)
+    for harm in (lambda: None, lambda: remove_newest(folder)):
+        harm()
+        with pytest.raises(ConfigError, match=r"cannot read the records \(.*records.jsonl\)"):
+            resume(folder, quiet=True)
