@@ -64,7 +64,7 @@ from safetensors.torch import save_file
 
 from delaygrad.errors import DelaygradError
 from delaygrad.records import read_sound_events
-from delaygrad.report import write_report
+from delaygrad.results import write_report
 from delaygrad.training import TrainConfig, resume, train
 from delaygrad.training.run_folder import environment
 

@@ -54,7 +54,7 @@ def refused(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> s
         (("train", "--model", "resnet7x", "--run-dir", "run"), "unknown model (name: 'resnet7x')"),
         (("train", "--model", "nlp", "--run-dir", "run"), "use mlp"),
         (("train", "--width", "3", "--run-dir", "run"), "resnet8 has no width"),
-        ((*MLP, "--method", "ddp"), "unknown method (method: 'ddp'); did you mean 'ddg'?"),
+        ((*MLP, "--method", "ddgg"), "unknown method (method: 'ddgg'); did you mean 'ddg'?"),
         ((*MLP, "--stages", "0"), "stages must be at least 1"),
         ((*MLP, "--data-dir", "x"), "digits are bundled"),
         ((*MLP, "--holdout", "5000"), "holdout does not fit the training split"),
