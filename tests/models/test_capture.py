@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from exact import assert_same
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 import delaygrad as dg
@@ -376,3 +378,28 @@ def test_check_says_what_differs_in_stages_made_by_hand() -> None:
     first.forward = lambda x: model[1](model[0](x)).detach()  # type: ignore[method-assign]
     with pytest.raises(PartitionError, match="only the model compute the gradient of '0.weight'"):
         dg.check([first, model[2:]], model, SAMPLE)
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own
+@pytest.mark.parametrize("captured", [True, False])
+def test_compiled_stages_keep_names_and_train_as_the_others(captured: bool) -> None:
+    def trained(compile: bool | str) -> Any:
+        torch.manual_seed(0)
+        model = Chain() if captured else nn.Sequential(*Chain().layers)
+        sample = {"sample_inputs": SAMPLE} if captured else {}
+        cut = "layers.2" if captured else "2"
+        stages = dg.split(model, 2, cuts=[cut], compile=compile, **sample)
+        pipe = dg.LocalPipeline(
+            stages, F.mse_loss, lambda params: torch.optim.SGD(params, lr=0.1), method=dg.DDG()
+        )
+        losses = [pipe.step(SAMPLE, SAMPLE.cos()) for _ in range(3)]
+        pipe.flush()
+        state = dg.merge(pipe.stages).state_dict()
+        assert list(state) == list(model.state_dict())
+        return losses, pipe.predict(SAMPLE), dict(state)
+
+    torch.compiler.reset()
+    counters.clear()
+    compiled = trained("aot_eager")
+    assert counters["stats"]["unique_graphs"] >= 2  # in each mode
+    assert_same(compiled, trained(False))

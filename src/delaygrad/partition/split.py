@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
+import torch
 from torch import nn
 
 from delaygrad.boundary import Tree
@@ -15,6 +16,7 @@ from delaygrad.errors import PartitionError
 from delaygrad.partition.check import checked_stages
 from delaygrad.partition.cuts import resolve_cuts
 from delaygrad.partition.graph.network import Network
+from delaygrad.partition.graph.stage import GraphStage
 from delaygrad.partition.layers import Layer, is_container, keeps_forward, list_layers
 from delaygrad.partition.measured_cuts import measured_cuts
 from delaygrad.partition.measurement import MakeOptimizer, measuring
@@ -33,6 +35,7 @@ def split(
     blocks: Sequence[str] | None = None,
     make_optimizer: MakeOptimizer | None = None,
     recompute: bool = False,
+    compile: bool | str = False,
 ) -> list[nn.Module]:
     """Split a network into stages of about equal time, or at given layers.
 
@@ -53,13 +56,16 @@ def split(
             stage is made as fast as possible. That takes a few seconds, for a large network about
             a dozen of its forward and backward passes. An nn.Sequential gets it as its one
             argument. Any other network: a tuple is its arguments, a dict its keyword arguments;
-            pass the inputs of every step in the same way. Layers that share a parameter or buffer
-            (but for constants, ``persistent=False``) are kept in one stage.
+            pass the inputs of every step in the same way. Layers that share a buffer (but for
+            constants, ``persistent=False``) are kept in one stage, and so are the layers of an
+            nn.Sequential that share a parameter.
         cuts: the first layer or block of stages 1 … num_stages-1, by dotted path or index; of an
             nn.Sequential (see `layer_names`) instead of sample_inputs, else beside them.
         blocks: dotted paths of modules that stay whole, beside those that the rule chooses.
         make_optimizer: ``make_optimizer(params)``; with sample_inputs: its update counts too.
         recompute: with sample_inputs: all stages but the last run each forward twice.
+        compile: compile each stage by torch.compile, after cutting; a string names the backend.
+            Names, `merge` and state_dicts stay as they are.
     Returns:
         stages: num_stages modules; applied in order they are the model.
     Raises:
@@ -92,6 +98,8 @@ def split(
     stages = network.build(starts)
     for stage_index, stage in enumerate(stages):
         mark_stage(stage, stage_index, num_stages)
+        if compile:
+            _compile(stage, "inductor" if compile is True else compile)
     return stages
 
 
@@ -208,6 +216,13 @@ def _take(container: nn.Module, prefix: str, names: set[str]) -> nn.Sequential:
     taken = nn.Sequential(children)
     taken.training = container.training
     return taken
+
+
+def _compile(stage: nn.Module, backend: str) -> None:
+    if isinstance(stage, GraphStage):
+        stage.compile(backend=backend)
+    else:  # compile() of an nn.Sequential of torch's own layers compiles nothing
+        stage.forward = torch.compile(stage.forward, backend=backend)
 
 
 def _check_num_stages(num_stages: int, num_layers: int) -> None:

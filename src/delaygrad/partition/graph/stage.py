@@ -133,13 +133,21 @@ class Program:
     _seen: set[Any] = field(default_factory=set, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for mode, source in self.sources.items():
-            self._functions[mode] = compiled(source)
+        functions = {source: compiled(source) for source in self.sources.values()}
+        self._functions.update({mode: functions[source] for mode, source in self.sources.items()})
         if self.outputs is not None:
             self._structure.append(pytree.tree_structure(self.outputs))
 
     def __reduce__(self) -> Any:
         return Program, (self.sources, self.entrance, self.outputs)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile what runs, by ``torch.compile``; a copy of the program is not compiled."""
+        functions = {
+            function: torch.compile(function, *args, **kwargs)
+            for function in set(self._functions.values())
+        }
+        self._functions.update({mode: functions[f] for mode, f in self._functions.items()})
 
     def run(self, module: nn.Module, inputs: Tree) -> Any:
         """Run the forward on the blocks and tensors of a module."""
@@ -203,6 +211,11 @@ class GraphStage(nn.Module):
         for program in self.programs:
             inputs = program.run(self, inputs)
         return inputs
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the stage by ``torch.compile``; names and `merge` stay as they are."""
+        for program in self.programs:
+            program.compile(*args, **kwargs)
 
     def pieces(self) -> list[Piece]:
         """List what the stage holds."""
