@@ -133,3 +133,19 @@ def close_beside_an_open_one(rank: int, world_size: int) -> bool:
 
 def test_closing_one_leaves_the_others_alone() -> None:
     assert run_ranks(close_beside_an_open_one, 2, timeout_s=60) == [True] * 2
+
+
+def flush_late(rank: int, world_size: int, method: dg.Method) -> None:
+    stage = into_stages(mlp(), world_size)[rank]
+    pipe = dg.DistributedPipeline(
+        stage, cross_entropy, OPTIMIZERS["sgd"], method=method, timeout_s=TIMEOUT_S
+    )
+    train(pipe)
+    if rank == 0:
+        time.sleep(1.0)
+    pipe.flush()
+
+
+@pytest.mark.parametrize("method", [dg.BP(), dg.DDG()], ids=repr)
+def test_a_rank_may_leave_after_its_flush(method: dg.Method) -> None:
+    run_ranks(flush_late, 2, args=(method,))

@@ -206,7 +206,8 @@ class DistributedPipeline(Pipeline):
             self._check_usable()
             loads = max((inbox.loads for inbox in self._worker.inboxes), default=0)
             for sender in self._senders:  # a neighbour that goes on would wait in vain
-                sender.send(Message.of_flush(self._ticks(self.iteration), loads))
+                with suppress(TransportError):  # who has flushed and left does not wait
+                    sender.send(Message.of_flush(self._ticks(self.iteration), loads))
         super().flush()
         with self._naming("flush"):
             self._finish_sending()
