@@ -1,9 +1,9 @@
 """A stage that makes its error gradient itself: it trains in its forward, and no graph waits.
 
 forward   batch t   the stage's own error gradient -> backward -> the optimizer steps, at once
-backward  batch s   the error gradient from the stage above: what made the stage's own one
-                    learns from it; what came out at the inputs is sent down in its turn
-update              what has been learned is applied
+backward  batch s   the error gradient from the stage above arrives: the network that predicted it
+                    learns from it; the gradient kept for the inputs is sent to the stage below
+update              the predicting network takes its optimizer step
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from delaygrad.stash import Pending, PendingTarget, Stash
 
 
 class LocalTraining:
-    """The error gradients of one stage, and the batches whose true ones have not come yet.
+    """The error gradients of one stage, and the batches that still wait for the true gradients.
 
     Args:
         gradients: makes the error gradients.
@@ -35,7 +35,7 @@ class LocalTraining:
         self._waiting: Stash[PendingTarget] = Stash("target")
 
     def backward(self, batch: Pending) -> list[Tensor | None]:
-        """Run the backward pass of a batch whose graph stands; return its detached outputs."""
+        """Run the backward pass of a batch whose graph is built; return its detached outputs."""
         assert batch.roots is not None
         outputs = [None if root is None else root.detach() for root in batch.roots]
         with self._random.drawing():
@@ -61,7 +61,7 @@ class LocalTraining:
     def learn(
         self, batch_index: int, grad_outputs: list[Tensor | None] | None
     ) -> list[Tensor | None]:
-        """Learn from the error gradients of a batch; return what was found at its inputs.
+        """Learn from the error gradients of a batch; return the gradients kept for its inputs.
 
         Raises:
             StashError: the batch is not waiting.

@@ -1,6 +1,6 @@
 """The loss of the last stage: its parts under micro-batches, and what is wrong with it.
 
-With M micro-batches the loss of a batch is put together from those of its parts:
+With M micro-batches the loss of a batch is the sum of the losses of its parts, with shares:
 
     loss(batch) = sum over parts p of share(p) · loss_fn(outputs of p, targets of p)
 
@@ -9,8 +9,8 @@ With M micro-batches the loss of a batch is put together from those of its parts
     "sum"              1: for a sum over samples
     a function f       f(targets of p) / its sum over the batch: for a mean over valid items
 
-A part of share 0 has no loss at all, so a mean over no items (NaN) does no harm. Whether the sum
-is the loss of the whole batch is tried on the first batches, and on every hundredth.
+The loss of a part with share 0 is not used, so a mean over no items (NaN) is harmless. The first
+batches and every hundredth are checked: the sum must equal the loss of the whole batch.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class StageLoss:
         loss_fn: the user's.
         device: where the stage computes.
         micro_batches: parts of a batch.
-        loss_weight: see above; "mean" in words says that no other rule is wanted.
+        loss_weight: see above; "mean", given explicitly, switches the check off.
         allow_nonfinite: let NaN and infinity pass.
 
     Raises:
@@ -71,10 +71,10 @@ class StageLoss:
         self._parts: list[tuple[Tree, Tree, Tensor]] | None = None  # of a batch to compare
 
     def shares(self, parts: Sequence[tuple[Tree, float]]) -> list[float]:
-        """Return what the loss of each part of a batch is to be multiplied by.
+        """Return the share of each part of a batch.
 
         Args:
-            parts: targets of each, and its share of the samples.
+            parts: for each part its targets, and its share of the samples.
 
         Raises:
             StageError: a weight is negative or not finite.
@@ -124,10 +124,10 @@ class StageLoss:
         return loss
 
     def settle(self) -> None:
-        """Look at the losses that a device has not yet told; waits for it.
+        """Check the losses that are still on a device; waits for the device.
 
         Raises:
-            NonFiniteLossError: one is NaN or infinite.
+            NonFiniteLossError: a loss is NaN or infinite.
         """
         if self._finite is not None:
             self._finite.settle()
@@ -151,7 +151,7 @@ class StageLoss:
             )
 
     def _of_whole(self, parts: list[tuple[Tree, Tree, Tensor]]) -> Tensor | None:
-        """Compute the loss of the whole batch; None where there is no telling."""
+        """Compute the loss of the whole batch; None if it cannot be computed reliably."""
         joined = _joined([(outputs, targets) for outputs, targets, _ in parts])
         if joined is None:
             return None
@@ -163,7 +163,7 @@ class StageLoss:
         with torch.no_grad(), stream.replaying(before):
             try:
                 whole = require_scalar(loss_fn(*joined))
-            except Exception:  # the user's code, on what it was not written for
+            except Exception:  # the user's code may not accept a whole batch
                 return None
             after = stream.state()
         random = any(not torch.equal(before[kind], after[kind]) for kind in before)
@@ -173,8 +173,8 @@ class StageLoss:
 class FiniteLoss:
     """Find NaN and infinity without waiting for a device.
 
-    On the CPU at once. On another device a loss is copied to the host behind the computation, and
-    looked at in a later step, when the copy is there.
+    On the CPU a loss is checked at once. On another device it is copied to the host in the
+    background, and checked in a later step, when the copy has arrived.
 
     Args:
         micro_batches: parts of a batch, for the message.
@@ -188,7 +188,7 @@ class FiniteLoss:
         """Take a loss.
 
         Raises:
-            NonFiniteLossError: it, or one before it, is NaN or infinite.
+            NonFiniteLossError: this loss, or an earlier one, is NaN or infinite.
         """
         if loss.device.type == "cpu":
             self._require(loss)
@@ -202,7 +202,7 @@ class FiniteLoss:
         self._under_way.append((on_host, copied))
 
     def settle(self) -> None:
-        """Look at all that was taken; waits for the device."""
+        """Check all losses taken so far; waits for the device."""
         while self._under_way:
             loss, copied = self._under_way.popleft()
             copied.synchronize()
@@ -238,7 +238,7 @@ def _copied(outputs: Any) -> Any:
 
 
 def _joined(parts: list[tuple[Tree, Tree]]) -> tuple[Tree, Tree] | None:
-    """Put outputs and targets of the parts together again; None where that may be wrong."""
+    """Join outputs and targets of the parts again; None where the joined batch may be wrong."""
     flat = [flatten((outputs, targets)) for outputs, targets in parts]
     structure = flat[0][1]
     if any(

@@ -1,9 +1,9 @@
 """Modules that ignore ``eval()``: predictions would train, or be random.
 
-A graph that ``torch.export``, or ``torch.distributed.pipelining.pipeline`` with its help, has made
-holds the mode of its export: its dropout stays on, and its BatchNorm goes on changing statistics.
-Such graphs are refused. Anything else that changes its state in evaluation mode is found by
-comparing buffers before and after a prediction.
+A graph of ``torch.export``, which ``torch.distributed.pipelining.pipeline`` uses, keeps the mode of
+its export: its dropout stays on, and its BatchNorm continues to change its statistics. Such
+graphs are refused. Other modules that change their state in evaluation mode are found by comparing
+the buffers before and after a prediction.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
 
 
 class PredictionGuard:
-    """Find out whether predictions change what training has left: at the 1st, 2nd, 4th ... one.
+    """Check at the 1st, 2nd, 4th, 8th ... prediction that it changes no state of the module.
 
     Args:
         module: the stage's network.
@@ -79,7 +79,7 @@ class PredictionGuard:
         """Within the block the module predicts.
 
         Raises:
-            StageError: it has changed a buffer that is part of its state; that is put back.
+            StageError: it has changed a buffer of its state; the old value is put back.
         """
         self._predictions += 1
         if self._predictions & (self._predictions - 1):
@@ -113,5 +113,5 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     strided = one.layout == other.layout == torch.strided
-    # NaN equals NaN here: a BatchNorm that has met one is not changed by a prediction.
+    # NaN equals NaN here: a prediction does not change a BatchNorm whose statistics are NaN.
     return not strided or bool(((one == other) | ((one != one) & (other != other))).all())

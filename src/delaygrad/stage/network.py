@@ -1,4 +1,4 @@
-"""What a stage is told about its network: the loss, the optimizer, the device, the mode."""
+"""Checks of what the user gives to a stage: the loss, the optimizer, the device, the mode."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 from delaygrad.errors import StageError
 
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
-"""``loss_fn(outputs, targets)``: a 0-d tensor, the mean over the batch by custom."""
+"""``loss_fn(outputs, targets)``: a 0-d tensor, usually the mean over the batch."""
 
 MakeOptimizer: TypeAlias = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """``make_optimizer(params)``: any ``torch.optim`` optimizer over a stage's parameters."""
 
 
 def require_no_replicas(module: nn.Module, stage_index: int) -> None:
-    """Raise if a wrapper averages gradients or shards parameters, which a delay would miss.
+    """Raise if a wrapper averages gradients or shards parameters: delayed stages bypass wrappers.
 
     Raises:
         StageError: a part of the module is a ``DistributedDataParallel`` or fully sharded.
@@ -48,8 +48,8 @@ def make_own_optimizer(
     """Return a stage's optimizer; None if it has no parameters.
 
     Raises:
-        StageError: ``make_optimizer`` is no function, or makes no optimizer, or one with others
-            than these parameters, which another stage would move too.
+        StageError: ``make_optimizer`` is no function, or returns no optimizer, or the optimizer
+            has parameters of another stage.
     """
     remedy = "give a function of a stage's parameters: lambda params: torch.optim.SGD(params)"
     if isinstance(make_optimizer, torch.optim.Optimizer) or not callable(make_optimizer):
@@ -79,10 +79,10 @@ def _kind(value: object) -> str:
 
 
 def require_one_batch(error: Exception, inputs: Any) -> None:
-    """Raise a clearer error if a network has failed on what a ``DataLoader`` gives.
+    """Raise a clearer error if a network was given the whole batch of a ``DataLoader``.
 
     Raises:
-        StageError: the inputs are a list or a tuple, which the network did not take.
+        StageError: the inputs are a list or a tuple, which the network does not accept.
     """
     if type(inputs) in (list, tuple) and isinstance(error, TypeError | AttributeError):
         raise StageError(
@@ -93,9 +93,9 @@ def require_one_batch(error: Exception, inputs: Any) -> None:
 
 
 def forget_casts(device: torch.device) -> None:
-    """Let autocast cast parameters anew, now that an optimizer has written into them.
+    """Clear autocast's cache of cast parameters after an optimizer has written into them.
 
-    It keeps casts until its block ends, and the block may go around a whole training loop.
+    Autocast keeps casts until its block ends, and the block may enclose a whole training loop.
     """
     if torch.is_autocast_enabled(device.type):
         torch.clear_autocast_cache()
@@ -133,7 +133,8 @@ def require_scalar(loss: Any) -> Tensor:
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Within the block, the module and all its parts are in evaluation mode.
 
-    Afterwards each is in its mode again, by its own ``train``: some do more there than set a flag.
+    Afterwards each part is in its previous mode, set by its own ``train``, which may do more than
+    set a flag.
     """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
@@ -148,7 +149,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def apart_from(owned: Iterable[Tensor], tensors: list[Tensor]) -> list[Tensor]:
-    """Copy those tensors that share memory with one that a stage owns, and will change."""
+    """Copy the tensors that share memory with a tensor that the stage owns and will change."""
     own = {_memory_of(tensor) for tensor in owned}
     return [
         tensor.detach().clone().requires_grad_(tensor.requires_grad)
@@ -159,7 +160,7 @@ def apart_from(owned: Iterable[Tensor], tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _memory_of(tensor: Tensor) -> int:
-    strided = tensor.layout == torch.strided  # others have several blocks, or none to speak of
+    strided = tensor.layout == torch.strided  # other layouts have no single block of memory
     return tensor.untyped_storage().data_ptr() if strided else id(tensor)
 
 

@@ -1,18 +1,19 @@
 """Tensors that a stage trains but does not own: found by a walk over the graph of its forward.
 
 A head that closes over the embedding of another stage (``lambda x: x @ embedding.weight``) sends
-gradients to a parameter that has its own delay and its own optimizer, or none. The graph tells:
+gradients to a parameter that has another delay and another optimizer, or no optimizer. The leaves
+of the graph show this:
 
     leaf of the graph                                   belongs to
-    a parameter of the stage, or what stands in for it  the stage
+    a parameter of the stage, or its alias              the stage
     an input                                            the stage below
     what the targets hold                               the user's loss
-    anything else                                       nobody here: an error
+    anything else                                       no part of this stage: an error
 
-The walk sees what autograd has recorded in that forward. It misses what is hidden from autograd
-until the backward (reentrant checkpoints, custom functions that call autograd themselves), uses
-without gradient (``detach``, ``no_grad``), and routes taken between two walks: it looks at the 1st,
-2nd, 4th, 8th ... forward.
+The walk sees what autograd has recorded in that forward. It does not find what is hidden from
+autograd until the backward (reentrant checkpoints, custom functions that call autograd), nor uses
+without a gradient (``detach``, ``no_grad``), nor uses in other forwards than the 1st, 2nd, 4th,
+8th ...
 """
 
 from __future__ import annotations
@@ -48,16 +49,16 @@ class References:
         inputs: Sequence[Tensor],
         targets: Any,
     ) -> None:
-        """Walk over the graph of a forward, if it is time.
+        """Walk over the graph of the 1st, 2nd, 4th, 8th ... forward; do nothing for the others.
 
         Args:
             roots: what the forward has returned.
-            stand_ins: for the stage's parameters; empty where it has used these themselves.
+            stand_ins: aliases of the stage's parameters; empty if the forward used the parameters.
             inputs: leaves.
             targets: of the last stage.
 
         Raises:
-            StageError: there is a leaf that is none of these.
+            StageError: a leaf is none of these.
         """
         self._forwards += 1
         if self._forwards & (self._forwards - 1):
@@ -86,7 +87,7 @@ class References:
 
 
 def _leaves(roots: Iterable[Tensor], seen: set[Node | None]) -> Iterator[Tensor]:
-    """Yield the leaves that a graph leads to; not beyond nodes that were seen."""
+    """Yield the leaves of a graph; nodes that were seen before are skipped."""
     nodes = []
     for root in roots:
         if root.grad_fn is not None:
@@ -111,7 +112,7 @@ def _tensors_in(targets: Any) -> Iterator[Tensor]:
 
 
 def _name_of(leaf: Tensor) -> str | None:
-    """Return the longest name that a module knows the tensor by; looks at all modules there are."""
+    """Return the longest name of the tensor in any module that exists."""
     modules = (thing for thing in gc.get_objects() if issubclass(type(thing), nn.Module))
     names = [
         name

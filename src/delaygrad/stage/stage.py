@@ -6,15 +6,15 @@
                             the gradients of the parameters
     update                  the user's optimizer, on the live parameters
 
-A stage knows nothing of processes, neighbours or schedules: it does what it is told, for the batch
-it is told.
+A stage knows no processes, neighbours or schedules. Its caller says what to do, and for which
+batch.
 
     activation --> leaf --> clone --> module --> output --> detached, handed on
                     |                              |
     grad_input <-- .grad <------ backward ------ grad_output
 
-The clone keeps a stage that works in place (``nn.ReLU(inplace=True)`` as its first layer) away from
-the tensor that its neighbour, or the checkpoint, still needs. Where a method splits batches, a
+The clone protects the received tensor, which the neighbour or a checkpoint still needs, from a
+stage whose first layer works in place (``nn.ReLU(inplace=True)``). Where a method splits batches, a
 "batch" here is a micro-batch; the gradients of all parts of a batch add up until the update.
 """
 
@@ -65,7 +65,7 @@ from delaygrad.state_check import check_state, optimizer_name
 
 
 class Stage:
-    """One of the K pieces of a network, with its optimizer and the batches it is waiting for.
+    """One of the K pieces of a network, with its optimizer and its waiting batches.
 
     Args:
         module: takes what the stage below returns, as one argument.
@@ -75,7 +75,7 @@ class Stage:
         num_stages: K.
         method: the rule to train by.
         loss_fn: for the last stage.
-        loss_weight: how its losses of micro-batches combine; see ``delaygrad.stage.losses``.
+        loss_weight: how losses of micro-batches combine; see ``delaygrad.stage.losses``.
         allow_nonfinite_loss: let NaN and infinity pass.
         device: where the stage computes; None is where its parameters are, or else the CPU.
         seed: of the process that holds stage 0; None is this process's ``torch.initial_seed()``.
@@ -126,7 +126,7 @@ class Stage:
         self.device = device_of(module) if device is None else device
         self.version = 0
         """Updates so far."""
-        self._clear = False  # no gradients are there
+        self._clear = False  # whether all .grad are None
         splits_batches = method.schedule.splits_batches(stage_index, num_stages)
         self.partial = PartialGradients(module, splits_batches=splits_batches)
         """Gradients since the last update."""
@@ -183,8 +183,8 @@ class Stage:
             batch_index: the tick at which the batch entered the network.
             inputs: a tensor, or a tuple, list or dict of tensors, on any device; on stages above
                 the first, those with ``requires_grad`` get an error gradient.
-            targets: for the last stage, handed to ``loss_fn``; for a stage that sees them.
-            share: of its whole batch, for the last stage; the loss is multiplied by it.
+            targets: for ``loss_fn`` on the last stage, and for synthesizers that see labels.
+            share: the loss is multiplied by this share of the whole batch; last stage only.
 
         Returns:
             What the next stage takes: detached tensors that require a gradient where one is
@@ -232,19 +232,19 @@ class Stage:
     ) -> list[Tensor | None]:
         """Run the backward pass of a batch; the gradients land in the live parameters' ``.grad``.
 
-        They are those at the parameters of the batch's forward, whatever updates came since. The
-        first after an update replaces the gradients of that update; the next ones add to them.
+        The gradients are those at the parameters of the batch's forward, whatever updates came
+        since. The first backward after an update replaces the gradients; later ones add to them.
 
         Args:
             batch_index: a batch that went forward and not yet backward.
-            grad_outputs: one for each output tensor of the forward, of its shape, or None where
-                there is none; not for the last stage.
+            grad_outputs: a gradient of the same shape for each output tensor of the forward, or
+                None if it has none; not for the last stage.
 
         Returns:
-            One for each input tensor, of its shape; None where none was wanted or none arose.
+            A gradient for each input tensor; None for an input that needs or has none.
 
         Raises:
-            StashError: the batch is not waiting, or somebody has changed in place what it needs.
+            StashError: the batch is not waiting, or a tensor that it needs was changed in place.
         """
         if self._local is not None:
             return self._local.learn(batch_index, grad_outputs)
@@ -263,7 +263,7 @@ class Stage:
             self._clear_gradients()
         self._clear = False
         if ends:
-            with _installed(batch.weights):  # a checkpointed block computes again in here
+            with _installed(batch.weights):  # a checkpointed block runs its forward again here
                 torch.autograd.backward([root for root, _ in ends], [grad for _, grad in ends])
         if batch.weights is not None:
             batch.weights.move_gradients()
@@ -342,7 +342,7 @@ class Stage:
         }
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
-        """Raise unless the state is of a stage like this one; changes nothing.
+        """Raise unless the state fits this stage; change nothing.
 
         Raises:
             CheckpointError: it is of another network or another optimizer.
@@ -354,7 +354,7 @@ class Stage:
         """Continue from what ``state_dict`` returned, bit for bit.
 
         Raises:
-            CheckpointError: as ``check_state_dict``; then nothing was changed.
+            CheckpointError: as for ``check_state_dict``; nothing was changed.
         """
         self.check_state_dict(state)
         self._pending.clear()
@@ -422,7 +422,7 @@ class Stage:
         ], structure
 
     def _build(self, batch: Pending) -> Tree:
-        """Run the forward, leave the ends of its graph with the batch, return what goes on."""
+        """Run the forward, keep the ends of its graph with the batch, return what is sent."""
         leaves, dtype = batch.inputs, self.method.stash_dtype if self._waits else None
         inputs = leaves if self.is_first and not self._waits else [leaf.clone() for leaf in leaves]
         weights = [] if batch.weights is None else batch.weights.parameters()
@@ -448,7 +448,7 @@ class Stage:
         return unflatten(structure, handed_on)
 
     def _rebuild(self, batch: Pending) -> None:
-        """Run the forward of a waiting batch again, as it was; leaves no other trace."""
+        """Run the forward of a waiting batch again, as it was; change nothing else."""
         assert batch.random_state is not None
         here = self._random.replaying(batch.random_state)
         with here, as_it_was(self.module, batch, self.device):

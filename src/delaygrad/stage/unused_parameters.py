@@ -1,4 +1,4 @@
-"""Parameters that no backward gives a gradient: they do not train, which is told once."""
+"""Warn once about parameters that get no gradient and so do not train."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class UnusedParameters:
         self._updates = 0
 
     def look(self) -> None:
-        """Look at the gradients of an update; costs nothing once each was there."""
+        """Look at the gradients of an update; free of cost once every parameter has had one."""
         if not self._unused:
             return
         self._unused = {n: p for n, p in self._unused.items() if p.grad is None}

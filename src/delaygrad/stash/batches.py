@@ -45,7 +45,7 @@ class Stash(Generic[Entry]):
         """Keep an entry.
 
         Raises:
-            StashError: there is one for this batch already.
+            StashError: the batch has an entry already.
         """
         if batch_index in self._entries:
             raise StashError(f"a {self._what} is stashed for this batch already ({batch_index})")
@@ -55,7 +55,7 @@ class Stash(Generic[Entry]):
         """Take an entry out.
 
         Raises:
-            StashError: there is none for this batch.
+            StashError: the batch has no entry.
         """
         try:
             return self._entries.pop(batch_index)
@@ -78,15 +78,15 @@ class Pending:
         inputs: leaves; their ``.grad`` becomes the error gradient to send down.
         structure: of the inputs; see ``delaygrad.boundary``.
         targets: for the last stage.
-        share: of its whole batch, by samples; below 1 for a micro-batch.
-        weights: what the forward used; None is the live parameters, where no update comes in
-            between, or where the backward is to meet those of today.
+        share: its samples / those of the whole batch; below 1 for a micro-batch.
+        weights: the version that the forward used; None is the live parameters, if no update comes
+            before the backward, or if the backward uses the current parameters.
         random_state: before the forward; None where no replay is ever needed.
         autocast: what the forward computed in under ``torch.autocast``; None: it was off.
         buffers: what the forward met, by name.
         checksum: of the outputs, where the forward is to be computed again.
-        roots: ends of the graph, one per output tensor; None where no gradient runs. None in all
-            where the graph is yet to be built (again).
+        roots: ends of the graph, one per output tensor; None for an output without a gradient.
+            The whole list is None while the graph is not built (or not built again).
     """
 
     inputs: list[Tensor]
@@ -105,8 +105,8 @@ class Pending:
 
         Args:
             batch_index: its own.
-            buffers: of today, by name, that the checkpoint holds anyway; what is still the same
-                is left out.
+            buffers: the current ones by name, which the checkpoint holds anyway; buffers that have
+                not changed since the forward are left out.
 
         Raises:
             CheckpointError: the batch is in the middle of an iteration.
@@ -143,7 +143,7 @@ class Pending:
         buffers: dict[str, Tensor | None],
         device: torch.device,
     ) -> Pending:
-        """Return a described batch on a device, its graph yet to be built.
+        """Return a described batch on a device; its graph is not built yet.
 
         Args:
             described: by ``describe``.
@@ -174,12 +174,12 @@ class Pending:
 
 @dataclass(kw_only=True)
 class PendingTarget:
-    """What a batch leaves behind where the stage trains at once, until its error gradient comes.
+    """What is kept of a batch on a stage that trains at once, until its error gradient arrives.
 
     Attributes:
         outputs: of the stage, those that a gradient is wanted for; None in place of the others.
         targets: those of the batch, if the method shows them to every stage, else None.
-        grad_inputs: what came out at the stage's inputs; None where nothing did.
+        grad_inputs: gradients of the stage's inputs; None for an input without one.
     """
 
     outputs: list[Tensor | None]

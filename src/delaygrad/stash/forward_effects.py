@@ -1,16 +1,16 @@
 """What a forward does to the parameters that it is given: found, carried over, kept for a replay.
 
 A module may write into its parameters while it computes: a momentum encoder follows the trained
-one, a constraint clips a weight. On a stage with a delay the forward is given aliases of the live
-parameters, and earlier batches wait on the same memory. So a forward that writes is handled thus:
+encoder, a constraint clips a weight. On a stage with a delay the forward gets aliases of the live
+parameters, and earlier batches wait on the same memory. So around a forward that writes:
 
     before   the live parameters move to a copy (the alias with them); the old memory is kept
     after    contents differ: the live parameters stay in the copy, the old memory is what was met
              contents are equal: the live parameters go back to the old memory
 
-Comparing costs a copy, so it is done for the parameters that a forward is known to write, and for
-all parameters in some forwards (``is_checked``). In every forward it is seen, at no cost, whether a
-parameter has other memory, other flags or other attributes, or was written with PyTorch counting.
+Comparing costs a copy. So only parameters that a forward is known to write are compared, and all
+parameters in some forwards (``is_checked``). Other memory, other flags, other attributes, and
+writes that PyTorch counts are found in every forward, at no cost.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ def expects_writes(forward_index: int) -> bool:
 
 
 class Met(NamedTuple):
-    """What a forward met, of a parameter that it then changed."""
+    """A parameter that a forward has changed, as it was before the forward."""
 
     values: Tensor | None
     """None: they have not changed."""
     requires_grad: bool
     attributes: dict[str, Any]
-    """Those that somebody has set on the parameter."""
+    """Attributes that the user has set on the parameter."""
 
     def give(self, alias: nn.Parameter) -> None:
-        """Make an alias what the forward met, in memory of its own."""
+        """Give an alias the values that the forward met, in memory of its own."""
         if self.values is not None:
             alias.data = self.values.detach().clone()
         alias.requires_grad_(self.requires_grad)
@@ -62,20 +62,20 @@ class Entered(NamedTuple):
     """A live parameter when a forward begins."""
 
     memory: int
-    """Its address; the alias has the same."""
+    """Its address, which is also the alias's."""
     writes: int
     """As PyTorch counts them."""
     old: Tensor | None
-    """What it held, in other memory; None where contents are not compared."""
+    """A copy of its contents; None if contents are not compared."""
     expected: bool
-    """Whether no write in place has gone unseen, if this forward makes one."""
+    """Whether all earlier forwards were checked, so that this is the first write in place."""
 
 
 def effect(name: str, live: nn.Parameter, alias: nn.Parameter, before: Entered) -> Met | None:
-    """Say what a forward has changed of a parameter; None is nothing.
+    """Return what a forward has changed of a parameter; None if nothing.
 
     Raises:
-        StageError: it was written in a way that cannot be carried over.
+        StageError: the forward wrote in a way that cannot be carried over.
     """
     if live.data_ptr() != before.memory or live._version != before.writes:
         raise StageError(
@@ -98,7 +98,7 @@ def effect(name: str, live: nn.Parameter, alias: nn.Parameter, before: Entered) 
 
 
 def carry(met: Met, live: nn.Parameter, alias: nn.Parameter) -> None:
-    """Let a live parameter be what a forward has made of its alias."""
+    """Apply to a live parameter what a forward has done to its alias."""
     if met.values is not None and live.data_ptr() != alias.data_ptr():
         live.data = alias.data
     live.requires_grad_(alias.requires_grad)
@@ -110,7 +110,7 @@ def carry(met: Met, live: nn.Parameter, alias: nn.Parameter) -> None:
 def _same(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    # NaN is the same as NaN: a run that has diverged says so, and nothing else.
+    # NaN equals NaN here: a diverged run must report its divergence, not a changed parameter.
     return torch.equal(one, other) or bool(
         ((one == other) | ((one != one) & (other != other))).all()
     )

@@ -1,21 +1,21 @@
-"""Parameter versions: what the forward of a waiting batch used, kept apart from the live ones.
+"""Parameter versions: the parameters that the forward of a waiting batch used.
 
 The rule (Huo et al., ICML 2018) linearises a batch at the parameters that its forward used. An
-optimizer writes into parameters in place, so those of a waiting batch must be kept apart:
+optimizer writes into parameters in place, so the parameters of a waiting batch must be kept:
 
     forward of batch s   the graph is built on *aliases* that share the live parameters' memory
     before the update    if a graph waits on that memory, the live parameters move to a copy
-    update               the optimizer writes into the copy; the waiting graph never notices
+    update               the optimizer writes into the copy; the waiting graph is not affected
 
-So there is one copy per parameter version, none when no update came in between, and none at all on
-a stage whose delay is 0. Versions are told apart by their *edition*, a number that grows with every
-update, and with every change by hand that gives a parameter new memory or freezes it.
+So there is one copy per parameter version, and no copy on a stage whose delay is 0. Each version
+has an *edition*, a number that grows with every update, and with every change by hand that gives a
+parameter new memory or freezes it.
 
 With *live* parameters (the rule that the authors' code computes) the aliases go on sharing memory:
-the backward meets the activations of the forward and the parameters of today. Autograd does not
-notice, since an alias counts its own changes only; that is why nothing but this rule may do it. A
-copy of all parameters, frozen ones too, is kept all the same, for a checkpoint, from which the
-activations are to be computed again.
+the backward meets the activations of the forward and the current parameters. Autograd does not
+notice, because an alias counts only its own changes. No other rule may do this. A copy of all
+parameters, frozen ones included, is kept for checkpoints, from which the activations are computed
+again.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ParameterStash:
         """Parameters that forwards are known to write, by name."""
 
     def edition(self) -> int:
-        """Return that of the live parameters; a new one, if somebody has changed them by hand."""
+        """Return the edition of the live parameters; a new one, if they were changed by hand."""
         if self._met is not None and self._met != self._places():
             self._begin(self._edition + 1)
         return self._edition
@@ -78,7 +78,7 @@ class ParameterStash:
         return self._share(self._alias(self.edition(), values=None))
 
     def enter(self) -> ParameterVersion:
-        """Return ``current`` for a forward that may write into it; ``leave`` comes after it."""
+        """Return ``current`` for a forward that may write into it; call ``leave`` after it."""
         self.require_unspoilt()
         edition = self.edition()
         old, early = self._guard(), expects_writes(self._forwards)
@@ -92,10 +92,10 @@ class ParameterStash:
         return version
 
     def leave(self, version: ParameterVersion) -> None:
-        """Let the live parameters be what a forward has made of its version, that of ``enter``.
+        """Apply to the live parameters what a forward has done to the version of ``enter``.
 
         Raises:
-            StageError: it has changed them in a way that cannot be carried over.
+            StageError: the forward wrote in a way that cannot be carried over.
         """
         seen: dict[int, Met | None] = {}
         for name, _, _, live, alias in version.slots:
@@ -154,10 +154,10 @@ class ParameterStash:
             yield entry, kept.get(key) or self.current()
 
     def require_unspoilt(self) -> None:
-        """Raise unless the memory that versions share is as their forwards left it.
+        """Raise if memory that versions share was changed since their forwards.
 
         Raises:
-            StashError: a parameter has been changed in place, by hand.
+            StashError: a parameter was changed in place, by hand.
         """
         for live, name, memory, writes in self._shared.values():
             if live._version != writes and live.data_ptr() == memory and live.numel():
@@ -170,8 +170,8 @@ class ParameterStash:
     def before_update(self) -> None:
         """Move the live parameters to a copy if a version shares their memory.
 
-        Frozen ones stay, and cost nothing: no optimizer writes into them. With live parameters
-        nothing moves; versions are given a copy of what they were.
+        Frozen parameters stay, without a copy: no optimizer writes into them. With live parameters
+        nothing moves; versions get a copy of the old values.
         """
         values: dict[int, dict[str, Tensor]] = {}  # by edition
         for version in self._present:
@@ -190,10 +190,10 @@ class ParameterStash:
         self._begin(self._edition + 1)
 
     def after_update(self) -> None:
-        """Note what the optimizer has done; here there is nothing to note."""
+        """Note what the optimizer has done; nothing to do here."""
 
     def previous(self) -> dict[str, Tensor]:
-        """Return, for a checkpoint, what predictions start from; here there are none."""
+        """Return, for a checkpoint, what predictions start from; nothing here."""
         return {}
 
     def restore_previous(self, values: dict[str, Tensor]) -> None:
@@ -205,7 +205,7 @@ class ParameterStash:
         self._present.clear()
 
     def reset(self, edition: int) -> None:
-        """Forget everything; the live parameters are of this edition."""
+        """Forget everything; set the edition of the live parameters."""
         self.forget()
         self._forwards = 0
         self._begin(edition)
@@ -243,7 +243,7 @@ class ParameterStash:
         return met
 
     def _put_in_place(self, version: ParameterVersion) -> None:
-        """Leave in the module what a forward has put in the place of a frozen parameter."""
+        """Keep in the module the parameter by which a forward has replaced a frozen one."""
         for slot, parameter in version.replaced:
             if slot.live.requires_grad or (parameter is not None and parameter.requires_grad):
                 raise StageError(
@@ -254,7 +254,7 @@ class ParameterStash:
             install(slot.owner, slot.attribute, parameter)
 
     def _share(self, version: ParameterVersion) -> ParameterVersion:
-        """Note that a version has the live parameters' memory."""
+        """Note that a version shares the live parameters' memory."""
         self._met = self._places()
         if self._live:
             self._present.append(version)
@@ -295,9 +295,9 @@ def _place(live: nn.Parameter) -> _Place:
 
 
 def _alias_of(live: nn.Parameter, source: Tensor, name: str) -> nn.Parameter:
-    """Make a parameter over the memory of ``source`` that is to a forward what the live one is."""
+    """Make an alias of a live parameter over the memory of ``source``."""
     alias = nn.Parameter(source.data, source.requires_grad)
-    vars(alias).update(vars(live))  # attributes that somebody has set
+    vars(alias).update(vars(live))  # attributes that the user has set
     if live._post_accumulate_grad_hooks:
         raise StageError(
             "a hook that runs when a gradient has been accumulated cannot run on a stage with a "
@@ -309,7 +309,7 @@ def _alias_of(live: nn.Parameter, source: Tensor, name: str) -> nn.Parameter:
 
 
 def _move(parameters: Iterable[nn.Parameter]) -> None:
-    """Move parameters to copies; those that are one in memory stay so."""
+    """Move parameters to copies; parameters that share memory still share it."""
     copies: dict[tuple[int, torch.Size, tuple[int, ...]], Tensor] = {}
     for parameter in parameters:
         memory = (parameter.data_ptr(), parameter.shape, parameter.stride())

@@ -1,7 +1,7 @@
-"""Gradients that await those of further micro-batches, kept out of ``.grad`` between two steps.
+"""Gradients that wait for further micro-batches, kept outside ``.grad`` between two steps.
 
 A stage may update in the middle of a step. When the step ends, the first parts of the next batch
-have gone backward already. Users clear ``.grad`` between steps, by habit.
+have gone backward already. Users often clear ``.grad`` between steps.
 """
 
 from __future__ import annotations

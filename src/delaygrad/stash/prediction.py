@@ -1,11 +1,11 @@
-"""Predicted parameters: what a forward meets where a method looks ahead.
+"""Predicted parameters: what a forward meets if the method looks ahead.
 
     after an update  w_prev = the parameters before it
     forward          built on aliases of  v = w + h (w - w_prev), computed once per update
     waiting batch    keeps the v of its forward; no optimizer writes into it
 
-Frozen parameters are not predicted. ``w_prev`` follows a parameter, not its memory: one that was
-given new memory, or written in place, since the last update has none, and is met as it is.
+Frozen parameters are not predicted. Nor is a parameter that was given new memory, or was written in
+place, since the last update: it has no ``w_prev``.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class PredictedStash(ParameterStash):
         super().__init__(module)
         self._horizon = horizon
         self._moved: dict[str, _Moved] = {}
-        self._leaving: dict[str, Tensor] = {}  # during an update: what it moves away from
+        self._leaving: dict[str, Tensor] = {}  # during an update: the values before it
         self._predicted: dict[str, Tensor] = {}
-        self._predicted_for: list[tuple[str, int, int]] | None = None  # the parameters of then
+        self._predicted_for: list[tuple[str, int, int]] | None = None  # the parameters at that time
 
     def current(self) -> ParameterVersion:
         """Return the predicted parameters as a version."""
@@ -66,7 +66,7 @@ class PredictedStash(ParameterStash):
         super().before_update()
 
     def after_update(self) -> None:
-        """Note what has moved, and from where."""
+        """Note which parameters have moved, and their values before."""
         trained = self._trained()
         self._moved = {
             name: _Moved(trained[name].data_ptr(), trained[name]._version, previous)
@@ -86,7 +86,7 @@ class PredictedStash(ParameterStash):
         return {name: self._moved[name].previous.clone() for name in self._predicted}
 
     def restore_previous(self, values: dict[str, Tensor]) -> None:
-        """Continue from what ``previous`` returned; the parameters are those of then."""
+        """Continue from what ``previous`` returned; the parameters are those of the same moment."""
         trained = self._trained()
         self._leaving = {
             name: value.to(trained[name].device, copy=True)

@@ -1,8 +1,8 @@
-"""What a forward depends on beside its inputs, parameters and random numbers; to run it again.
+"""Record buffers and autocast settings, so that a forward can be replayed exactly.
 
-A forward may read buffers that change: in forwards (the vectors of ``spectral_norm``), or in
-between, by hand. And it may run under autocast. Both are noted when it runs, so that
-it can run again as it was: in a recomputation, or from a checkpoint.
+A forward may read buffers that change: in forwards (the vectors of ``spectral_norm``), or between
+forwards, by hand. It may also run under autocast. Both are recorded when the forward runs. A
+recomputation, or a resumed run, replays it with these values.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """Return what autocast computes in here and now; None: it is off.
+    """Return the type in which autocast computes at this point; None if autocast is off.
 
     Example:
         >>> with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -36,12 +36,13 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 class BufferStash:
-    """Keep what the buffers are before each forward, one copy for as long as they stay the same.
+    """Keep the buffers as they are before each forward; one copy while they do not change.
 
-    Not the statistics of a BatchNorm in training mode, which it changes and never reads. PyTorch
-    does not count all changes (those through ``.data``, those of fused observers). So the contents
-    of small buffers are compared before each forward, those of others before some
-    (``is_checked``), and before each once such a change was found.
+    The statistics of a BatchNorm in training mode are left out: it changes them and never reads
+    them. PyTorch does not count all changes (not those through ``.data``, nor those of fused
+    observers). So the contents of small buffers are compared before each forward. Larger buffers
+    are compared before some forwards (``is_checked``), and before each once such a change was
+    found.
 
     Args:
         module: the stage's network.
@@ -61,10 +62,10 @@ class BufferStash:
         return self.current(everything=everything)
 
     def current(self, *, everything: bool = True) -> dict[str, Tensor | None]:
-        """Return copies of the buffers by name; they may be those that were returned before."""
+        """Return copies of the buffers by name; earlier copies are reused if nothing changed."""
         kept = {}
         for prefix, owner in self._module.named_modules():
-            if not owner._buffers:  # most, and this runs in every forward
+            if not owner._buffers:  # the usual case, and this runs in every forward
                 continue
             is_norm = isinstance(owner, _NormBase)
             if is_norm and owner.training:
@@ -90,7 +91,7 @@ class BufferStash:
 def checksum(outputs: Tree) -> list[int] | None:
     """Return a sum over the bits of each tensor; None where two runs may differ in bits.
 
-    That is on accelerators, whose kernels may add in another order each time.
+    They may differ on accelerators, whose kernels may add in another order each time.
 
     Example:
         >>> checksum([torch.tensor([1, 2]), torch.tensor([True])])
@@ -107,11 +108,11 @@ def checksum(outputs: Tree) -> list[int] | None:
 
 
 def require_same_outputs(first: list[int] | None, outputs: Tree) -> None:
-    """Raise if a forward that was computed again gave something else than at first.
+    """Raise if a replayed forward gave other outputs than the first forward.
 
     Args:
-        first: the checksum of then; None compares nothing.
-        outputs: of now.
+        first: checksum of the first outputs; None compares nothing.
+        outputs: of the replay.
 
     Raises:
         StageError: they differ.
@@ -126,10 +127,10 @@ def require_same_outputs(first: list[int] | None, outputs: Tree) -> None:
 
 @contextmanager
 def as_it_was(module: nn.Module, batch: Pending, device: torch.device) -> Iterator[None]:
-    """Within the block, the module is what a batch's forward met; afterwards what it is now.
+    """Within the block, the module has the buffers and autocast settings of a batch's forward.
 
-    Its buffers are copies, its live parameters have the values they had, autocast is as it was.
-    Random numbers and parameter versions are not seen to here.
+    Buffers are copies, and live parameters have the values that they had. Afterwards everything is
+    as before the block. Random numbers and parameter versions are handled elsewhere.
     """
     dtype = batch.autocast
     with ExitStack() as stack:

@@ -1,7 +1,7 @@
 """Keep the activations that a graph saves in a smaller type until its backward.
 
-Autograd saves tensors while the forward runs and asks for them in the backward; two hooks stand in
-between. What is saved several times with one shape (an output that two operations need) is rounded
+Autograd saves tensors in the forward and reads them in the backward. One hook rounds a tensor when
+it is saved, another widens it when it is read. A tensor that several operations save is rounded
 once.
 """
 
@@ -29,11 +29,11 @@ def saving_rounded(dtype: torch.dtype | None, exact: Iterable[Tensor]) -> Iterat
 
     Args:
         dtype: floating; None saves everything as it is.
-        exact: tensors that are kept anyway, parameters and buffers, so that a rounded copy would
-            cost memory; they and their views are saved as they are.
+        exact: parameters and buffers. They are kept anyway, so a rounded copy would cost memory.
+            They and their views are saved as they are.
 
     Raises:
-        RuntimeError: in the backward, where a tensor saved as it is was changed in place since.
+        RuntimeError: in the backward, if a tensor that was saved unrounded was changed in place.
     """
     if dtype is None:
         yield

@@ -17,7 +17,7 @@ _GONE: Final = nn.Parameter(torch.empty(0), requires_grad=False)
 
 
 class ParameterSlot(NamedTuple):
-    """One place in a module that holds a parameter, and what stands in for it."""
+    """One place in a module that holds a parameter, and the alias that replaces it."""
 
     name: str
     owner: nn.Module
@@ -31,9 +31,9 @@ class ParameterVersion:
     """The parameters of a stage as a forward met them, and which of them were frozen.
 
     Attributes:
-        edition: those of one edition are equal.
-        past: of live parameters that have moved on, the values by name; else empty.
-        met: what the forward has changed, by name, as the forward met it.
+        edition: versions of one edition are equal.
+        past: the values by name, if the live parameters have moved on; else empty.
+        met: parameters that the forward has changed, by name, with their values before it.
         replaced: what the last forward put in the place of a parameter, by the place.
     """
 
