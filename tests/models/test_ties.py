@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from zoo import TIED_LANGUAGE_MODEL as ONE
 
 import delaygrad as dg
-from delaygrad import StageError
+from delaygrad import PartitionError, StageError
+
+pytestmark = pytest.mark.xdist_group("ties")
 
 CUTS = ["layers.1", "layers.3"]
 STOP = 4
@@ -140,3 +142,15 @@ def test_ranks_compute_what_one_process_does_and_its_checkpoint_continues(cut: A
         again.step(inputs, targets)
     again.flush()
     assert_same([dict(s.state_dict()) for s in again.stages], local["states"], "states")
+
+
+def test_an_nn_sequential_shares_a_parameter_across_stages_when_it_is_captured() -> None:
+    embed, head = nn.Embedding(7, 5), nn.Linear(5, 7, bias=False)
+    head.weight = embed.weight
+    model = nn.Sequential(embed, nn.Linear(5, 5), nn.Tanh(), head)
+    sample = torch.randint(7, (4, 3))
+    with pytest.raises(PartitionError, match=r"0.weight' and '3.weight'.*blocks=\[\]"):
+        dg.split(model, 2, sample_inputs=sample)
+    stages = dg.split(model, 2, sample_inputs=sample, cuts=["1"], blocks=[])
+    assert dg.check(stages, model, torch.randint(7, (3, 3))) == 0.0
+    assert list(dg.merge(stages).state_dict()) == list(model.state_dict())

@@ -167,9 +167,12 @@ def separable_groups(num_layers: int, num_stages: int, ties: Sequence[Tie]) -> l
     groups = unbreakable_groups(num_layers, ties)
     if len(groups) < num_stages:
         shown = [f"{tie.first_name!r} and {tie.last_name!r}" for tie in ties[:3]]
+        parameters = all(tie.kind == "parameter" for tie in ties)
+        captured = "pass blocks=[] to have the network captured, which lets stages share it, "
         raise PartitionError(
             f"shared tensors hold too many layers together (stages: {num_stages}, groups of layers "
-            f"that can be separated: {len(groups)}, shared: {', '.join(shown)}); untie them (give "
+            f"that can be separated: {len(groups)}, shared: {', '.join(shown)}); "
+            f"{captured if parameters else ''}untie them (give "
             f"each layer its own tensor), or lower num_stages to {len(groups)}"
         )
     return groups
