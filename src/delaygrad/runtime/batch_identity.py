@@ -1,13 +1,14 @@
-"""Do all ranks train on the same batch? What they know of it is compared.
+"""Check that all ranks train on the same batch.
 
 Rank 0 has the inputs, the last rank the targets. If the ranks shuffle differently, the pairs are
-wrong, and the network learns nothing. So each activation carries what rank 0 knows of its batch,
-and a rank that has targets compares it with what it knows itself, before its forward:
+wrong, and the network learns nothing. So each activation carries the identity of its batch on rank
+0. A rank that has targets compares it with its own identity of the batch, before its forward:
 
     batch_id   given by the user to ``step``
     targets    a checksum, where rank 0 is given the targets too
 
-What only one of the two ranks has is not compared. Inputs are not: augmentation may differ.
+A value that only one of the two ranks has is not compared. Inputs are not compared, because
+augmentation may differ.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def require_batch_id(batch_id: Any) -> BatchId | None:
 
 
 def identity_of(batch_id: BatchId | None, targets: Any) -> Identity:
-    """Return what this rank knows of a batch."""
+    """Return the identity of a batch on this rank."""
     return {"batch_id": batch_id, "targets": checksum(targets)}
 
 
@@ -71,10 +72,10 @@ def require_same(sent: Identity | None, here: Identity) -> None:
 
 
 def checksum(targets: Any) -> int | None:
-    """Return a number that differs where targets differ; None if there is no telling cheaply.
+    """Return a checksum of targets; None if it cannot be computed cheaply.
 
-    Tensors on another device than the CPU are not read, which would wait for the device. Of a
-    tensor of more than 8192 elements it reads that many, evenly spaced.
+    Tensors on another device than the CPU are not read, because reading would wait for the device.
+    Of a tensor of more than 8192 elements, 8192 elements are read, evenly spaced.
 
     Example:
         >>> checksum(torch.tensor([1, 2])) == checksum(torch.tensor([1, 2]))

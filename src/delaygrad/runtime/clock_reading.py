@@ -1,10 +1,10 @@
-"""Compare the clocks of several hosts, as NTP does: ask for the time and see how long that took.
+"""Compare the clocks of several hosts, as NTP does: ask for the time, and measure the round trip.
 
     rank 0   t0 ----> ........ ----> t1          rank r's clock showed t when rank 0's showed
     rank r          t                            something between t0 and t1
 
-So rank r is ahead by t - (t0 + t1)/2, wrong by at most (t1 - t0)/2. Of several rounds the quickest
-says most. On one host all processes have one monotonic clock, and the offset comes out near 0.
+So rank r is ahead by t - (t0 + t1)/2, with an error of at most (t1 - t0)/2. Of several rounds the
+quickest is the most accurate. On one host all processes have one clock, and the offset is near 0.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cut a network alike on all ranks: rank 0 measures, the others are told where to cut."""
+"""Cut a network alike on all ranks: rank 0 measures and sends the cuts to the others."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def cut_alike(
     recompute: bool,
     group: dist.ProcessGroup | None,
 ) -> tuple[nn.Module, list[str]]:
-    """Return this rank's stage, and the cuts, which are rank 0's on every rank.
+    """Return this rank's stage, and the cuts, which rank 0 has chosen.
 
     Raises:
-        PartitionError: rank 0 could not cut the network; on every rank.
+        PartitionError: rank 0 could not cut the network; raised on every rank.
     """
     num_stages, index = dist.get_world_size(group), dist.get_rank(group)
     captured = blocks is not None or not keeps_forward(model)

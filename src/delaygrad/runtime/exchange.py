@@ -1,6 +1,6 @@
 """Exchange plain values between ranks as JSON, and tensors as safetensors.
 
-In place of torch's object collectives: they unpickle what arrives, and a pickle can run any code.
+torch's object collectives are not used: they unpickle what arrives, and a pickle can run any code.
 All ranks of the group call each function, with a group whose tensors live on the CPU.
 """
 
@@ -53,7 +53,7 @@ def broadcast(value: Any, group: dist.ProcessGroup | None = None) -> Any:
 
 
 def _gather_bytes(content: bytes, group: dist.ProcessGroup | None) -> list[bytes]:
-    """Each rank sends as much as it has: parts of a network differ in size."""
+    """Gather bytes of different lengths: the parts of a network differ in size."""
     own = _bytes_of(content)
     if dist.get_rank(group) != 0:
         dist.send(torch.tensor([own.numel()]), group=group, group_dst=0)

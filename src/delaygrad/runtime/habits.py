@@ -1,7 +1,7 @@
-"""Habits of ordinary training loops that do nothing, or harm, here: each is told once.
+"""Find calls of ordinary training loops that are useless or harmful in a pipeline.
 
 ``pipe.step`` has updated when it returns. An ``optimizer.step()`` after it would apply each stage's
-gradient a second time; clipping after it changes gradients that nobody uses any more.
+gradient a second time: an error. Clipping after it has no effect: a warning, once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class HabitGuard:
         self._applied: tuple[nn.Parameter, int, int] | None = None
         self._told = False
         self.training = False
-        """Whether the pipeline is at work: the optimizer may step."""
+        """Whether the pipeline is running: the optimizer may step."""
         if optimizer is None:
             return
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -48,7 +48,7 @@ class HabitGuard:
         self._handle = optimizer.register_step_pre_hook(before_step)
 
     def begin(self) -> None:
-        """The pipeline goes to work."""
+        """Note that the pipeline starts to run."""
         self.training = True
         applied, self._applied = self._applied, None
         if applied is None:
@@ -68,7 +68,7 @@ class HabitGuard:
             )
 
     def end(self) -> None:
-        """The pipeline has done its work."""
+        """Note that the pipeline has stopped running."""
         self.training = False
         for parameter in self._parameters:
             gradient: Tensor | None = parameter.grad
@@ -78,6 +78,6 @@ class HabitGuard:
                 return
 
     def release(self) -> None:
-        """Let the optimizer go."""
+        """Remove the hook of the optimizer."""
         if self._parameters:
             self._handle.remove()

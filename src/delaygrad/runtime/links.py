@@ -27,7 +27,7 @@ class Links:
         device: where the stage computes.
         group: one rank for each stage, in order; None is the default group.
         timeout_s: seconds to wait for another rank.
-        schedule: says how many messages may be under way.
+        schedule: gives the number of messages that may be in flight.
 
     Raises:
         TransportError: another rank does not make its links within ``timeout_s``.
@@ -70,10 +70,10 @@ class Links:
             )
 
     def agree(self, method: Method) -> int:
-        """Check that all ranks train by one method; return the seed of stage 0's process.
+        """Check that all ranks have the same method; return the seed of stage 0's process.
 
         Raises:
-            ScheduleError: they do not.
+            ScheduleError: the methods differ.
             TransportError: a rank is missing.
         """
         with self._meeting():
@@ -89,7 +89,7 @@ class Links:
         """Compare the parameters of all stages; see ``delaygrad.runtime.tied_parameters``.
 
         Raises:
-            PartitionError: two ranks hold one parameter.
+            PartitionError: two ranks hold copies of one parameter.
             TransportError: a rank is missing.
         """
         with self._meeting():
@@ -108,14 +108,14 @@ class Links:
 
 
 class Groups:
-    """Process groups that can be given back.
+    """Process groups that can be destroyed and made again.
 
-    ``torch.distributed.new_group`` names the groups of some ranks only by how many groups there
-    are. One that was given back would leave its name, with the addresses in the store under it, to
-    the next, whose ranks would look for each other where nobody is any more. And ranks that give
-    back at different times would call one group by different names. So the groups here are made by
-    what ``new_group`` calls, with names that never come again: the n-th time that these ranks meet.
-    That is torch's own affair, and alike from torch 2.11 to 2.15.
+    ``torch.distributed.new_group`` names a group of some ranks by the number of groups that exist.
+    After a group was destroyed, the next one would get the same name, and would find the old
+    addresses in the store. And ranks that destroy groups at different times would use different
+    names for one group. So the groups here are made by the function that ``new_group`` calls, with
+    names that are never reused: the n-th group of these ranks. That function is private to torch;
+    it is the same from torch 2.11 to 2.15.
     """
 
     def __init__(self, ranks: list[int], device: torch.device, timeout: timedelta) -> None:
@@ -132,7 +132,7 @@ class Groups:
         return self._made[0]
 
     def pair(self) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
-        """Make a group on the CPU and one on the device, which may be the same."""
+        """Make a group on the CPU and a group on the device; they may be the same."""
         on_cpu = self._make("gloo")
         backend: str = distributed_c10d._world.pg_map[distributed_c10d._get_default_group()][0]
         return on_cpu, on_cpu if self._device.type == "cpu" else self._make(backend)
@@ -143,7 +143,7 @@ class Groups:
         Their sockets and threads end when the last transfer is forgotten, too.
 
         Args:
-            failed: transfers on a device may hang for ever; end them instead of waiting.
+            failed: whether transfers on a device may hang; they are then ended without waiting.
         """
         for group in self._made:
             with suppress(ValueError):  # the user has destroyed all groups at once already

@@ -31,11 +31,11 @@ class LocalPipeline(Pipeline):
         loss_fn: ``loss_fn(outputs, targets)``, a 0-d tensor.
         make_optimizer: ``make_optimizer(params)``, called for each stage that has parameters.
         method: the rule to train by.
-        loss_weight: how losses of micro-batches combine: None or "mean" by samples, "sum" for a
-            ``loss_fn`` that is a sum, or ``loss_weight(targets)``, for instance the number of valid
-            items: a part's loss then counts by its weight, one of weight 0 not at all.
-        allow_nonfinite_loss: let a loss that is NaN or infinite pass; otherwise it is an error, on
-            a GPU some steps later.
+        loss_weight: how losses of micro-batches combine. None or "mean": by their samples. "sum":
+            ``loss_fn`` is a sum. A function ``loss_weight(targets)``, for instance the number of
+            valid items: by its value; a part of weight 0 does not count.
+        allow_nonfinite_loss: accept a loss that is NaN or infinite. Otherwise such a loss is an
+            error, on a GPU some steps later.
 
     Raises:
         StageError: the stages belong to another pipeline, which is not closed.

@@ -1,4 +1,4 @@
-"""Measure this machine: its loopback link, and what processes lose that compute side by side."""
+"""Measure this machine: its loopback link, and the slowdown of processes that run together."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Machine:
     """What was measured.
 
     Args:
-        latency_s: seconds of an empty message between two processes, over gloo; None if it was not
-            asked for.
-        bandwidth_bytes_per_s: of long messages between them, likewise.
-        slowdown: the time that processes take at once, over the time that each takes while the
-            others rest; None without work.
-        processes: how many computed at once.
+        latency_s: seconds of an empty message between two processes, over gloo; None if not
+            measured.
+        bandwidth_bytes_per_s: of long messages between two processes; None if not measured.
+        slowdown: the time of processes that run together / the time of each while the others
+            rest; None without work.
+        processes: how many ran together.
     """
 
     latency_s: float | None = None
@@ -91,7 +91,7 @@ def _rank_main(
 def _link(rank: int) -> tuple[float | None, float | None]:
     """Measure latency and bandwidth: half a round trip, and a long message with a short answer.
 
-    Between ranks 0 and 1; the others find nothing.
+    Only ranks 0 and 1 take part.
     """
     latency_s = bandwidth = None
     if rank < 2:

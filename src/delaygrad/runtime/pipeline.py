@@ -31,7 +31,7 @@ class Pipeline(ABC):
     A context manager: a ``with`` block ends with ``close``.
 
     Args:
-        workers: those of the stages that this process holds.
+        workers: of the stages that this process holds.
         num_stages: K.
         method: the rule to train by.
     """
@@ -43,7 +43,7 @@ class Pipeline(ABC):
         self.method = method
         self._schedule = method.schedule
         near = {k + step for k in self._workers for step in (-1, 0, 1)}
-        # Those whose actions concern the workers: their own, and the neighbours that send to them.
+        # Stages whose actions concern the workers: their own, and the neighbours that send to them.
         self._stages = [k for k in range(num_stages) if k in near]
         self.iteration = 0
         """How many batches have entered the network."""
@@ -68,12 +68,10 @@ class Pipeline(ABC):
         self.close()
 
     def close(self) -> None:
-        """Give back what the pipeline holds beside its stages, and train no more.
+        """Release sockets, threads and stages; the pipeline cannot train any more.
 
-        The stages and their optimizers stay as they are; batches that are outstanding are dropped,
-        so call ``flush`` before. Closing again does nothing. Raises nothing.
-
-        In one process there is nothing to give back but the stages, for another pipeline.
+        The stages and their optimizers stay as they are, and another pipeline may use them. Batches
+        in flight are dropped, so call ``flush`` before. A second ``close`` does nothing.
         """
         self._closed = True
         for guard in self._habits:
@@ -87,16 +85,16 @@ class Pipeline(ABC):
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer | None]:
-        """The optimizers of the same stages; None for a stage without parameters."""
+        """The optimizers of these stages; None for a stage without parameters."""
         return [worker.stage.optimizer for worker in self._workers.values()]
 
     @property
     def wants_targets(self) -> bool:
-        """Whether ``step`` reads its targets here: the last stage, or labels below it."""
+        """Whether ``step`` reads targets here: last stage, or synthesizers that see labels."""
         return any(worker.stage.wants_targets for worker in self._workers.values())
 
     def stage_seconds(self) -> list[dict[str, float]]:
-        """Seconds that each of them has spent on each of ``delaygrad.records.ACTIVITIES``."""
+        """Seconds that each stage has spent on each of ``delaygrad.records.ACTIVITIES``."""
         return [dict(worker.clock.seconds) for worker in self._workers.values()]
 
     def start_trace(self, num_iterations: int) -> None:
@@ -123,12 +121,12 @@ class Pipeline(ABC):
 
         Args:
             inputs: (B, ...) tensor, or a tuple, list or dict of tensors; read by the first stage
-                only, elsewhere ignored. Any B, a short last batch included, but no fewer samples
-                than the method has micro-batches. It may be refilled once this returns.
-            targets: what ``loss_fn`` takes; read where ``wants_targets``: by the last stage, and
-                by all where the method's synthesizers see labels. Where stage 0 is given them too,
-                their checksums are compared.
-            batch_id: the batch's name, an int or a str; ranks that give one must give the same.
+                only. B may vary, but must be at least the number of micro-batches. The tensors may
+                be refilled after the call.
+            targets: what ``loss_fn`` takes; read where ``wants_targets`` is true: on the last
+                stage, and on all stages if the method's synthesizers see labels. If stage 0 gets
+                targets too, checksums are compared.
+            batch_id: a name of the batch, an int or a str; must be equal on all ranks that give it.
 
         Returns:
             The loss of this batch at the parameters before this iteration's update: 0-d, detached.
@@ -137,7 +135,7 @@ class Pipeline(ABC):
 
         Raises:
             StageError: the batch cannot be split into the method's micro-batches.
-            NonFiniteLossError: the loss is NaN or infinite, and that was not allowed.
+            NonFiniteLossError: the loss is NaN or infinite, without ``allow_nonfinite_loss``.
             WorkerError: the network, the loss or the optimizer failed; names stage and action. Or
                 the pipeline failed before, or is closed.
             TransportError: a neighbour is late, gone, or out of step; or the ranks were given
@@ -161,10 +159,10 @@ class Pipeline(ABC):
         return loss
 
     def flush(self) -> None:
-        """Run what is outstanding: afterwards every stage has used every batch exactly once.
+        """Run the outstanding backward passes: every stage has then used every batch exactly once.
 
-        Ends a run or a phase. The outstanding backward passes run in order, each with its update,
-        at the learning rate that the optimizers then have. The next ``step`` starts a new fill.
+        Call it at the end of training. The backward passes run in order, each with its update, at
+        the current learning rate of the optimizers. The next ``step`` starts a new fill.
 
         Raises:
             WorkerError, TransportError: as ``step``.
@@ -182,7 +180,7 @@ class Pipeline(ABC):
                 worker.stage.loss.settle()
 
     def _interrupt(self) -> None:
-        """Tell the clocks that something else than training comes."""
+        """Tell the clocks that training is interrupted."""
         for worker in self._workers.values():
             worker.clock.interrupt()
 
@@ -200,7 +198,7 @@ class Pipeline(ABC):
     def predict(self, inputs: Tree) -> Any:
         """Compute the network's outputs with the live parameters, in evaluation mode.
 
-        Disturbs nothing: what is in flight, running statistics and random streams stay as they are.
+        Batches in flight, running statistics and random streams stay as they are.
 
         Args:
             inputs: as for ``step``; read by the first stage only.
@@ -210,10 +208,10 @@ class Pipeline(ABC):
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to continue bit for bit, what is in flight included.
+        """Return everything needed to continue bit for bit, batches in flight included.
 
-        A snapshot in plain containers: training on does not change it. Holds the stages of this
-        process, under ``stages`` by index. Call it between two iterations, on every rank.
+        A snapshot in plain containers: later training does not change it. It holds the stages
+        of this process, under ``stages`` by index. Call it between two iterations, on every rank.
         """
         self._check_usable()
         self._interrupt()
@@ -233,7 +231,7 @@ class Pipeline(ABC):
             state: holds at least the stages of this process.
 
         Raises:
-            CheckpointError: it is of another pipeline; nothing was changed in this process.
+            CheckpointError: the state is of another pipeline; nothing was changed here.
         """
         self._check_usable()
         self._interrupt()
@@ -288,7 +286,7 @@ class Pipeline(ABC):
         return loss
 
     def _holds(self, parameters: set[int]) -> bool:
-        """Whether it may still train one of these, given by identity."""
+        """Whether this pipeline may still train one of these parameters, given by identity."""
         return not (self._closed or self._failure) and any(
             id(parameter) in parameters
             for module in self.modules
@@ -319,14 +317,14 @@ _OPEN: weakref.WeakSet[Pipeline] = weakref.WeakSet()
 def require_free(stages: Iterable[nn.Module]) -> None:
     """Raise if another pipeline trains a parameter of these stages.
 
-    A pipeline that is closed, has failed, or is no more trains nothing.
+    A pipeline that is closed, has failed, or was deleted trains nothing.
 
     Raises:
-        StageError: one does.
+        StageError: a pipeline does.
     """
     trained = {id(p) for stage in stages for p in stage.parameters() if p.requires_grad}
     if any(pipeline._holds(trained) for pipeline in _OPEN):
-        gc.collect()  # one that nobody holds may still be there
+        gc.collect()  # a pipeline without references may not be deleted yet
     if any(pipeline._holds(trained) for pipeline in _OPEN):
         raise StageError(
             "the stages belong to another pipeline, whose batches in flight and optimizers would "
@@ -335,7 +333,7 @@ def require_free(stages: Iterable[nn.Module]) -> None:
 
 
 def _check_schedule(schedule: Schedule, num_stages: int) -> None:
-    """Play a short run through: a wrong timetable shows here, not as a wait without end."""
+    """Simulate a short run, so that a wrong schedule is an error here and not a hang later."""
     stages = range(num_stages)
     depth = max(schedule.offset(k, num_stages) + schedule.lag(k, num_stages) for k in stages)
     end = schedule.micro_batches * (depth // schedule.micro_batches + 2)

@@ -1,4 +1,4 @@
-"""What the ranks of a run tell each other beside the training itself: results and losses."""
+"""Messages between the ranks of a run other than training itself: results and losses."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Team(ABC):
         """Collect one value from each rank on rank 0 (elsewhere empty); all ranks call it.
 
         Args:
-            value: of what JSON knows; a tuple becomes a list where there are several ranks.
+            value: anything that JSON can hold; with several ranks a tuple becomes a list.
         """
 
     @abstractmethod
@@ -54,7 +54,7 @@ class Team(ABC):
         """Return rank 0's value on every rank; all ranks call it. Values are as for ``gather``."""
 
     def barrier(self) -> None:
-        """Return once all ranks are here."""
+        """Return when all ranks have called it."""
         self.gather(None)
         self.broadcast(None)
 
@@ -68,7 +68,7 @@ class Team(ABC):
 
     @abstractmethod
     def receive_losses(self) -> list[float]:
-        """On rank 0: return what the last rank sent, waiting for it if need be."""
+        """On rank 0: return what the last rank sent, and wait for it if necessary."""
 
 
 class Solo(Team):

@@ -1,15 +1,15 @@
-"""Parameters that two ranks hold a copy of each: they were one, and would drift apart.
+"""Find parameters of which two ranks hold a copy each: the copies would drift apart.
 
-In one process the memory tells that two stages share a parameter. Ranks hold copies, so their
-contents are compared when the pipeline is made:
+In one process a shared parameter is found by its memory. Ranks hold copies, so their contents are
+compared when the pipeline is made:
 
     equal contents under one name      an error: it is one parameter (torch's ``pipeline`` copies)
     equal contents under two names     a warning: tied by hand, or initialised alike
-    constant contents (zeros, ones)    say nothing: biases and norms begin so
-    frozen on both ranks               does no harm
+    constant contents (zeros, ones)    ignored: biases and norms start like this
+    frozen on both ranks               ignored: frozen copies stay equal
 
-Each rank first tells a checksum of a sample of each parameter, so that a large stage is soon read;
-where two are equal, one of the whole.
+Each rank first sends a checksum of a sample of each parameter, which is fast for large stages.
+Where two checksums are equal, checksums of the whole parameters are compared.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def require_untied(stage: nn.Module, group: dist.ProcessGroup) -> None:
     """Compare this rank's parameters with those of the others; all ranks of the group call it.
 
     Raises:
-        PartitionError: two ranks hold one parameter under one name.
+        PartitionError: two ranks hold copies of one parameter under one name.
     """
     own = dict(_comparable(stage))
     sampled = {name: _digest(_sample(parameter)) for name, parameter in own.items()}
@@ -77,7 +77,7 @@ def _judge(told: list[list[tuple[str, list[int], bool, str]]], stage_index: int)
 
 
 def _comparable(stage: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters whose contents can be read and say something, with their names."""
+    """Yield the parameters whose contents can be compared, with their names."""
     for name, parameter in stage.named_parameters():
         if is_lazy(parameter) or parameter.is_meta or type(parameter.data) is not Tensor:
             continue

@@ -1,4 +1,4 @@
-"""Which methods keep a parameter that stages share one parameter."""
+"""Refuse methods that cannot train a parameter which several stages share."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["require_exact_ties"]
 
 
 def require_exact_ties(stage: nn.Module, method: Method) -> None:
-    """Raise if a method would change a shared parameter, or its gradient, on the way.
+    """Raise if a method would change a shared parameter, or its gradient, between stages.
 
-    An earlier stage owns it and hands its value on with each forward; see
+    The first stage that uses the parameter owns it, and sends its value on with each forward; see
     ``delaygrad.partition.graph.ties``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A worker obeys the timetable for one stage: fetch what an action needs, hand on the rest."""
+"""A worker runs the actions of one stage: receive what an action needs, send its result."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from delaygrad.transport import Message, Receiver, Sender
 
 
 class Inbox:
-    """The receiving end of a link, which knows how many messages are under way.
+    """The receiving end of a link, which knows how many messages are in flight.
 
-    The timetable says what the neighbour has sent, so everything under way can be collected at any
-    time (for a checkpoint) without guessing.
+    The schedule says what the neighbour has sent. So all messages in flight can be collected at any
+    time, for a checkpoint.
     """
 
     def __init__(self, receiver: Receiver) -> None:
@@ -29,17 +29,17 @@ class Inbox:
         self._under_way = 0
         self._neighbours_phase = 0
         self.loads = 0
-        """How often a state was loaded."""
+        """How many times a state was loaded."""
 
     def announce(self) -> None:
-        """Note that the neighbour's part of the timetable sends one more message."""
+        """Note that, by the schedule, the neighbour sends one more message."""
         self._under_way += 1
 
     def take(self, batch_index: int, phase: int) -> Message:
         """Return the next message, which must be of this batch, sent in this phase.
 
         Raises:
-            TransportError: it did not come, or is of another batch or phase.
+            TransportError: no message came, or it is of another batch or phase.
         """
         message = self._early.popleft() if self._early else self._receive(batch_index, phase)
         if message.batch_index != batch_index:
@@ -56,13 +56,13 @@ class Inbox:
         return message
 
     def collect(self) -> list[Message]:
-        """Receive everything under way, keep it for later, and return it."""
+        """Receive all messages in flight, keep them for later, and return them."""
         while self._under_way:
             self._early.append(self._receive())
         return list(self._early)
 
     def last_word(self, unsent: Message, error: TransportError) -> TransportError | None:
-        """Say why a neighbour that cannot be reached has left, if it told of a flush before."""
+        """Return why an unreachable neighbour has left, if it has announced a flush before."""
         try:
             while "it is gone" in str(error):
                 self._receive(unsent.batch_index, unsent.phase)
@@ -71,17 +71,17 @@ class Inbox:
         return None
 
     def refill(self, messages: list[Message]) -> None:
-        """Hold these messages and no others; what is under way is received and dropped."""
+        """Hold only these messages; messages in flight are received and dropped."""
         self.collect()
         self._early = deque(messages)
         self._neighbours_phase = 0
         self.loads += 1
 
     def _receive(self, wanted: int = 0, phase: int = 0) -> Message:
-        """Return the next message that does not tell of a flush.
+        """Return the next message that does not announce a flush.
 
         Raises:
-            TransportError: the neighbour will send none of the batch that is wanted.
+            TransportError: the neighbour will send no message of the expected batch.
         """
         while True:
             if self._has_ended(wanted, phase):
@@ -140,19 +140,19 @@ class Worker:
 
     @property
     def inboxes(self) -> list[Inbox]:
-        """Those of the links that lead here."""
+        """The links that end at this worker."""
         return [inbox for inbox in (self._activations, self._gradients) if inbox is not None]
 
     def disconnect(self) -> None:
-        """Forget the links; no action can be run any more."""
+        """Drop the links; no action can run after this."""
         self._activations = self._gradients = self._above = self._below = None
 
     def offer(
         self, iteration: int, inputs: Tree, targets: Any, batch_id: BatchId | None = None
     ) -> None:
-        """Take what the user gives for a batch, in micro-batches where the method wants them.
+        """Take a batch from the user, and split it into the method's micro-batches.
 
-        Where it has to wait beyond its iteration (an offset), take a copy.
+        A batch that waits longer than its iteration (the schedule has an offset) is copied.
 
         Raises:
             StageError: the batch has fewer samples than there are micro-batches, or a weight of its
@@ -196,7 +196,7 @@ class Worker:
 
         Raises:
             WorkerError: the module, the loss or the optimizer failed; the cause is chained.
-            DelaygradError: of the kind it was raised as, with the action named.
+            DelaygradError: of the original kind; the message names the action.
         """
         try:
             if action.kind is Kind.FORWARD:
@@ -233,7 +233,7 @@ class Worker:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the stage's state and the messages under way to it."""
+        """Return the stage's state and the messages in flight to it."""
         return {
             **self.stage.state_dict(),
             "activations": [m.state_dict() for m in _collected(self._activations)],

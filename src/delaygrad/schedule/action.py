@@ -21,13 +21,13 @@ class Kind(StrEnum):
 class Action:
     """A stage, what it does, and for which batch; prints as ``2F0``.
 
-    Receiving what the action needs and sending what it makes belong to the action.
+    An action includes receiving what it needs and sending its result.
 
     Attributes:
         stage_index: 0..K-1 from the input.
         kind: forward, backward, or update with the gradients up to this batch.
-        batch_index: from 0, in the order in which they enter the network; where batches are split
-            it counts micro-batches.
+        batch_index: counts from 0, in the order in which batches enter the network; counts
+            micro-batches if batches are split.
 
     Example:
         >>> str(Action(2, Kind.FORWARD, 0))

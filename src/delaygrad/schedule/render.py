@@ -1,4 +1,4 @@
-"""Draw a timetable."""
+"""Draw a schedule as text."""
 
 from __future__ import annotations
 

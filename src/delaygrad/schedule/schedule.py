@@ -2,7 +2,7 @@
 
 A tick takes one micro-batch forward and one backward. A batch is ``micro_batches`` of them, M; with
 M = 1, the usual case, a tick is an iteration and a micro-batch is the batch. Two numbers per stage
-say it all. With stages k = 0..K-1, in tick t stage k takes
+define the schedule. With stages k = 0..K-1, in tick t stage k takes
 
     forward   micro-batch t - offset(k)
     backward  micro-batch t - offset(k) - lag(k); after the last one of a batch, it updates
@@ -12,8 +12,8 @@ say it all. With stages k = 0..K-1, in tick t stage k takes
     unlocked   k           2 (K-1-k)               FDG, ADL, PipeDream's delays
     flush      0           0                       backpropagation, one stage at a time
 
-A micro-batch that would be before the first (the *fill*) or after the last (the *drain*) is left
-out: no action, no update. The delay in updates, between a forward and its backward, is at most
+A micro-batch before the first (in the *fill*) or after the last (in the *drain*) does not exist: no
+action, no update. The delay in updates, between a forward and its backward, is at most
 ceil(lag / M): it falls with M.
 """
 
@@ -31,7 +31,7 @@ from delaygrad.schedule.action import Action, Kind
 
 @dataclass(frozen=True, repr=False)
 class Schedule:
-    """The timetable of all stages, as a rule.
+    """The actions of all stages in every tick, as a rule.
 
     Args:
         name: what the literature calls it.
@@ -90,7 +90,7 @@ class Schedule:
 
     @property
     def slack(self) -> int | None:
-        """Ticks of delay per boundary beyond the least; None where the schedule has no such choice.
+        """Additional ticks of lag per boundary; None if the schedule has no such option.
 
         Example:
             >>> locked(slack=2).slack, FLUSH.slack
@@ -99,7 +99,7 @@ class Schedule:
         return self.lag_rule.slack if isinstance(self.lag_rule, _StagesAbove) else None
 
     def splits_batches(self, stage_index: int, num_stages: int) -> bool:
-        """Say whether a stage updates within an iteration, some parts of a batch before its end.
+        """Whether a stage updates in the middle of an iteration, between two parts of a batch.
 
         Example:
             >>> [locked(micro_batches=2).splits_batches(k, 4) for k in range(4)]
@@ -123,9 +123,9 @@ class Schedule:
         }
 
     def messages_under_way(self, stage_index: int, num_stages: int) -> int:
-        """Messages of one direction between a stage and the next that need not wait in turn.
+        """Messages of one direction that may be in flight between a stage and the next.
 
-        The faster of the two may be that many ahead of the slower.
+        The faster of the two stages may be ahead of the slower by this number.
 
         Example:
             >>> LOCKED.messages_under_way(0, 4), locked(slack=2).messages_under_way(0, 4)
@@ -154,7 +154,7 @@ class Schedule:
             tick: t, from 0.
             num_stages: K.
             stages: whose actions to list, in ascending order; None is all.
-            first_batch: the first micro-batch of this phase; earlier ones are not there (fill).
+            first_batch: the first micro-batch of this phase; earlier ones do not exist (fill).
             end_batch: one more than the last micro-batch (drain); None while batches keep coming.
         """
 
@@ -183,7 +183,7 @@ class Schedule:
         return {}
 
     def _ages(self, num_stages: int) -> list[tuple[int, int]]:
-        """Offset and lag of each stage; asked for in every tick."""
+        """Return offset and lag of each stage; cached, because every tick needs them."""
         if num_stages not in self._known_ages:
             stages = range(num_stages)
             self._known_ages[num_stages] = [
@@ -192,7 +192,7 @@ class Schedule:
         return self._known_ages[num_stages]
 
     def iteration_of(self, action: Action, num_stages: int) -> int:
-        """Say in which iteration an action takes place: ``actions`` the other way round.
+        """Return the iteration in which an action takes place: the inverse of ``actions``.
 
         Example:
             >>> LOCKED.iteration_of(Action.parse("0B3"), num_stages=3)
@@ -211,7 +211,7 @@ class Schedule:
         stages: Sequence[int] | None = None,
         first_batch: int = 0,
     ) -> Iterator[Action]:
-        """Yield what is still to do when no micro-batch follows ``end_batch - 1``.
+        """Yield the remaining actions when no micro-batch follows ``end_batch - 1``.
 
         Args: as for ``actions``.
 
@@ -260,7 +260,7 @@ class _StagesAbove:
 
 
 def _named(rule: Callable[[int, int], int]) -> str:
-    """Tell a rule by its name, and by its values if it has some."""
+    """Identify a rule by its name and its values."""
     if dataclasses.is_dataclass(rule) and not isinstance(rule, type):
         return f"{type(rule).__qualname__.lstrip('_')}{dataclasses.astuple(rule)}"
     return getattr(rule, "__qualname__", repr(rule)).lstrip("_")
@@ -272,8 +272,8 @@ def locked(slack: int = 0, micro_batches: int = 1) -> Schedule:
     No stage waits for the backward of the stages above it.
 
     Args:
-        slack: ticks that an error gradient may be under way beyond the one it needs, per boundary.
-            Hides the time that a message takes to the neighbour and back, at the price of delay.
+        slack: additional ticks that an error gradient may take per boundary. Hides the time of a
+            message to the neighbour and back, and increases the delay.
         micro_batches: M per update.
 
     Raises:
@@ -289,9 +289,9 @@ def locked(slack: int = 0, micro_batches: int = 1) -> Schedule:
 
 
 def unlocked(micro_batches: int = 1) -> Schedule:
-    """Let a micro-batch climb one stage per tick, and its error gradient come down one per tick.
+    """Move a micro-batch up one stage per tick, and its error gradient down one stage per tick.
 
-    No stage waits for the forward of the stages below in the same tick either.
+    Nor does a stage wait, within a tick, for the forward of the stages below.
 
     Example:
         >>> [unlocked().delay(k, 4) for k in range(4)]

@@ -68,7 +68,7 @@ class Entered(NamedTuple):
     old: Tensor | None
     """A copy of its contents; None if contents are not compared."""
     expected: bool
-    """Whether all earlier forwards were checked, so that this is the first write in place."""
+    """Whether a write in place is allowed: no earlier write can have been missed."""
 
 
 def effect(name: str, live: nn.Parameter, alias: nn.Parameter, before: Entered) -> Met | None:

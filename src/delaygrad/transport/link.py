@@ -18,11 +18,11 @@ class Message:
 
     Attributes:
         batch_index: which batch it belongs to.
-        tensors: detached; an activation's ``requires_grad`` asks for an error gradient. None
-            stands for an error gradient that there is not.
+        tensors: detached; an activation with ``requires_grad`` gets an error gradient back. None
+            is an error gradient that does not exist.
         structure: rebuilds an activation; see ``delaygrad.boundary``.
         phase: the first batch since the sender's last flush.
-        identity: what stage 0 knows of an activation's batch; a JSON value.
+        identity: of an activation's batch, made by stage 0; a JSON value.
     """
 
     batch_index: int
@@ -45,16 +45,16 @@ class Message:
 
     @classmethod
     def of_flush(cls, batch_index: int, loads: int) -> Message:
-        """Tell a neighbour that this rank has called flush before this (micro-)batch.
+        """Make the message that this rank has called flush before this (micro-)batch.
 
         Args:
-            loads: how often it has loaded a state: afterwards the notice is void.
+            loads: how many times this rank has loaded a state; a later load makes the message void.
         """
         return cls(batch_index, (), _FLUSH, loads)
 
     @property
     def is_flush(self) -> bool:
-        """Whether ``of_flush`` made it."""
+        """Whether this message was made by ``of_flush``."""
         return isinstance(self.structure, str) and self.structure == _FLUSH
 
     @property
@@ -88,18 +88,18 @@ class Message:
 
 
 class Sender(Protocol):
-    """The end that gives."""
+    """The sending end."""
 
     def send(self, message: Message) -> None:
-        """Hand a message over, in order, without waiting for the other end to take it."""
+        """Send a message, in order, without waiting for the other end to receive it."""
 
 
 class Receiver(Protocol):
-    """The end that takes."""
+    """The receiving end."""
 
     def receive(self) -> Message:
-        """Return the next message, waiting for it if need be.
+        """Return the next message; wait for it if necessary.
 
         Raises:
-            TransportError: it did not come in time, or the sender is gone.
+            TransportError: no message came in time, or the sender is gone.
         """

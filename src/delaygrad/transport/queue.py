@@ -29,7 +29,7 @@ class Queue:
         """Pop the oldest message.
 
         Raises:
-            TransportError: there is none; the timetable asks for what nobody made.
+            TransportError: the queue is empty; the schedule reads a message that was not sent.
         """
         if not self._messages:
             raise TransportError("no message is in the queue; the schedule is out of order")

@@ -2,18 +2,17 @@
 
 A message is a header and a payload. The header is a JSON text after its length: batch, phase,
 identity of the batch, structure, and for each tensor its dtype, shape, memory order and whether it
-wants a gradient. The payload is the tensors' bytes.
+requires a gradient. The payload is the tensors' bytes.
 
-    sender    isend(header)  isend(payload)          never waits for this message, only for old ones
+    sender    isend(header)  isend(payload)          waits for older messages only
     receiver  irecv(header)  irecv(payload)          posted before the message is asked for
 
 The receiver must name a size before it knows the message, so both ends agree on a *capacity* of the
-header (the size of the largest so far) and one of the payload (the largest of the last few). What
-is smaller (a short last batch) travels in a buffer of that size and is cut out of it; of what is
-larger the first ``capacity`` bytes travel as usual, the rest in a piece of its own after both. In
-steady state a message has two pieces, and a tensor that crosses a boundary alone travels without a
-copy. A small payload is copied to the end of its header instead, and is one piece with it: a copy
-of it takes less time than a piece of its own.
+header (the size of the largest so far) and one of the payload (the largest of the last few). A
+smaller payload (a short last batch) travels in a buffer of that size. Of a larger payload the first
+``capacity`` bytes travel as usual, and the rest follows in a third piece. In steady state a message
+has two pieces, and a tensor that crosses a boundary alone travels without a copy. A small payload
+is copied to the end of its header, because a copy takes less time than a second piece.
 
 Messages of one link arrive in the order they were sent; nothing relies on tags, which NCCL ignores.
 Each direction has a process group of its own. Headers need a group whose tensors live on the CPU.
@@ -46,7 +45,7 @@ _SMALL_BYTES = 1 << 16  # the largest payload that travels behind its header
 
 @dataclass(frozen=True)
 class Wire:
-    """Where a link's bytes go.
+    """The two ends of a link, and the groups that carry its bytes.
 
     Attributes:
         peer: the other end's rank in the default group.
@@ -56,8 +55,8 @@ class Wire:
         payload_group: a group for ``device``; may be the same.
         device: where the tensors of this end live.
         timeout_s: seconds to wait for the other end.
-        remembered: the latest payloads, whose largest sets the capacity; with two, one short
-            message does not shrink it.
+        remembered: number of latest payloads, the largest of which sets the capacity; with two,
+            one short message does not reduce it.
     """
 
     peer: int
@@ -73,7 +72,7 @@ class Wire:
         """Wait for a transfer.
 
         Raises:
-            TransportError: it took longer than ``timeout_s``, or the peer is gone.
+            TransportError: the transfer took longer than ``timeout_s``, or the peer is gone.
         """
         try:
             if self.device.type == "cpu":
@@ -84,21 +83,21 @@ class Wire:
             raise self.failure(doing, error) from error
 
     def next_capacity(self, latest: Iterable[int]) -> int:
-        """Say what size both ends agree on after messages of these sizes.
+        """Return the capacity on which both ends agree after messages of these sizes.
 
-        0 where they are small and travel behind their headers. And on an accelerator: a receive
-        that waits for a message would be a kernel that keeps the device busy, so there it is
-        posted no earlier than the header has come.
+        It is 0 if payloads are small and travel behind their headers. It is also 0 on an
+        accelerator: there a receive that waits would be a kernel that keeps the device busy, so
+        it is posted only when the header has arrived.
         """
         largest = max(latest)
         return 0 if self.device.type != "cpu" or self.is_small(largest) else largest
 
     def is_small(self, num_bytes: int) -> bool:
-        """Say whether a payload travels behind its header, if no receive is posted for it."""
+        """Whether a payload travels behind its header, if no receive is posted for it."""
         return self.device.type == "cpu" and num_bytes <= _SMALL_BYTES
 
     def failure(self, doing: str, error: RuntimeError) -> TransportError:
-        """Say what went wrong, in which direction, with whom."""
+        """Describe an error: what, in which direction, with which peer."""
         text = str(error)
         if "imed out" in text or "imeout" in text:
             reason = f"nothing for {self.timeout_s:g} s; it hangs, or is slower than the timeout"
@@ -108,7 +107,7 @@ class Wire:
 
 
 def reason_of(error: RuntimeError) -> str:
-    """Return the sentence of a gloo error that says something."""
+    """Return the informative line of a gloo error."""
     line = str(error).strip().splitlines()[-1].split(". ")[0]
     return re.sub(r"^\[\S+\] ", "", line)  # gloo begins with its own file and line
 
@@ -118,7 +117,7 @@ class WireSender:
 
     Args:
         wire: where to.
-        in_flight: messages that may be under way before a send waits for the oldest, at least 1.
+        in_flight: messages that may be in flight before a send waits for the oldest, at least 1.
             Each keeps its tensors in memory.
     """
 
@@ -129,10 +128,10 @@ class WireSender:
         self._in_flight: deque[list[tuple[dist.Work, Tensor]]] = deque()
 
     def send(self, message: Message) -> None:
-        """Start sending a message; the tensors must not change any more.
+        """Start sending a message; its tensors must not change afterwards.
 
         Raises:
-            TransportError: the peer is gone, or did not take one of the messages before.
+            TransportError: the peer is gone, or did not receive an earlier message.
         """
         while len(self._in_flight) >= self._max_in_flight:
             self._finish_oldest()
@@ -157,7 +156,7 @@ class WireSender:
         self._start(_encode(header, behind, self._header_capacity), payload)
 
     def finish(self) -> None:
-        """Wait until the peer has taken everything."""
+        """Wait until the peer has received everything."""
         while self._in_flight:
             self._finish_oldest()
 
@@ -216,7 +215,7 @@ class WireReceiver:
         """Return the next message.
 
         Raises:
-            TransportError: it did not come within the timeout, or the sender is gone.
+            TransportError: no message came within the timeout, or the sender is gone.
         """
         wire = self._wire
         if self._header_work is None:
@@ -258,7 +257,7 @@ class WireReceiver:
         return header, buffer[start:end]
 
     def _post_ahead(self) -> None:
-        """Post the next receive, unless the sender has left; whoever asks for more will be told."""
+        """Post the next receive, unless the sender has left; ``receive`` then raises."""
         try:
             self._post()
         except TransportError:
@@ -307,7 +306,7 @@ def _encode(header: dict[str, object], behind: Tensor, capacity: int) -> Tensor:
 
 
 def _cut(buffer: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
-    """Return ``capacity`` bytes, the last of them idle where there are fewer, and the rest."""
+    """Return ``capacity`` bytes, padded if there are fewer, and the remaining bytes."""
     num_bytes = buffer.numel()
     if num_bytes < capacity:
         short, buffer = buffer, buffer.new_empty(capacity)
@@ -318,7 +317,7 @@ def _cut(buffer: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
 def _unpack(
     payload: Tensor, described: list[list[object] | None], *, shared: bool
 ) -> tuple[Tensor | None, ...]:
-    """Return the tensors; in memory of their own if the payload's is shared."""
+    """Return the tensors; copied if they would share the payload's memory."""
     tensors: list[Tensor | None] = []
     offset = 0
     for entry in described:
