@@ -25,10 +25,10 @@ from delaygrad.errors import StageError
 
 Tree: TypeAlias = Any
 """A tensor, ``None``, or a container of trees: tuple, list, dict (string keys), named tuple,
-dataclass, ``OrderedDict`` or a subclass of it."""
+dataclass, ``OrderedDict`` or a subclass."""
 
 Structure: TypeAlias = Any
-"""The JSON value that ``flatten`` returns beside the tensors."""
+"""The JSON value that ``flatten`` returns with the tensors."""
 
 _SUPPORTED = (
     "a boundary carries tensors, or tuples, lists, dicts, named tuples and dataclasses of tensors"
@@ -139,7 +139,7 @@ def _rebuild(name: str, items: dict[str, Tree]) -> Tree:
 
 
 def unflatten(structure: Structure, tensors: list[Tensor]) -> Tree:
-    """Rebuild the tree that ``flatten`` took apart; the inverse of it.
+    """Rebuild the tree that ``flatten`` took apart.
 
     Example:
         >>> unflatten(*reversed(flatten((torch.tensor(1), None))))
@@ -197,8 +197,8 @@ def dense(tensor: Tensor) -> Tensor:
 
     Every boundary tensor is dense in both runtimes, so that a kernel meets the same strides
     (``channels_last`` included) whether the tensor came through a queue or over a network. Without
-    gaps no copy is made; the strides of dimensions of size 1, which say nothing, become the usual.
-    A conjugate or negation that torch has put off is carried out; bytes do not tell of it.
+    gaps no copy is made; the strides of dimensions of size 1 become the usual ones. A conjugate or
+    negation that torch has postponed is carried out, because bytes do not show it.
 
     Example:
         >>> dense(torch.zeros(4, 6)[:, ::2]).stride(), dense(torch.zeros(6, 4).T).stride()
@@ -218,7 +218,7 @@ def narrowed(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Round what leaves a stage, if it is float32, to a smaller type; None rounds nothing.
 
     Raises:
-        StageError: it is of that type already, so that ``widened`` would mistake it.
+        StageError: the tensor has that type already; ``widened`` would change it to float32.
 
     Example:
         >>> widened(narrowed(torch.tensor(1.001), torch.bfloat16), torch.bfloat16)
@@ -240,7 +240,7 @@ def widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def to_row_major(tensor: Tensor) -> tuple[Tensor, list[int]]:
-    """View a dense tensor with its dimensions in memory order, beside that order.
+    """Return a view of a dense tensor with its dimensions in memory order, and that order.
 
     Example:
         >>> image = torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last)

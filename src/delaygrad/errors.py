@@ -29,7 +29,7 @@ class DelaygradError(Exception):
 
 
 class DelaygradWarning(UserWarning):
-    """Something in the user's program probably does not do what it is there for."""
+    """A part of the user's program probably has no effect, or not the intended one."""
 
 
 class ConfigError(DelaygradError):
@@ -48,11 +48,11 @@ class PartitionError(DelaygradError, ValueError):
 
 
 class ScheduleError(DelaygradError, ValueError):
-    """A timetable breaks its own rules."""
+    """A schedule breaks its rules."""
 
 
 class StashError(DelaygradError, KeyError):
-    """Nothing, or something already, is stashed for a batch."""
+    """A batch has no stash entry, or has one already."""
 
     def __str__(self) -> str:
         # KeyError shows repr(args[0]); a sentence should read as one.
@@ -60,7 +60,7 @@ class StashError(DelaygradError, KeyError):
 
 
 class StageError(DelaygradError, ValueError):
-    """A stage was given, or produced, something that it cannot train on."""
+    """A stage got, or produced, something that it cannot train on."""
 
 
 class TransportError(DelaygradError, RuntimeError):

@@ -12,8 +12,8 @@ _SMALL = 16  # what has less than 1/16 of the numbers of the largest tensor save
 def is_roundable(tensor: Tensor, largest: int) -> bool:
     """Say whether a saved tensor is rounded, next to the largest so far.
 
-    Statistics are not, those of a normalisation or of an attention's softmax: they are small, and
-    their error would weigh on a whole row. Nor are expanded tensors, which a copy would only grow.
+    Statistics of a normalisation or of an attention's softmax stay exact: they are small, and an
+    error in them affects a whole row. Expanded tensors stay too: a copy of them is larger.
 
     Args:
         tensor: strided.

@@ -1,7 +1,7 @@
 """Data: four sources behind one small interface, and the order in which they are read.
 
-Nothing here knows of stages or processes. In a pipeline the first rank calls ``inputs`` and the
-last one ``targets``, each with the indices that ``batch_indices`` gives to both of them alike.
+Nothing here depends on stages or processes. In a pipeline the first rank calls ``inputs`` and the
+last rank calls ``targets``. ``batch_indices`` gives both ranks the same indices.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ def crop_and_flip(images: npt.NDArray[np.uint8], rng: np.random.Generator) -> np
     """Pad by 4 black pixels, crop at random to the old size, mirror half of the images.
 
     Padding comes before normalisation, on raw pixels: the border is black, not the mean colour.
-    So does ``torchvision``: ``RandomCrop(32, padding=4)``, ``RandomHorizontalFlip()``,
+    The same in ``torchvision``: ``RandomCrop(32, padding=4)``, ``RandomHorizontalFlip()``,
     ``ToTensor()``, ``Normalize(...)``.
 
     Args:

@@ -17,8 +17,8 @@ _ADDRESS = "https://www.cs.toronto.edu/~kriz/"
 def download(name: str, data_dir: Path) -> Path:
     """Fetch the official archive into a folder, for ``load`` to find.
 
-    ``load`` never does this by itself. A right archive that is already there is kept; what comes
-    is checked against the archive's md5 before it gets its name.
+    ``load`` never downloads. A correct archive that is already there is kept. A download is checked
+    against the archive's md5 before it gets its name.
 
     Args:
         name: "cifar10" or "cifar100".

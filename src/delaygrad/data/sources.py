@@ -31,7 +31,7 @@ def load(
         data_dir: where the files lie. CIFAR: a folder with any of the official versions, binary
             (plain or .xz) or Python, unpacked or as an archive. Text: the file, or a folder with
             ``input.txt``. Digits take none.
-        holdout: training samples set aside as the validation split, the same ones in every run.
+        holdout: training samples set aside as the validation split, the same samples in every run.
         augment: let the training split augment where its ``inputs`` is given an rng. Only CIFAR
             has an augmentation; False or True is the same for digits and text.
         context_length: characters per window; text only.

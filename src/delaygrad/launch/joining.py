@@ -1,4 +1,4 @@
-"""Be a rank: of the workers that ``run_workers`` starts, or under ``torchrun``."""
+"""Join the other ranks: as a worker that ``run_workers`` has started, or under ``torchrun``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from delaygrad.errors import ConfigError, TransportError
 from delaygrad.launch.process import end_at_interrupt, end_with_parent, keep_freed_memory
 
 STORE = "DELAYGRAD_STORE"
-"""The variable that tells a worker of ``run_workers`` the file in which the ranks meet."""
+"""Environment variable of a worker of ``run_workers``: the file in which the ranks meet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,10 @@ def launched_by_torchrun() -> bool:
 
 
 def require_single_process() -> None:
-    """Raise unless this process is alone: several would do, and write, the same thing.
+    """Raise unless this process is alone: several processes would all write the same results.
 
     Raises:
-        ConfigError: a launcher has started several.
+        ConfigError: a launcher has started several processes.
     """
     if launched_by_torchrun() and int(os.environ["WORLD_SIZE"]) > 1:
         raise ConfigError(
@@ -97,10 +97,10 @@ def joined(launch: Launch, device: torch.device) -> Iterator[int]:
 def _store(world_size: int, timeout: timedelta) -> tuple[Store, int]:
     """Return where the ranks meet, and this process's rank.
 
-    Workers of one machine meet in a file that nobody else can open. Under torchrun they meet in its
-    store, under names that this host's earlier attempts have not used: where torchrun restarts a
-    run, the store still has the addresses of the ranks that ended, and the new ones may meet those
-    before their own. (Hosts count their restarts each for itself.)
+    Workers of one machine meet in a file that only this user can open. Under torchrun they meet in
+    its store, under names that this host's earlier attempts have not used. If torchrun restarts a
+    run, the store still has the addresses of the old ranks, and new ranks could find those. (Each
+    host counts its own restarts.)
     """
     if STORE in os.environ:
         file_store = FileStore(os.environ[STORE], world_size)

@@ -1,4 +1,4 @@
-"""Temporary folders that only this user can read, and that no process leaves behind for good."""
+"""Temporary folders that only this user can read; folders of killed processes are removed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _PREFIX = "delaygrad-launch-"
 def private_folder() -> Iterator[Path]:
     """Within the block there is a folder of mode 0700; afterwards there is none.
 
-    A process that is killed cannot remove its folder. So each one holds a lock on its folder, which
-    the system releases at its end, and removes the user's folders that nobody holds any more. (A
-    lock, not a process number: containers may share a folder for temporary files.)
+    A process that is killed cannot remove its folder. So each process holds a lock on its folder,
+    which the system releases when the process ends. The next process removes the user's folders
+    without a lock. (A lock, not a process number: containers may share a temporary folder.)
     """
     _remove_abandoned(Path(tempfile.gettempdir()))
     folder, lock = _locked_folder()

@@ -1,4 +1,4 @@
-"""What every process that trains asks of its system: when to end, and how to hold memory."""
+"""Settings of every process that trains: when to end, and how to keep memory."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def end_at_interrupt() -> None:
 
 
 def keep_freed_memory() -> bool:
-    """From now on, let glibc's malloc keep memory that is freed, for the next who asks.
+    """From now on, let glibc's malloc keep freed memory for later allocations.
 
-    A stage asks for the same tensors in every iteration; getting their pages from the system anew
-    costs some 5 % of the time of a convolutional network on a CPU. The process then holds the most
-    that it ever needed until it ends.
+    A stage allocates the same tensors in every iteration. Getting their pages from the system again
+    costs about 5 % of the time of a convolutional network on a CPU. The process keeps its peak
+    memory until it ends.
 
     Returns:
-        Whether it was done: not where the C library is another one, or where the user has set
-        another allocator or its thresholds in the environment.
+        Whether it was done. It is not done with another C library, or if the user has set another
+        allocator or its thresholds in the environment.
     """
     if any(os.environ.get(name) for name in _USERS_OWN):
         return False

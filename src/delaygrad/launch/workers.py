@@ -1,13 +1,12 @@
 """Start one worker process per stage on this machine.
 
-    launcher -- fork server (has imported torch and delaygrad, no more) -- worker 0, 1, ...
+    launcher -- fork server (has imported torch and delaygrad) -- worker 0, 1, ...
         \\______________ a pipe from each worker: its result, or its error ______________/
 
-A worker is the fork of a server: it starts in a tenth of a second, importing torch takes seconds.
+A worker is a fork of the server. It starts in a tenth of a second; importing torch takes seconds.
 
-Nobody but the workers takes part. They meet in a file of a folder that only this user can open, and
-their sockets are bound to the loopback interface. No port is open to another machine, and what
-arrives over a socket is never unpickled.
+The workers meet in a file in a folder that only this user can open. Their sockets are bound to the
+loopback interface. No port is open to another machine, and data from a socket is never unpickled.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _SLOW_IMPORTS = ("torch._dynamo",)  # what the first optimizer of a process impo
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What became of a worker's call: a pickled result, or an error."""
+    """The outcome of a worker's call: a pickled result, or an error."""
 
     result: bytes | None = None
     message: str = ""
@@ -57,9 +56,9 @@ class _Worker:
 def run_workers(entry: Callable[..., Any], launch: Launch, *args: Any) -> dict[int, Any]:
     """Run ``entry(*args)`` in one new process per stage, and wait for all of them.
 
-    If one fails, the others are ended; if this process is killed, all of them are. The workers have
-    this process's environment variables, but what libraries read when they are loaded is as it was
-    when the first workers started.
+    If one worker fails, the others are ended. If this process is killed, all workers end. The
+    workers have this process's environment variables. But variables that libraries read at import
+    have the values from when the first workers started.
 
     Args:
         entry: a module-level function; it calls ``joined``.
@@ -70,7 +69,7 @@ def run_workers(entry: Callable[..., Any], launch: Launch, *args: Any) -> dict[i
         What each rank returned, by rank.
 
     Raises:
-        WorkerError: a worker failed; says which stage, and its own message, or the signal.
+        WorkerError: a worker failed; names the stage and its message or signal.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(launch.threads))
     context = fork_server()
@@ -94,8 +93,9 @@ def run_workers(entry: Callable[..., Any], launch: Launch, *args: Any) -> dict[i
 def fork_server() -> ForkServerContext:
     """Start the server whose forks the workers are, if it does not run yet.
 
-    It imports what this process has imported of delaygrad, and ends with this process. Ctrl-C,
-    which the terminal sends to all, reaches neither the server nor a worker that is not ready.
+    The server imports the same modules of delaygrad as this process, and exits with this process.
+    Ctrl-C, which the terminal sends to all processes, does not reach the server, nor a worker that
+    is not ready.
     """
     context = get_context("forkserver")
     ours = sorted(name for name in sys.modules if name.startswith("delaygrad"))
@@ -132,7 +132,7 @@ def _start(context: ForkServerContext, environment: dict[str, str], call: bytes)
 
 
 def _be_worker(outcome: Connection, environment: dict[str, str], call: bytes) -> None:
-    """Run in the worker: make the call, and tell the launcher what became of it."""
+    """Run in the worker: make the call, and send its outcome to the launcher."""
     end_at_interrupt()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     end_with_parent()

@@ -4,11 +4,11 @@ Rumelhart, Hinton, Williams, "Learning representations by back-propagating error
 
     w[k]@(t+1) = w[k]@t - lr * grad_k f(batch t; w@t)          for every stage k
 
-One stage works at a time; the stages wait for the forward of those below and for the backward of
-those above. With ``micro_batches`` the gradient is accumulated over parts of the batch; the loss is
-the mean over the batch still, but what sees a whole batch at once (BatchNorm) sees a part.
-Deviations: none. ``lookahead``
-takes the gradient at predicted parameters instead, the fair rival of methods that predict.
+One stage works at a time: it waits for the forward of the stages below and the backward of the
+stages above. With ``micro_batches`` the gradient is accumulated over parts of the batch. The loss
+is still the mean over the batch, but BatchNorm sees a part only. Deviations: none.
+
+``lookahead`` takes the gradient at predicted parameters: a fair baseline for methods that predict.
 """
 
 from __future__ import annotations

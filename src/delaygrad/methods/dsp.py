@@ -22,7 +22,7 @@ from delaygrad.schedule import unlocked
 
 @published("diversely stale parameters")
 def DSP(micro_batches: int = 1) -> Method:
-    """Unlock forward and backward, and replay with the parameters of today.
+    """Unlock forward and backward, and replay with the current parameters.
 
     Args:
         micro_batches: parts that a batch is split into, at least 1.

@@ -4,7 +4,7 @@ Zmushko et al., ICML 2026, arXiv:2606.30634 (recalled from an implementation tha
 
     paper    here
     c        strength
-    u        what the optimizer has moved the parameters by
+    u        the last change of the parameters by the optimizer
 
     schedule  that of PipeDream-2BW: with M >= 2 (K-1) micro-batches no gradient is more than one
               update late
@@ -22,7 +22,7 @@ from delaygrad.schedule import unlocked
 
 @published("one-step delay with error feedback")
 def DelayedEF(micro_batches: int, strength: float = 1.0) -> Method:
-    """Add the change of an update to it.
+    """Add to each update its difference to the update before.
 
     Args:
         micro_batches: M, parts that a batch is split into; 2 (K-1) or more.

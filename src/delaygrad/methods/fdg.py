@@ -13,8 +13,8 @@ TNNLS 2021, arXiv:1906.09108.
                 before; what is sent down is beta times the error gradient
       update    w[k] = optimizer(w[k], that gradient), 2(K-1-k) updates late
 
-An iteration takes as long as one stage's forward and backward; no stage waits for the forward of
-the others either. The price is twice the delay of `DDG`.
+An iteration takes as long as one stage's forward and backward. No stage waits for the forward of
+another stage. The price is twice the delay of `DDG`.
 Deviation: by default a backward meets the parameters of its forward. ``weights="live"`` is what the
 authors' code computes. ``micro_batches`` is the accumulation of ADL (Zhuang et al., ICML 2021).
 """
@@ -29,7 +29,7 @@ from delaygrad.schedule import unlocked
 
 @published("fully decoupled learning with delayed, shrunk gradients")
 def FDG(beta: float = 0.5, micro_batches: int = 1, weights: Weights = "stash") -> Method:
-    """Unlock the forward too, and shrink what is sent down.
+    """Unlock the forward too, and shrink the error gradients that are sent down.
 
     Args:
         beta: above 0, at most 1; 1 shrinks nothing.

@@ -12,8 +12,8 @@ Huo, Gu, Huang, "Training Neural Networks Using Features Replay", NeurIPS 2018, 
                 graph gets the error gradient that stage k+1 made for batch s at iteration t-1
       update    w[k]@(t+1) = optimizer(w[k]@t, that gradient)
 
-No older parameters are kept, and one graph. The input of a stage is that of w@s, the parameters are
-those of w@t, so the gradient is of no single iterate. The time of one more forward is paid.
+No older parameters are kept, and only one graph at a time. The input of a stage comes from w@s, the
+parameters are w@t, so the gradient belongs to no single iterate. Each batch costs one more forward.
 Deviations: BatchNorm's running statistics change once per batch, in the first forward; in the
 authors' code they change twice. ``slack`` and ``micro_batches`` as in `DDG`, not in the paper.
 """
@@ -27,10 +27,10 @@ from delaygrad.schedule import locked
 
 @published("features replay")
 def FR(slack: int = 0, micro_batches: int = 1) -> Method:
-    """Replay the features of a waiting batch with the parameters of today.
+    """Replay the features of a waiting batch with the current parameters.
 
     Args:
-        slack: ticks more of delay per boundary, at least 0.
+        slack: additional ticks of lag per boundary, at least 0.
         micro_batches: parts that a batch is split into, at least 1.
 
     Raises:

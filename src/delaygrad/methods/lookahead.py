@@ -1,6 +1,6 @@
 """Delayed gradients with a look-ahead: the preset for many stages.
 
-Two ideas that are older than this combination of them:
+It combines two published ideas:
 
     micro-batches  with M >= (K-1)(1 + slack) no gradient is more than one update late, without a
                    bubble: PipeDream-2BW (Narayanan et al., ICML 2021, arXiv:2006.09503), ADL
@@ -33,12 +33,12 @@ from delaygrad.schedule import locked
 
 @published("delayed gradients with micro-batches and a look-ahead")
 def Lookahead(micro_batches: int, slack: int = 0) -> Method:
-    """Keep every gradient at most one update late, and take it where that update will be.
+    """Keep every gradient at most one update late, and take it at predicted parameters.
 
     Args:
-        micro_batches: M, parts that a batch is split into; (K-1)(1 + slack) or more. With fewer
-            the delays, and the predictions, grow.
-        slack: ticks more of lag per boundary, to hide a slow link; at least 0.
+        micro_batches: M, parts that a batch is split into; use (K-1)(1 + slack) or more. With
+            fewer parts the delays grow, and the predictions look further ahead.
+        slack: additional ticks of lag per boundary, to hide a slow link; at least 0.
 
     Raises:
         ScheduleError: a number is out of range.

@@ -25,7 +25,7 @@ from delaygrad.schedule import unlocked
 
 @published("PipeDream with weight stashing")
 def PipeDream(micro_batches: int = 1) -> Method:
-    """Unlock forward and backward; every gradient is exact for the parameters its stage has met.
+    """Unlock forward and backward; every gradient is exact for the parameters of its forward.
 
     Args:
         micro_batches: M, parts that a batch is split into; 2 (K-1) or more is PipeDream-2BW.

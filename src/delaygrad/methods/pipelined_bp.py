@@ -8,8 +8,8 @@ arXiv:2003.11666.
     SC_D     SpikeCompensation
     LWP_D    Predicted("largest"): w + D (w - w_prev), the paper's weight-difference form
 
-Deviation: a backward meets the parameters that its forward met; in the paper those of today, where
-no stashing is named.
+Deviation: a backward meets the parameters that its forward met. In the paper it meets the current
+parameters, unless stashing is named.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Yang, Zhang, Li, Re, Aberger, De Sa, "PipeMare: Asynchronous Pipeline Parallel D
     tau_fwd,i        the delay of stage k
     T1, K            DelayScaledLR, anneal
 
-    backward  the activations of the forward, the parameters of today
+    backward  the activations of the forward, the current parameters
     update    lr[k] = lr / D_k^p, p falling from 1 to 0
 
 Deviations: technique T2 (discrepancy correction) and T3 (synchronous warm-up) are left out.
@@ -22,7 +22,7 @@ from delaygrad.schedule import unlocked
 
 @published("PipeMare, with learning rates scaled by delay")
 def PipeMare(anneal: int = 1000, micro_batches: int = 1) -> Method:
-    """Meet today's parameters in the backward, and scale learning rates by the delay at first.
+    """Meet the current parameters in the backward; at first divide learning rates by the delay.
 
     Args:
         anneal: updates until every stage has the user's learning rate, at least 1.

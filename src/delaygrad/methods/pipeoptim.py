@@ -1,4 +1,4 @@
-"""PipeOptim: forward at predicted parameters, backward at those of today.
+"""PipeOptim: forward at predicted parameters, backward at the current parameters.
 
 Guan, Li, Li, Qiao, "PipeOptim: Ensuring Effective 1F1B Schedule With Optimizer-Dependent Weight
 Prediction", IEEE TKDE 2025, arXiv:2312.00839.
@@ -8,11 +8,11 @@ Prediction", IEEE TKDE 2025, arXiv:2312.00839.
     Delta w_t   the optimizer's last move: w_prev - w = lr Delta w_t
 
     forward   v = w - s lr Delta w_t = w + s (w - w_prev)
-    backward  the forward runs again on the kept input with the parameters of today
+    backward  the forward runs again on the kept input with the current parameters
 
-For SGD with momentum, Adam and AdamW the paper's direction, times the learning rate, is what the
-optimizer has just moved, so that no optimizer needs a formula of its own. Deviation: after a change
-of the learning rate the paper scales by the new one, this rule by the old one, for one update.
+For SGD with momentum, Adam and AdamW, the paper's direction times the learning rate is the last
+change by the optimizer. So no optimizer needs a formula of its own. Deviation: for one update after
+a change of the learning rate, this rule scales by the old rate and the paper by the new one.
 """
 
 from __future__ import annotations

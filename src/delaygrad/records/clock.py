@@ -1,8 +1,8 @@
 """Count, and on demand record, how a stage spends its time.
 
-The five places of a worker where time goes are each wrapped in a ``with clock.measure(...)``. Its
-duration is always added up. While a trace is on, it is also kept as one plain tuple in memory;
-nothing is written, and nothing leaves the process, before the trace is asked for.
+Each activity of a worker runs in a ``with clock.measure(...)``, which adds up its duration. While a
+trace is on, each activity is also kept in memory, as one plain tuple. Nothing is written, and
+nothing leaves the process, until the trace is read.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 ACTIVITIES = ("forward", "backward", "update", "send", "wait")
-"""What a stage can be busy with, or idle for (``wait``: for a neighbour's message). ``send`` is the
-time that handing a message over takes; it is long where the neighbour is far behind."""
+"""What a stage spends time on. ``wait``: idle, for a neighbour's message. ``send``: handing over a
+message; long if the neighbour is far behind."""
 
 EventRow: TypeAlias = tuple[str, str, int, int, int, int, int, int]
 """An event as it is recorded; the fields are those of ``delaygrad.records.Event``."""
@@ -26,8 +26,8 @@ class StageClock:
     """Add up the seconds that a stage spends on each activity; record them one by one on demand.
 
     On an accelerator these are the seconds of the host, which runs ahead of the device: a slice
-    says when the work was handed over, not when it was done. ``now`` is the seam for a clock that
-    knows better (one that waits for the device first).
+    says when the work was queued, not when it was done. Give ``now`` a clock that waits for the
+    device first, to measure the device.
 
     Args:
         now: nanoseconds on a clock that never goes back, the same for all processes of a host.
@@ -52,7 +52,7 @@ class StageClock:
         self.iterations: list[IterationRow] = []
         """The iterations of the last trace."""
         self.iteration = 0
-        """The iteration under way."""
+        """The current iteration."""
         self.recording = False
         self._wanted = 0  # iterations still to be recorded
         self._settled = 0
@@ -75,7 +75,7 @@ class StageClock:
         self.seconds = dict.fromkeys(ACTIVITIES, 0.0)
 
     def start_trace(self, num_iterations: int) -> None:
-        """Forget the last trace; record so many iterations from the next one on.
+        """Forget the last trace; record this many iterations, from the next one on.
 
         Raises:
             ValueError: there is nothing to record.
@@ -100,9 +100,9 @@ class StageClock:
         self._settled += 1
 
     def interrupt(self) -> None:
-        """Note that something else than training comes now: an evaluation, a checkpoint, a drain.
+        """Note that training is interrupted by an evaluation, a checkpoint or a drain.
 
-        It is not recorded, and the iterations next to it are not part of a steady state.
+        The interruption is not recorded. The iterations next to it do not count as steady.
         """
         self.recording = False
         self._settled = 0

@@ -1,8 +1,8 @@
-"""A log of events that is readable at any moment, and in which a changed byte shows.
+"""A log of events that can be read at any moment; a checksum per line shows damage.
 
     {"event": "training", "iteration": 10, "loss": 2.25, "crc32": "5f2d9c1e"}
 
-The checksum is that of the line without it. Lines of logs that have none are read, too.
+The checksum is that of the line without the checksum. Logs without checksums can be read too.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def parse_json(text: str | bytes) -> Any:
 
 
 class EventLog:
-    """Append events to a file, one JSON object per line; each line is whole as soon as written.
+    """Append events to a file, one JSON object per line; each line is written at once.
 
     Args:
-        path: the file; made if it is not there, continued if it is.
+        path: the file; created if missing, else continued.
     """
 
     def __init__(self, path: Path) -> None:

@@ -2,11 +2,11 @@
 
 Only *steady* iterations count. An iteration is steady if every stage has
 
-    taken as many micro-batches forward as backward, and updated     (so it is not of the fill)
-    been at it for K iterations without an evaluation or checkpoint  (so that nobody is late)
-    begun the next one right after it                                (so that its length is known)
+    taken as many micro-batches forward as backward, and updated     (so it is not in the fill)
+    trained for K iterations without an evaluation or checkpoint     (so that no stage is late)
+    begun the next iteration right after it                          (so that its length is known)
 
-All stages are judged by the same iterations. Of each stage's share of an iteration,
+The same iterations count for all stages. For each stage,
 
     forward + backward + update + send + wait + other = iteration
     idle share = wait / iteration
@@ -34,17 +34,17 @@ def steady_iterations(trace: Trace) -> list[int]:
 
 
 def measure_trace(trace: Trace) -> dict[str, Any]:
-    """Sum a trace up in plain values.
+    """Summarise a trace in plain values.
 
     Returns:
         ``iteration_s`` is the mean length of the steady iterations, ``predicted_iteration_s`` the
         busiest stage's forward + backward + update (without delays, the sum of all stages'), and
         ``bottleneck_stage`` that stage. In
         ``stages``, times are means over the same iterations. ``hop_latency_s`` is the median time
-        from the start of a send until the receiver had the message, of those that a receiver was
-        already waiting for; ``hops`` has it by boundary and direction. What cannot be said is None:
-        without a steady iteration nothing, and where stages take turns in one process neither
-        idle shares nor hops.
+        from the start of a send until the receiver had the message, over the messages that a
+        receiver was already waiting for; ``hops`` has it by boundary and direction. Unknown values
+        are None: all of them without a steady iteration, idle shares and hops if stages take turns
+        in one process.
     """
     steady = set(steady_iterations(trace))
     stages = [_measure_stage(stage, steady, trace.takes_turns) for stage in trace.stages]
@@ -110,10 +110,10 @@ def _measure_stage(stage: StageTrace, steady: set[int], takes_turns: bool) -> di
 
 
 def staleness_of(stage: StageTrace) -> dict[int, int]:
-    """Say for each batch that went backward how many updates had come since its forward.
+    """Return, for each batch that went backward, the number of updates since its forward.
 
-    Left out are batches whose forward is not in the trace, or was in the fill, where a stage has
-    nothing to update with.
+    Batches are left out if their forward is not in the trace, or was in the fill, where a stage
+    does not update.
     """
     filled = {event.iteration for event in stage.events if event.activity == "backward"}
     forwards = {

@@ -33,17 +33,17 @@ class Event(NamedTuple):
     batch_index: int
     """The micro-batch of that action; the last one of its batch for an update."""
     iteration: int
-    """The iteration under way."""
+    """The current iteration."""
     start_ns: int
     duration_ns: int
     version: int
     """Updates of the stage's parameters when it began."""
     num_bytes: int
-    """Bytes sent; 0 for the others."""
+    """Bytes sent; 0 for other activities."""
 
     @property
     def end_ns(self) -> int:
-        """When it was over."""
+        """When it ended."""
         return self.start_ns + self.duration_ns
 
 
@@ -66,7 +66,7 @@ class ClockReading(NamedTuple):
     offset_ns: int
     """How far the rank's clock is ahead of rank 0's."""
     uncertainty_ns: int
-    """The true offset is at most so far from ``offset_ns``."""
+    """Largest error of ``offset_ns``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class StageTrace:
         delay: prescribed, in updates.
         events: in the order in which they ended; they do not overlap.
         iterations: in order.
-        clock: a reading that the times were brought to rank 0's clock by.
+        clock: the reading by which the times were converted to rank 0's clock.
     """
 
     stage_index: int
@@ -190,7 +190,7 @@ def read_trace(run_dir: Path) -> Trace:
     """Read the events that a run has recorded.
 
     Raises:
-        DataError: it has recorded none, or the file is not what it should be.
+        DataError: the run has recorded none, or the file is not a trace.
     """
     path = run_dir / TRACE_EVENTS
     try:

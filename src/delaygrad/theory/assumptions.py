@@ -11,8 +11,8 @@ from dataclasses import dataclass
 class Assumptions:
     """Numbers that must hold of a loss f(w) = E f_i(w), over random batches i, for a bound to hold.
 
-    They are upper bounds: larger ones are still true and promise less. For most networks nobody
-    knows them.
+    They are upper bounds: larger values are still true and give weaker bounds. For most networks
+    they are unknown.
 
     Args:
         smoothness: L, positive; |grad f(v) - grad f(w)| <= L |v - w| for all v, w.

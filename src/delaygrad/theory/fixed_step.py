@@ -15,11 +15,11 @@ from delaygrad.theory.constants import Proof, effective_moment, staleness_moment
 
 @dataclass(frozen=True, kw_only=True)
 class Promise:
-    """What a proof promises for the step it likes best.
+    """What a proof promises for its best step.
 
     Attributes:
         bound: of the average of E |grad f(w@t)|^2 over the iterations.
-        is_vacuous: the bound says no more than the second moment M does by itself.
+        is_vacuous: the bound is not below the second moment M, so it says nothing.
     """
 
     proof: Proof

@@ -1,8 +1,8 @@
-"""Bounds without a bound on the gradients: only their noise need be limited.
+"""Bounds that need no bound on the gradients, only on their noise.
 
-Gradients of most losses are not bounded, those of a quadratic to begin with. Where the batches'
-noise is, E |grad f_i(w) - grad f(w)|^2 <= variance, the argument over virtual iterates works for
-steps below ``certified_step``, and without noise (full batches) the average falls as 1 / T.
+Gradients of most losses are not bounded, not even those of a quadratic. If the noise of the batches
+is bounded, E |grad f_i(w) - grad f(w)|^2 <= variance, the argument over virtual iterates works for
+steps below ``certified_step``. Without noise (full batches) the average falls as 1 / T.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Corrections of a delayed update, each optimizer-agnostic unless it says otherwise."""
+"""Corrections of a delayed update; for any optimizer, unless a docstring names one."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class DelayScaledLR(Update):
 
 @dataclass(frozen=True, repr=False)
 class SpikeCompensation(Update):
-    """Give a late gradient at once the weight that it would have by now; SGD with momentum m.
+    """Give a late gradient the weight that momentum would have given it by now; SGD only.
 
         v = m v + g;  w = w - lr (a v + b g),  a = m^D, b = (1 - m^D) / (1 - m)
 
-    D = 1 is Nesterov's momentum. A stage without delay is left alone.
+    m is the momentum. D = 1 is Nesterov's momentum. A stage without delay is not corrected.
 
     Raises:
         StageError: the optimizer is not ``torch.optim.SGD`` with plain momentum.
@@ -86,11 +86,11 @@ class SpikeCompensation(Update):
 
 @dataclass(frozen=True, repr=False)
 class ErrorFeedback(Update):
-    """Add the change of the optimizer's own update to it; any optimizer.
+    """Add to each update its difference to the update before; any optimizer.
 
-        u = what the optimizer has moved;  w = w - u - strength (u - u_before)
+        u = the optimizer's update;  w = w - u - strength (u - u_before)
 
-    A stage without delay, and the first update, are left alone.
+    A stage without delay, and the first update, are not corrected.
 
     Args:
         strength: 0 is no correction. With heavy-ball momentum m, strength m is Nesterov's momentum.
@@ -128,7 +128,7 @@ class DelayCompensation(Update):
 
     References:
         Zheng et al., "Asynchronous Stochastic Gradient Descent with Delay Compensation", ICML 2017,
-        arXiv:1609.08326. Differs: with micro-batches, ``w_met`` is that of the newest part.
+        arXiv:1609.08326. Differs: with micro-batches, ``w_met`` belongs to the newest part.
     """
 
     strength: float = 0.04

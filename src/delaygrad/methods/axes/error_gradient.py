@@ -1,4 +1,4 @@
-"""Where a stage's error gradient comes from, and what the stage sends down in its turn."""
+"""Where a stage's error gradient comes from, and what the stage sends to the stage below."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from delaygrad.methods.axes.axis import Axis
 
 
 class LocalGradients(Protocol):
-    """What gives a stage an error gradient in its own forward; one for each such stage."""
+    """Make the error gradients of one stage in its own forward."""
 
     def gradients(self, outputs: list[Tensor | None], targets: Any) -> list[Tensor | None]:
         """Return the error gradients of detached outputs; None where an output is None."""
@@ -37,7 +37,7 @@ class LocalGradients(Protocol):
 
 @dataclass(frozen=True, repr=False)
 class ErrorGradient(Axis):
-    """The axis; take ``Received`` or one of its rivals."""
+    """The axis; use one of its subclasses, such as ``Received``."""
 
     @property
     def is_local(self) -> bool:
@@ -50,7 +50,7 @@ class ErrorGradient(Axis):
         return False
 
     def make_local(self, device: torch.device) -> LocalGradients:
-        """Make what gives a stage its error gradient, where ``is_local``."""
+        """Return the maker of a stage's error gradients; only if ``is_local``."""
         raise NotImplementedError(f"{type(self).__name__} is received from the stage above")
 
     def outgoing(self, grad_input: Tensor, stage_index: int, num_stages: int) -> Tensor:
@@ -82,7 +82,7 @@ class Shrunk(ErrorGradient):
         beta: above 0, at most 1.
 
     Raises:
-        ValueError: it is not.
+        ValueError: ``beta`` is out of range.
 
     References:
         Zhuang et al., "Fully Decoupled Neural Network Learning Using Delayed Gradients", IEEE TNNLS

@@ -1,7 +1,7 @@
 """Which parameters the forward of a batch meets: the live ones, or a prediction of later ones.
 
-The forward and the backward of a batch use its *met* parameters v[k]. A stage's gradient is applied
-lag(k) / M updates after they were read, on average; a prediction looks that far ahead.
+The forward of a batch uses its *met* parameters v[k]. On average, a stage's gradient is applied
+lag(k) / M updates after the forward. A prediction looks that many updates ahead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from delaygrad.schedule import Schedule
 
 @dataclass(frozen=True, repr=False)
 class ForwardWeights(Axis):
-    """The axis; the value ``ForwardWeights()`` does not exist, take ``Live`` or ``Predicted``."""
+    """The axis; use ``Live`` or ``Predicted``."""
 
     def horizon_in_updates(
         self, schedule: Schedule, stage_index: int, num_stages: int
@@ -46,8 +46,8 @@ class Predicted(ForwardWeights):
     Args:
         horizon: updates to look ahead; "mean" is lag(k) / M, the stage's mean staleness, and
             "largest" is ceil(lag(k) / M).
-        offset: updates more, on every stage, the last one too; 1 adds what Nesterov's momentum
-            adds to heavy-ball momentum.
+        offset: additional updates to look ahead, on every stage including the last; 1 is the
+            difference between Nesterov's and heavy-ball momentum.
 
     Raises:
         ValueError: ``horizon`` is neither a number nor one of the two words.
@@ -61,7 +61,7 @@ class Predicted(ForwardWeights):
     References:
         Chen et al., "Efficient and Robust Parallel DNN Training through Model Parallelism on
         Multi-GPU Platform" (SpecTrain), arXiv:1809.02839, predicts from the optimizer's momentum.
-        Differs: the last difference of the parameters, so that any optimizer will do.
+        Differs: uses the last difference of the parameters, so any optimizer works.
     """
 
     horizon: float | Literal["mean", "largest"] = "mean"

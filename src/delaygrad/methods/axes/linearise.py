@@ -1,8 +1,8 @@
 """What waits for the backward of a batch, and which parameters the backward meets.
 
         keeps from the forward               backward at the parameters of
-Graph   the autograd graph, all activations  the forward ("stash"), or today ("live")
-Replay  the stage's inputs                   the forward ("stash"), or today ("live")
+Graph   the autograd graph, all activations  the forward ("stash"), or now ("live")
+Replay  the stage's inputs                   the forward ("stash"), or now ("live")
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Linearise(Axis):
     """The axis; take ``Graph`` or ``Replay``.
 
     Args:
-        weights: "stash" keeps the parameters that the forward met until the backward. "live" meets
-            those of today.
+        weights: "stash": the backward meets the parameters of its forward, which are kept until
+            then. "live": the backward meets the current parameters.
 
     Raises:
         ValueError: ``weights`` is something else.
@@ -41,7 +41,7 @@ class Graph(Linearise):
     """Keep the autograd graph of a waiting batch.
 
     With ``weights="stash"`` the gradient is exact. With "live" it is the rule of the DDG authors'
-    code: old activations meet today's parameters, which is the gradient of no function.
+    code: old activations meet the current parameters, which is the gradient of no function.
 
     Args:
         stash_dtype: ``torch.bfloat16`` or ``torch.float16`` for the activations that wait; None
@@ -63,9 +63,8 @@ class Replay(Linearise):
     """Keep the inputs of a waiting batch, and run its forward again before its backward.
 
     The replay draws the random numbers of the forward, and BatchNorm counts a batch once. With
-    ``weights="stash"`` the gradient is that of ``Graph()``, to the last bit. With "live" both the
-    activations and the parameters are those of today (features replay), and no older parameters
-    are kept.
+    ``weights="stash"`` the gradient is that of ``Graph()``, to the last bit. With "live" the replay
+    uses the current parameters (features replay), and no older parameters are kept.
     """
 
 

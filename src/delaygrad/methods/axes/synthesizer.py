@@ -16,14 +16,14 @@ _CHANNELS, _UNITS = 128, 1024
 class Synthesizer(nn.Module):
     """Predict, for each sample, the gradient of its loss with respect to a stage's output.
 
-    Hidden layers with BatchNorm (statistics of the batch at hand; of earlier ones for a batch that
-    has a single value per channel) and ReLU, then a linear layer that begins at zero: at first the
-    gradient is zero. For (B, C, H, W) the layers are convolutions
-    that keep the resolution; for (B, C) and (B, T, C) they are linear, the same at each position.
+    Hidden layers with BatchNorm and ReLU, then a linear layer that is zero at first: so the first
+    predictions are zero. BatchNorm uses the statistics of the batch, or running statistics if the
+    batch has a single value per channel. For (B, C, H, W) the layers are convolutions that keep the
+    resolution; for (B, C) and (B, T, C) they are linear, the same at each position.
 
     Args:
         shape: of the outputs, the batch first; its first number does not matter.
-        num_classes: show it the labels too, one-hot; None: do not.
+        num_classes: condition the synthesizer on one-hot class labels; None: no labels.
         width: hidden channels (default 128) or units (default 1024).
         num_hidden: hidden layers, at least 0.
         kernel_size: side of the convolutions, odd.

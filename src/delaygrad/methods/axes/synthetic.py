@@ -1,4 +1,4 @@
-"""Synthetic error gradients: a small network predicts them, and learns from the true ones."""
+"""Synthetic error gradients: a small network predicts them, and learns from the true gradients."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from delaygrad.state_check import check_optimizer
 class Synthetic(ErrorGradient):
     """Predict the error gradient of a stage's output from the output, and update at once.
 
-    The error gradient that the stage above finds later is what the prediction is trained towards.
+    The target of the prediction is the error gradient that the stage above computes later.
 
     Args:
-        num_classes: condition the predictions on the label, one of so many classes; every stage
-            is then given the targets, class indices. None: do not.
+        num_classes: condition the predictions on class labels, of this many classes; then every
+            stage needs the targets (class indices). None: no labels.
         synthesizer_width: hidden channels or units; None is 128 for images, 1024 else.
         synthesizer_layers: hidden layers, at least 0.
         synthesizer_kernel: side of the convolutions, odd.
@@ -73,13 +73,13 @@ class Synthetic(ErrorGradient):
         return Synthesizers(self, device)
 
     def make_synthesizer(self, shape: torch.Size) -> Synthesizer:
-        """Build what predicts the error gradient of an output tensor.
+        """Build the synthesizer of an output tensor.
 
         Args:
             shape: of the output, the batch first.
 
         Raises:
-            StageError: not for a tensor of this shape.
+            StageError: there is no synthesizer for this shape.
         """
         return Synthesizer(
             shape,
@@ -91,7 +91,7 @@ class Synthetic(ErrorGradient):
 
 
 class Synthesizers:
-    """The synthesizers of one stage, one for each output that wants a gradient.
+    """The synthesizers of one stage, one for each output that requires a gradient.
 
     Args:
         axis: how they are made.
@@ -101,7 +101,7 @@ class Synthesizers:
     def __init__(self, axis: Synthetic, device: torch.device) -> None:
         self._axis, self._device = axis, device
         self._networks = nn.ModuleDict()  # by the position of the output
-        self._made_for: dict[str, dict[str, Any]] = {}  # shape and dtype, likewise
+        self._made_for: dict[str, dict[str, Any]] = {}  # shape and dtype, by position
         self._optimizer: torch.optim.Optimizer | None = None
 
     def gradients(self, outputs: list[Tensor | None], targets: Any) -> list[Tensor | None]:
@@ -129,7 +129,7 @@ class Synthesizers:
             (error.square().sum() / len(output)).backward()
 
     def update(self) -> None:
-        """Let their optimizer step."""
+        """Update the synthesizers by their optimizer."""
         if self._optimizer is not None:
             self._optimizer.step()
 
@@ -162,7 +162,7 @@ class Synthesizers:
         return predicted
 
     def _make(self, position: str, shape: torch.Size, dtype: torch.dtype) -> None:
-        """Make one for an output that wants a gradient for the first time."""
+        """Make the synthesizer of an output that requires a gradient for the first time."""
         network = self._axis.make_synthesizer(shape).to(self._device, dtype)
         self._networks[position] = network
         name = str(dtype).removeprefix("torch.")

@@ -18,11 +18,11 @@ class Step:
 
     Attributes:
         index: updates of this stage before this one.
-        delay: updates between the forward of the oldest gradient in it and this update, by the
+        delay: updates between the forward of the oldest gradient and this update, by the
             schedule; less in the first updates.
         live: the stage's trainable parameters by name; their ``.grad`` is what will be applied.
-        met: what the forward of the newest gradient in it met, by name; the live values where the
-            stage has no delay.
+        met: parameters that the forward of the newest gradient met, by name; the live values on
+            a stage without delay.
         optimizer: the user's.
         state: what this transformation keeps from update to update, in plain containers; saved
             in checkpoints.
@@ -38,7 +38,7 @@ class Step:
 
 @dataclass(frozen=True, repr=False)
 class Update(Axis):
-    """A transformation of a stage's update; those of a chain run in order, then back."""
+    """A transformation of an update. In a chain, ``before`` runs in order, ``after`` in reverse."""
 
     def before(self, step: Step) -> None:
         """Change gradients or the optimizer's options before the optimizer steps."""
