@@ -1,6 +1,6 @@
 """Predict how a pipeline of given stages will run, and what would run better.
 
-Nothing is measured here: times, bytes and the link go in, seconds, bytes and advice come out.
+Nothing is measured here: times, bytes and the link are given; seconds, bytes and advice follow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from delaygrad.schedule import locked
 
 __all__ = ["DataParallel", "Forecast", "Here", "Host", "StagePlan", "data_parallel", "forecast"]
 
-_SLACKS = (0, 1, 2)  # that are tried
+_SLACKS = (0, 1, 2)  # the values to compare
 _WORTH = 0.03  # a gain below this is not worth a longer delay
 
 
@@ -28,7 +28,7 @@ class DataParallel:
 
     Args:
         best_s: seconds, if the all-reduce hides behind the backward as far as it can.
-        worst_s: seconds, if nothing of it is hidden.
+        worst_s: seconds, if the all-reduce is not hidden at all.
         all_reduce_s: seconds of the ring all-reduce of the gradients alone.
         memory_bytes: of each device.
     """
@@ -44,10 +44,10 @@ class Host:
     """This machine.
 
     Args:
-        cores: that it has.
+        cores: of the machine.
         threads: of each process.
-        slowdown: time of processes that compute at once over the time of one alone.
-        link: between two of them; None costs nothing.
+        slowdown: time of processes that compute at once / the time of one alone.
+        link: between two processes; None costs nothing.
     """
 
     cores: int
@@ -58,7 +58,7 @@ class Host:
 
 @dataclass(frozen=True, kw_only=True)
 class Here:
-    """All processes of the pipeline on this machine; ``crowded``: they want more cores."""
+    """All processes of the pipeline on this machine; ``crowded``: there are too few cores."""
 
     iteration_s: float
     cores: int
@@ -67,12 +67,12 @@ class Here:
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan(Seconds):
-    """One stage; its seconds are those on its device, recomputation included.
+    """One stage; seconds are on its own device, recomputation included.
 
     Args:
-        stage: its index.
-        first_layer: its name.
-        speed: of its device.
+        stage: index of the stage.
+        first_layer: name of the stage's first layer.
+        speed: of the stage's device.
         lag: ticks between forward and backward.
         delay: updates between forward and backward, at most.
         share: part of the seconds of all stages.
@@ -94,21 +94,21 @@ class Forecast:
 
     Args:
         stages: K.
-        method: by which it trains, in words.
+        method: the method, in words.
         cuts: first layers of all stages but the first.
         iteration_s: seconds of an iteration in steady state, on K devices of their own.
         speedup: over one device.
         efficiency: the speed-up over the sum of the devices' speeds.
         slowest_stage_s: seconds of the slowest stage.
-        exposed_s: seconds of an iteration in which even that stage waits.
+        exposed_s: seconds of an iteration in which the slowest stage waits.
         sent_bytes: per iteration over all boundaries, in both directions.
         boundaries: bytes per iteration of each.
-        iteration_by_slack_s: where there is a choice.
-        data_parallel: the rival.
+        iteration_by_slack_s: if the method has the option.
+        data_parallel: the alternative.
         here: all processes on this machine.
-        stage_plans: of each stage.
+        stage_plans: one for each stage.
         advice: what to do, in sentences.
-        command: what cuts the network like this.
+        command: the command that cuts the network like this.
     """
 
     stages: int
@@ -140,14 +140,14 @@ def forecast(
 ) -> Forecast:
     """Predict an iteration of a pipeline.
 
-    Micro-batches are taken to cost 1/M of the batch each, which flatters small ones.
+    A micro-batch is assumed to cost 1/M of the batch. Small micro-batches cost more.
 
     Args:
         stages: what each stage costs on the device that was measured.
-        whole: the same of the whole network on it.
-        method: its schedule, and what it keeps, sends and computes again.
+        whole: what the whole network costs on that device.
+        method: gives the schedule, and what is kept, sent and recomputed.
         link: between neighbours; None costs nothing.
-        speeds: of each stage's device, relative to that one; by default all 1.
+        speeds: of each stage's device, relative to the measured one; by default all 1.
         host: this machine; by default it has a core for each stage.
     """
     num_stages, schedule = len(stages), method.schedule
@@ -196,13 +196,13 @@ def data_parallel(
     """Predict an iteration of K replicas with 1/K of the batch each.
 
     The gradients are added up by a ring all-reduce over links like the pipeline's. Half the batch
-    is taken to cost half the time, which flatters small shares.
+    is assumed to cost half the time. Small shares cost more.
 
     Args:
         whole: what the network costs on the device that was measured.
         num_devices: K.
         link: between neighbours in the ring; None costs nothing.
-        slowest_speed: of the slowest device, relative to that one: all wait for it.
+        slowest_speed: of the slowest device, for which all wait, relative to the measured one.
     Example:
         >>> whole = LayerCost(name="0", forward_s=2.0, backward_s=4.0, trainable_bytes=100)
         >>> rival = data_parallel(whole, 2, Link(bandwidth_bytes_per_s=100, latency_s=0))

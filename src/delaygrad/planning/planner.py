@@ -39,11 +39,11 @@ class Plan:
         whole: what the network costs on one device.
         layers: what each layer costs, timed alone.
         link: between two devices; None: messages cost nothing.
-        link_measured: whether it is this machine's loopback.
-        slowdown: time of processes that compute at once over the time of one alone; None: not
+        link_measured: whether the link is this machine's loopback, measured.
+        slowdown: time of processes that compute at once / the time of one alone; None: not
             measured.
         processes: how many were measured at once.
-        threads: of each.
+        threads: of each process.
         forecasts: one for each K.
     """
 
@@ -104,18 +104,18 @@ def plan(
         model: as for `split`, on the CPU.
         sample_inputs: one batch, as for `split`.
         num_stages: K, one or several.
-        method: by which the stages will train; one that synthesizes error gradients is refused.
-        loss: what turns the model's outputs into the loss; it counts with the last layer.
+        method: the method to plan for; methods that synthesize error gradients are refused.
+        loss: computes the loss from the model's outputs; its time counts with the last layer.
         make_optimizer: ``make_optimizer(params)``; its update and its state count too.
         link: between two devices; "loopback" measures that of this machine, in two processes of
             its own; None costs nothing.
         speeds: of each stage's device, relative to this one; for one K only; by default all 1.
-        memory_cap_bytes: what a device may hold; the cuts keep to it.
+        memory_cap_bytes: memory of a device; the cuts respect it.
         threads: CPU threads of each process, and of the measurement.
-        side_by_side: also measure, in processes of their own, what stages lose that compute at
-            once on this machine. As for "loopback", a script then needs the usual
+        side_by_side: also measure the slowdown of stages that compute at once on this machine,
+            in several processes. As for "loopback", a script then needs the usual
             ``if __name__ == "__main__":``.
-        say: is told what takes a while.
+        say: called with a message before each slow step.
     Returns:
         plan: ``print(plan)`` shows tables and advice, ``plan.to_json()`` returns all numbers.
     Raises:

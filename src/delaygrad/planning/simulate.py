@@ -22,7 +22,7 @@ from delaygrad.schedule import Action, Kind, Schedule
 
 __all__ = ["Boundary", "iteration_s"]
 
-_MEASURED = 120  # iterations, beside some fills; few would count half a loop as a whole one
+_MEASURED = 120  # iterations, in addition to some fills; with few, half a loop would count as one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def iteration_s(
 
 
 class _Timetable:
-    """The stages at work, tick by tick."""
+    """The stages, simulated tick by tick."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class _Timetable:
         self._gradients = [_Direction(link, each.gradient_bytes / parts) for each in boundaries]
 
     def play(self, num_iterations: int) -> list[float]:
-        """Play on; return when each stage has done all."""
+        """Simulate further; return the time at which each stage has finished."""
         end = self._tick + num_iterations * self._schedule.micro_batches
         for tick in range(self._tick, end):
             for action in self._schedule.actions(tick, len(self._stages)):

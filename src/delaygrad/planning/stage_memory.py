@@ -50,7 +50,7 @@ class StageMemory:
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return sum(vars(self).values())
 
 
@@ -59,7 +59,7 @@ def stage_memory(cost: LayerCost, method: Method, stage_index: int, num_stages: 
 
     Args:
         cost: its layers, joined.
-        method: how long its batches wait, and what is kept of them.
+        method: decides how long batches wait, and what is kept of them.
         stage_index: 0 … num_stages-1.
         num_stages: K.
     Example:
@@ -126,15 +126,15 @@ def _working_bytes(cost: LayerCost, rounded: bool, is_last: bool) -> int:
 def fits_within(
     costs: Sequence[LayerCost], method: Method, num_stages: int, cap_bytes: float
 ) -> Fits:
-    """Make the rule which layers each stage may hold, for `balance`.
+    """Return the rule for `balance` that says which layers a stage may hold.
 
     Args:
         costs: of each layer.
-        method: how batches wait.
+        method: decides how batches wait.
         num_stages: K.
-        cap_bytes: what a stage may hold, positive.
+        cap_bytes: memory of a stage, positive.
     Raises:
-        PartitionError: no cuts keep every stage within the cap; says the least cap that would do.
+        PartitionError: no cuts keep every stage within the cap; names the smallest cap that works.
     """
 
     @cache
