@@ -27,6 +27,10 @@ SYNCHRONOUS = (
 )  # fmt: skip
 
 
+# Of a loss after two updates; at most 9.5e-7 was seen, without AVX, with AVX2 and with AVX-512.
+ROUNDING = 5e-6
+
+
 def contest(rank: int, world_size: int, workload: str, names: list[str]) -> list[dict[str, Any]]:
     return compete(rank, world_size, workload, [entry(name) for name in names])
 
@@ -67,15 +71,19 @@ def first_losses(records: list[dict[str, Any]]) -> dict[str, list[float]]:
     return {record["name"]: record["first_losses"] for record in records}
 
 
-@pytest.mark.parametrize("workload", ["mlp", "gpt25m"])
-def test_everyone_trains_the_same_network_on_the_same_batch(workload: str) -> None:
-    names = [*SYNCHRONOUS, "ddg", "ddg-slack1", "ddg-bf16"]
+@pytest.mark.parametrize(
+    ("workload", "synchronous"), [("mlp", SYNCHRONOUS), ("gpt25m", ("bp", "1f1b-m4", "zbv-m4"))]
+)
+def test_everyone_trains_the_same_network_on_the_same_batch(
+    workload: str, synchronous: tuple[str, ...]
+) -> None:
+    names = [*synchronous, "ddg", "ddg-slack1", "ddg-bf16"]
     losses = first_losses(run_ranks(contest, 2, args=(workload, names))[0])
     assert losses["bp"][0] > losses["bp"][1] > losses["bp"][2]
-    for name in SYNCHRONOUS:  # the same loss after two updates: the same gradients too
-        assert losses[name] == pytest.approx(losses["bp"], abs=2e-6), name
+    for name in synchronous:  # the same loss after two updates: the same gradients too
+        assert losses[name] == pytest.approx(losses["bp"], abs=ROUNDING), name
     for name in ("ddg", "ddg-slack1"):  # the same parameters before the first update only
-        assert losses[name][0] == pytest.approx(losses["bp"][0], abs=2e-6), name
+        assert losses[name][0] == pytest.approx(losses["bp"][0], abs=ROUNDING), name
         assert losses[name][1] != losses["bp"][1], name
     assert losses["ddg-bf16"][0] == pytest.approx(losses["bp"][0], rel=1e-3)
 
@@ -86,7 +94,7 @@ def test_torch_schedules_on_channels_last_stages_are_exact() -> None:
     losses = first_losses(run_ranks(contest, 2, args=("resnet56", names))[0])
     assert losses["gpipe-m1"] == losses["bp"]  # one micro-batch: BatchNorm sees the whole batch
     for name in names[3:]:
-        assert losses[name] == pytest.approx(losses["gpipe-m4"], abs=2e-6), name
+        assert losses[name] == pytest.approx(losses["gpipe-m4"], abs=ROUNDING), name
 
 
 class Faulty(Contestant):

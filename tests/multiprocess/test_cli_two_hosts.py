@@ -17,7 +17,17 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from commands import TIMEOUT_S, TORCHRUN, here, reports, running, summary, train, wait_until
+from commands import (
+    DELAYGRAD,
+    TIMEOUT_S,
+    TORCHRUN,
+    here,
+    reports,
+    running,
+    summary,
+    train,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +62,11 @@ def ip(*arguments: str) -> None:
 
 
 def on(host: int, rendezvous: str, *arguments: object) -> tuple[object, ...]:
-    """The command that runs one host's part."""
+    """The command that runs one host's part, under torchrun or with variables set by hand."""
+    here = ("ip", "netns", "exec", HOSTS[host], "env", f"GLOO_SOCKET_IFNAME={CABLE[host]}")
+    if rendezvous == "by hand":
+        group = (f"MASTER_ADDR={ADDRESSES[0]}", "MASTER_PORT=29400", "WORLD_SIZE=2", "LOCAL_RANK=0")
+        return (*here, *group, f"RANK={host}", *DELAYGRAD, *arguments)
     where = {
         "static": ("--node-rank", host, "--master-addr", ADDRESSES[0], "--master-port", 29400),
         "c10d": (
@@ -61,10 +75,8 @@ def on(host: int, rendezvous: str, *arguments: object) -> tuple[object, ...]:
             "--local-addr", ADDRESSES[host],
         ),
     }[rendezvous]  # fmt: skip
-    return (
-        "ip", "netns", "exec", HOSTS[host], "env", f"GLOO_SOCKET_IFNAME={CABLE[host]}",
-        *TORCHRUN, "--nnodes", 2, "--nproc-per-node", 1, *where, "-m", "delaygrad", *arguments,
-    )  # fmt: skip
+    ranks = ("--nnodes", 2, "--nproc-per-node", 1)
+    return (*here, *TORCHRUN, *ranks, *where, "-m", "delaygrad", *arguments)
 
 
 def run_on_both(rendezvous: str, *arguments: list[str]) -> None:
@@ -94,7 +106,7 @@ def test_two_hosts_with_a_shared_folder(
     hosts: tuple[str, str], expected: str, tmp_path: Path
 ) -> None:
     arguments = [*train(tmp_path / "run", 2, *LENGTH), "--runtime", "distributed"]
-    run_on_both("static", arguments, arguments)
+    run_on_both("by hand", arguments, arguments)
     assert summary(tmp_path / "run")["parameters_sha256"] == expected
 
 
@@ -122,8 +134,8 @@ def test_host_that_goes_down_ends_the_other(hosts: tuple[str, str], tmp_path: Pa
     endless = ("--iterations", 1_000_000, "--quiet", "--timeout-s", 20)
     arguments = [*train(tmp_path / "run", 2, *endless), "--runtime", "distributed"]
     with (
-        running(*on(1, "static", *arguments)) as host1,
-        running(*on(0, "static", *arguments)) as host0,
+        running(*on(1, "by hand", *arguments)) as host1,
+        running(*on(0, "by hand", *arguments)) as host0,
     ):
         wait_until(lambda: reports(tmp_path / "run"))
         ip("-n", HOSTS[1], "link", "set", CABLE[1], "down")
