@@ -93,7 +93,7 @@ def record(
     """
     folder = run.run_dir
     folder.mkdir(parents=True)
-    config = {**run.config.to_json(), "lr": run.config.base_lr, **changed}
+    config = {**run.config.to_json(), **changed}
     config = {k: v for k, v in config.items() if k not in changed or changed[k] is not None}
     environment = {"torch": "2.13.0", "system": "Linux", "hostname": "somebodys-laptop"}
     text = json.dumps({"config": config, "environment": environment}, default=str)

@@ -70,7 +70,7 @@ from delaygrad.training.run_folder import environment
 
 HANG_S = 60
 FAILURES = ("silent", "traceback", "hang")
-RUN = TrainConfig(
+RUN = TrainConfig.of(
     model="mlp", width=8, depth=3, stages=2, cuts=("linear2",), iterations=12, checkpoint_every=5,
     log_every=2, dropout=0.1,
 )  # fmt: skip
@@ -431,7 +431,7 @@ class Victim:
 
     def __init__(self, place: Path) -> None:
         self.folder = place / "whole"
-        summary = train(TrainConfig(**{**vars(RUN), "run_dir": self.folder}), quiet=True)
+        summary = train(RUN.replace(run_dir=self.folder), quiet=True)
         assert summary is not None
         self.sha256, self.losses = summary["parameters_sha256"], training(self.folder)
         for name in ("summary.json", "model.safetensors"):

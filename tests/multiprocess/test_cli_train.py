@@ -34,7 +34,6 @@ from delaygrad.models import build
 from delaygrad.records import read_events
 from delaygrad.runtime.team import Ranks
 from delaygrad.training import TrainConfig, load_config
-from delaygrad.training.assembly import load_data
 from delaygrad.training.run import require_alike
 
 pytestmark = pytest.mark.slow
@@ -104,7 +103,7 @@ def test_model_file_is_the_network_before_the_split(run: tuple[Path, str, str]) 
         predicted = model.eval()(source.test.inputs(everything)).argmax(1)
     accuracy = (predicted == source.test.targets(everything)).float().mean().item()
     assert accuracy == pytest.approx(summary(run[0])["test_accuracy"], abs=1e-6)
-    assert config.cuts == CUTS[2]
+    assert config.run.cuts == CUTS[2]
 
 
 def test_one_stage_may_be_distributed_and_reports_may_be_rare(
@@ -161,10 +160,10 @@ def test_torchrun_restarts_a_run_that_has_lost_a_rank(tmp_path: Path) -> None:
 
 
 def begin_with_texts(rank: int, world_size: int, folder: Path) -> str:
-    config = TrainConfig(data="text", data_dir=folder / f"host{rank}", context_length=8)
+    config = TrainConfig.of(data="text", data_dir=folder / f"host{rank}", context_length=8)
     team = Ranks(timeout_s=20)
     try:
-        require_alike(load_data(config), False, team)
+        require_alike(config.data.load(), False, team)
     except DataError as error:
         return str(error)
     return "nothing was raised"

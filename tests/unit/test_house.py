@@ -33,6 +33,7 @@ FLOORS = {
     "boundary": 0,
     "random_stream": 0,
     "roundable": 0,
+    "plain_values": 0,
     "stash": 1,
     "state_check": 1,
     "records": 1,

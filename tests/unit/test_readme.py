@@ -41,7 +41,7 @@ def test_commands_name_flags_that_exist(page, least, capsys):
     for command in commands:
         name, *arguments = shlex.split(command.split("#")[0])[1:]
         with warnings.catch_warnings(), pytest.raises(SystemExit) as exit_info:
-            command_line.main([name, "--help"])
+            command_line.main([name, *arguments, "--help"])
         assert exit_info.value.code in (0, None)
         help_text = capsys.readouterr().out
         for flag in (argument for argument in arguments if argument.startswith("--")):

@@ -7,15 +7,17 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 
+from delaygrad.cli.arguments import Command, parse, refuse
 from delaygrad.cli.bench import Bench
 from delaygrad.cli.plan import Plan
 from delaygrad.cli.report import Report
@@ -23,23 +25,27 @@ from delaygrad.cli.reproduce import Reproduce
 from delaygrad.cli.tables import print_summary
 from delaygrad.cli.trace import TraceRun
 from delaygrad.data import download
-from delaygrad.errors import ConfigError, DelaygradError
+from delaygrad.errors import DelaygradError
 from delaygrad.launch import keep_freed_memory, launched_by_torchrun
 from delaygrad.results import draw_run
-from delaygrad.training import TrainConfig, load_config, resume, train
+from delaygrad.training import TrainConfig, resume, train
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a network as K stages, with delayed gradients or by backpropagation."""
+    """Train a network as K stages, with delayed gradients or by backpropagation.
 
-    run: tyro.conf.OmitArgPrefixes[TrainConfig]
+    Args:
+        config: a TOML or JSON file with any of these settings (also a run's own config.json); flags
+            win.
+        json: print the summary as JSON instead of a table.
+        quiet: show no progress.
+    """
+
+    run: TrainConfig
     config: Path | None = None
-    """A TOML or JSON file with any of these settings (also a run's own config.json); flags win."""
     json: bool = False
-    """Print the summary as JSON instead of a table."""
     quiet: bool = False
-    """Show no progress."""
 
     def __call__(self) -> None:
         _finish(train(self.run, quiet=self.quiet), as_json=self.json)
@@ -72,24 +78,24 @@ class Download:
     """Fetch a data set from its official address, and check it."""
 
     name: tyro.conf.Positional[Literal["cifar10", "cifar100"]]
-    """Which one."""
+    """The data set."""
     data_dir: Path = Path("data")
-    """Where to put it; give the same to train."""
+    """Folder for the data set; give the same folder to train."""
 
     def __call__(self) -> None:
         print(download(self.name, self.data_dir))
 
 
-Command = (
-    Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Resume, tyro.conf.subcommand("resume")]
-    | Annotated[Plan, tyro.conf.subcommand("plan")]
-    | Annotated[TraceRun, tyro.conf.subcommand("trace")]
-    | Annotated[Report, tyro.conf.subcommand("report")]
-    | Annotated[Bench, tyro.conf.subcommand("bench")]
-    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
-    | Annotated[Download, tyro.conf.subcommand("download")]
-)
+COMMANDS: dict[str, type[Command]] = {
+    "train": Train,
+    "resume": Resume,
+    "plan": Plan,
+    "trace": TraceRun,
+    "report": Report,
+    "bench": Bench,
+    "reproduce": Reproduce,
+    "download": Download,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -104,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(given: list[str]) -> None:
     try:
-        command = _parse(given)
+        command = _command(given)
         if not launched_by_torchrun():  # a rank that waits for another would not hear it
             _stop_at(signal.SIGTERM, signal.SIGHUP)
         keep_freed_memory()
@@ -157,33 +163,22 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(number)
 
 
-def _parse(arguments: list[str]) -> Callable[[], None]:
-    defaults = _config_file(arguments)
-    command: Any = Command
-    if defaults is not None:
-        kind = Annotated[Train, tyro.conf.subcommand("train", default=Train(run=defaults))]
-        command = kind | Annotated[Resume, tyro.conf.subcommand("resume")]
-    parsed: Callable[[], None] = tyro.cli(
-        command,
-        args=arguments,
-        prog="delaygrad",
-        description="Train one network as K stages at once, with delayed gradients.",
-    )
-    return parsed
-
-
-def _config_file(arguments: list[str]) -> TrainConfig | None:
-    """Read the file of ``train --config FILE``, whose settings are the defaults of the flags."""
-    if arguments[:1] != ["train"]:
-        return None
-    for index, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name == "--config":
-            value = value or "".join(arguments[index + 1 : index + 2])
-            if not value:
-                raise ConfigError("--config needs the path of a file")
-            return load_config(Path(value))
-    return None
+def _command(given: list[str]) -> Command:
+    name, *arguments = given or ["--help"]
+    if name == "--version":
+        print(f"delaygrad {version('delaygrad')}")
+        sys.exit(0)
+    if name in ("--help", "-h"):
+        print("usage: delaygrad COMMAND [OPTIONS]\n\nTrain one network as K stages at once.\n")
+        for command, kind in COMMANDS.items():
+            print(f"  {command:11}{(kind.__doc__ or '').partition(chr(10))[0]}")
+        print(
+            "\ndelaygrad COMMAND --help shows the options. delaygrad --version shows the version."
+        )
+        sys.exit(0 if given else 2)
+    if name not in COMMANDS:
+        refuse("command", name, list(COMMANDS), "delaygrad")
+    return parse(COMMANDS[name], arguments, f"delaygrad {name}")
 
 
 def _finish(summary: dict[str, Any] | None, *, as_json: bool) -> None:

@@ -105,7 +105,7 @@ def _as_is_or_compressed(path: Path) -> Path | None:
 def _remedy(spec: CifarSpec, data_dir: Path) -> str:
     return (
         f"put {spec.binary.archive.name}, {spec.python.archive.name} or their unpacked files into "
-        f"{data_dir}, for instance with delaygrad.data.download({spec.name!r}, data_dir)"
+        f"{data_dir}, for instance with: delaygrad download {spec.name} --data-dir {data_dir}"
     )
 
 

@@ -66,15 +66,17 @@ def DDG(
     """Decoupled delayed gradients, exactly as published unless an option says otherwise.
 
     Args:
-        slack: ticks more of delay per boundary, to hide a slow link; at least 0.
+        slack: additional ticks of delay per boundary, to hide a slow link; at least 0.
         micro_batches: parts that a batch is split into, one update for all, at least 1; the loss
-            must be a mean over the batch.
-        recompute: run a waiting batch's forward again before its backward, instead of keeping its
-            activations.
-        stash_dtype: ``torch.bfloat16`` or ``torch.float16`` for the activations that wait.
-        boundary_dtype: the same two for what is sent; the network computes in float32. In float16
-            gradients below 6e-8 vanish and activations above 65504 overflow: prefer bfloat16.
-        weights: "stash", the paper's rule, or "live", what its authors' code computes.
+            must be a mean over the batch. More parts take less memory and, in updates, less delay.
+        recompute: run the forward of a waiting batch again before its backward, instead of keeping
+            its activations: less memory, more time.
+        stash_dtype: round the activations of waiting batches to bfloat16 or float16: less memory,
+            not exact. In Python, ``torch.bfloat16`` or ``torch.float16``.
+        boundary_dtype: round what is sent between stages to bfloat16 or float16: less traffic, not
+            exact. In float16 gradients below 6e-8 vanish and activations above 65504 overflow.
+        weights: "stash", the parameters of the batch's forward, is the paper's rule; "live", the
+            newest parameters, is what the code of the paper's authors computes.
 
     Raises:
         ScheduleError: a number is out of range.

@@ -59,11 +59,11 @@ def DNI(
     """Synthetic gradients: every stage updates at once, with a predicted error gradient.
 
     Args:
-        num_classes: condition the synthesizers on the label, one of so many classes (cDNI);
-            ``targets`` must then be class indices and be given to every stage. None: do not.
-        synthesizer_width: hidden channels or units; None is 128 for images, 1024 else.
-        synthesizer_layers: hidden layers, at least 0.
-        synthesizer_kernel: side of its convolutions, odd.
+        num_classes: condition the synthesizers on class labels (cDNI), one of this many classes;
+            every stage must then be given ``targets``. None is no condition.
+        synthesizer_width: hidden channels or units; by default 128 for images, 1024 otherwise.
+        synthesizer_layers: hidden layers of a synthesizer, at least 0.
+        synthesizer_kernel: side of a synthesizer's convolutions, odd.
         synthesizer_lr: learning rate of the synthesizers' Adam.
 
     Raises:

@@ -128,16 +128,6 @@ METHODS: dict[str, Callable[..., Method]] = {}
 """The published methods, by the name that the command line takes."""
 
 
-def options_of(name: str) -> dict[str, inspect.Parameter]:
-    """Return the options of a published method, by name.
-
-    Example:
-        >>> list(options_of("fr"))
-        ['slack', 'micro_batches']
-    """
-    return dict(inspect.signature(METHODS[name]).parameters)
-
-
 def published(title: str) -> Callable[[Callable[P, Method]], Callable[P, Method]]:
     """Register a function that makes a published method; its arguments are the options.
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from delaygrad.errors import ConfigError
+from delaygrad.plain_values import read, unknown
 from delaygrad.reproduce.memory import MemoryTarget
-from delaygrad.reproduce.reading import read, unknown
 from delaygrad.reproduce.speed import SpeedTarget
 from delaygrad.reproduce.target import FILE, Target
 from delaygrad.reproduce.training import TrainingTarget

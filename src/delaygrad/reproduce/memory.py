@@ -21,16 +21,15 @@ from delaygrad.bench.memory import (
     predict_peaks,
 )
 from delaygrad.errors import ConfigError
+from delaygrad.plain_values import unknown
 from delaygrad.reproduce.measured import MeasuredTarget, Measurement
-from delaygrad.reproduce.reading import unknown
 from delaygrad.reproduce.target import Figures, Scale, text_table
 from delaygrad.results.bars import Bar, bar_panel
 from delaygrad.results.figure import colour
 from delaygrad.results.group import method_title
 from delaygrad.results.page import Table
 from delaygrad.results.spread import MISSING
-from delaygrad.training.assembly import build_method
-from delaygrad.training.config import METHOD_OPTIONS, config_from_json
+from delaygrad.training import TrainConfig
 from delaygrad.training.evaluation import cross_entropy
 
 _SAMPLE_SHAPE, _NUM_CLASSES = (3, 32, 32), 10
@@ -75,7 +74,7 @@ class MemoryLine:
             make=partial(_training, self.model, self.batch_size),
             loss_fn=cross_entropy,
             num_stages=num_stages,
-            method=build_method(config_from_json(settings)),
+            method=TrainConfig.from_json(settings).method.build(),
         )
 
     def name(self, num_stages: int) -> str:
@@ -118,14 +117,14 @@ class MemoryTarget(MeasuredTarget):
             where = f"{place}: scales.{scale_name}"
             for line, num_stages in scale.cases():
                 for option in line.options:
-                    if option not in METHOD_OPTIONS:
-                        raise unknown(f"option in {where}", option, METHOD_OPTIONS, "option")
+                    if option not in (known := TrainConfig.setting_names("method")):
+                        raise unknown(f"option in {where}", option, known, "option")
                 if line.batch_size < 1:
                     raise ConfigError(
                         f"batch_size must be at least 1 in {where} (batch_size: {line.batch_size})"
                     )
                 settings = {"method": line.method, "stages": num_stages, **line.options}
-                config_from_json(settings, where).check()
+                TrainConfig.from_json(settings, where).check()
                 try:
                     with torch.device("meta"):
                         models.build(line.model, _SAMPLE_SHAPE, _NUM_CLASSES)

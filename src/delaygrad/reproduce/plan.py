@@ -10,8 +10,8 @@ from typing import Any
 
 from delaygrad.errors import ConfigError
 from delaygrad.methods import METHODS
+from delaygrad.plain_values import read, unknown
 from delaygrad.reproduce import run_state
-from delaygrad.reproduce.reading import read, unknown
 from delaygrad.results.group import method_title
 from delaygrad.training import TrainConfig
 
@@ -128,7 +128,6 @@ class PlannedRun:
     @property
     def run_dir(self) -> Path:
         """The run's folder."""
-        assert self.config.run_dir is not None
         return self.config.run_dir
 
     def is_done(self) -> bool:
@@ -143,7 +142,7 @@ def read_line(values: dict[str, Any], place: str) -> Line:
         ConfigError: a key or value is unknown or impossible.
     """
     own = {f.name for f in dataclasses.fields(Line)} - {"options"}
-    settings = {f.name for f in dataclasses.fields(TrainConfig)} - _DECIDED - own
+    settings = set(TrainConfig.setting_names()) - _DECIDED - own
     options = {key: value for key, value in values.items() if key in settings}
     for key in values:
         if key not in own | settings:

@@ -25,7 +25,8 @@ class RunsProgress:
     def __init__(self, runs: Sequence[PlannedRun], *, quiet: bool) -> None:
         self._console = Console(stderr=True, quiet=quiet)
         self._epochs = {
-            run.label: 1.0 if run.config.iterations else float(run.config.epochs) for run in runs
+            run.label: 1.0 if run.config.run.iterations else float(run.config.run.epochs)
+            for run in runs
         }
         self._done = dict.fromkeys(self._epochs, 0.0)
         self._ended = 0
@@ -103,6 +104,6 @@ def _share(run: PlannedRun, event: dict[str, Any]) -> float:
     """Return which part of a run is done."""
     if not event:
         return 0.0
-    if run.config.iterations:
-        return float(event["iteration"] / run.config.iterations)
-    return float(event["epoch"] / run.config.epochs)
+    if run.config.run.iterations:
+        return float(event["iteration"] / run.config.run.iterations)
+    return float(event["epoch"] / run.config.run.epochs)

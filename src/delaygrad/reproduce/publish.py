@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from delaygrad.records import parse_json
 from delaygrad.reproduce.measured import FOLDER as MEASURED
 from delaygrad.reproduce.target import Planned, Target
 from delaygrad.reproduce.training_rows import nameless
-from delaygrad.training import TrainConfig, run_folder
+from delaygrad.training import run_folder
 
 _FIGURES = ("curves", "timeline")  # paths in a summary
 
@@ -79,11 +78,8 @@ def _publish_run(run_dir: Path, goal: Path, shown: str) -> None:
 
 def _without_paths(config: dict[str, Any], run_dir: str) -> dict[str, Any]:
     """Replace the settings that are paths by relative ones."""
-    kinds = typing.get_type_hints(TrainConfig)
-    paths = [name for name in config if kinds.get(name) == Path | None and config[name] is not None]
-    hidden = {name: f"data/{config['data']}" for name in paths if name == "data_dir"}
-    others = {name: Path(config[name]).name for name in paths}
-    return {**config, **others, **hidden, "run_dir": run_dir}
+    hidden = {} if config.get("data_dir") is None else {"data_dir": f"data/{config['data']}"}
+    return {**config, **hidden, "run_dir": run_dir}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from delaygrad.errors import ConfigError
-from delaygrad.methods import foreign_options
 from delaygrad.records import parse_json
 from delaygrad.results.group import WITHOUT_EFFECT
 from delaygrad.results.run import read_run
-from delaygrad.training import TrainConfig, checkpoint, load_config, run_folder
+from delaygrad.training import TrainConfig, checkpoint, run_folder
+from delaygrad.training.config import read_settings
 
 LOG = "runner.log"
 _LOCK, _PLANNED = "runner.lock", "planned.json"
@@ -57,13 +57,12 @@ def require_same_settings(config: TrainConfig) -> None:
     Raises:
         ConfigError: it has others; says which.
     """
-    assert config.run_dir is not None
     path = config.run_dir / run_folder.CONFIG
     if not path.exists():
         return
-    there, here = _effective(load_config(path)), _effective(config)
+    there, here = _effective(read_settings(path)), _effective(config.to_json())
     differing = [
-        f"{name}: {_shown(there.get(name))} there, {_shown(here[name])} here"
+        f"{name}: {there.get(name)} there, {here[name]} here"
         for name in here
         if there.get(name) != here[name]
     ]
@@ -74,15 +73,10 @@ def require_same_settings(config: TrainConfig) -> None:
         )
 
 
-def _effective(config: TrainConfig) -> dict[str, Any]:
+def _effective(values: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that decide the result."""
-    values = {**vars(config), "lr": config.base_lr}
-    aside = WITHOUT_EFFECT | foreign_options(config.method)
-    return {name: value for name, value in values.items() if name not in aside}
-
-
-def _shown(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    applying = TrainConfig.applying(values)
+    return {name: value for name, value in applying.items() if name not in WITHOUT_EFFECT}
 
 
 def clear(run_dir: Path) -> None:
@@ -96,7 +90,6 @@ def clear(run_dir: Path) -> None:
 
 def write_planned(config: TrainConfig) -> Path:
     """Write the settings that the run is started with."""
-    assert config.run_dir is not None
     run_folder.write_json(config.run_dir / _PLANNED, config.to_json())
     return config.run_dir / _PLANNED
 

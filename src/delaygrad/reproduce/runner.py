@@ -128,9 +128,9 @@ class Runner:
 
 
 def _launch(run: PlannedRun, action: list[str], lock: int, worker: int) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(run.config.threads)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(run.config.run.threads)}
     gpus = torch.cuda.device_count()
-    if run.config.device == "cuda" and run.config.runtime == "local" and gpus > 1:
+    if run.config.run.device == "cuda" and run.config.run.runtime == "local" and gpus > 1:
         environment["CUDA_VISIBLE_DEVICES"] = _gpu(worker % gpus)
     with (run.run_dir / run_state.LOG).open("ab") as log:
         return subprocess.Popen(

@@ -11,11 +11,10 @@ from typing import Any, Literal
 import torch
 
 from delaygrad.errors import ConfigError, PartitionError
-from delaygrad.partition import split
+from delaygrad.plain_values import unknown
 from delaygrad.reproduce import run_state
 from delaygrad.reproduce.plan import Choice, Line, PlannedRun, Series, read_line
 from delaygrad.reproduce.progress import RunsProgress
-from delaygrad.reproduce.reading import unknown
 from delaygrad.reproduce.runner import Runner
 from delaygrad.reproduce.speed import speed_ups
 from delaygrad.reproduce.target import (
@@ -51,8 +50,8 @@ from delaygrad.results.page import Section, Table
 from delaygrad.results.report import run_sections
 from delaygrad.results.run import read_run
 from delaygrad.training import TrainConfig, run_folder
-from delaygrad.training.assembly import build_model, load_data
-from delaygrad.training.config import config_from_json
+from delaygrad.training.assembly import build_stages
+from delaygrad.training.choices import CHOICES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +166,7 @@ class TrainingTarget(Target):
                             yield series, seed, {**settings, "seed": seed, "run_dir": name}
 
     def _cuts(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
-        model, stages = settings.get("model", TrainConfig().model), settings["stages"]
+        model, stages = settings.get("model", CHOICES["model"].default), settings["stages"]
         if stages == 1:
             return ()
         try:
@@ -180,11 +179,11 @@ class TrainingTarget(Target):
 
     def _config(self, values: dict[str, Any], folder: Path, data_dir: Path | None) -> TrainConfig:
         values = {**values, "run_dir": str(folder / values["run_dir"])}
-        data = values.get("data", TrainConfig().data)
+        data = values.get("data", CHOICES["data"].default)
         if data != "digits" and data_dir is not None:  # digits come with scikit-learn
             own = data_dir / data
             values["data_dir"] = str(own if own.is_dir() else data_dir)
-        return config_from_json(values, f"{self.label}/target.toml")
+        return TrainConfig.from_json(values, f"{self.label}/target.toml")
 
     @classmethod
     def make(
@@ -307,26 +306,25 @@ def _require_known(what: str, names: tuple[str, ...], known: Mapping[str, Any], 
 
 def _require_possible(runs: Sequence[PlannedRun]) -> None:
     """Complain before anything starts, and not once for each run."""
-    if any(run.config.device == "cuda" for run in runs) and not torch.cuda.is_available():
+    if any(run.config.run.device == "cuda" for run in runs) and not torch.cuda.is_available():
         raise ConfigError("too few GPUs (found: 0, needed: 1); use --scale cpu")
     for run in runs:
         run.config.check()
-    configs = {(run.config.data, run.config.data_dir): run.config for run in runs}
-    sources = {key: load_data(config) for key, config in configs.items()}
-    networks = {(run.config.data, run.config.model, run.config.cuts): run for run in runs}
+    sources = {data: data.load() for data in {run.config.data for run in runs}}
+    networks = {(run.config.data, run.config.model, run.config.run.cuts): run for run in runs}
     for run in networks.values():
-        source = sources[run.config.data, run.config.data_dir]
+        source = sources[run.config.data]
         try:
-            split(build_model(run.config, source), run.config.stages, cuts=run.config.cuts)
+            build_stages(run.config, source, torch.device("cpu"))
         except PartitionError as error:
             raise PartitionError(f"[{run.label}] {error}") from error
 
 
 def _workers(runs: Sequence[PlannedRun]) -> int:
-    if any(run.config.device == "cuda" for run in runs):
+    if any(run.config.run.device == "cuda" for run in runs):
         return max(torch.cuda.device_count(), 1)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max((cores or 1) // max(run.config.threads for run in runs), 1)
+    return max((cores or 1) // max(run.config.run.threads for run in runs), 1)
 
 
 def _curve_panels(

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from delaygrad.methods import METHODS, foreign_options, options_of
 from delaygrad.results.run import Run
 from delaygrad.results.spread import Spread, spread_json, spread_of
 from delaygrad.training.config import TrainConfig
@@ -27,12 +26,12 @@ WITHOUT_EFFECT = frozenset({
 """Settings that change no number of a result."""
 
 _NOT_COMPARED = WITHOUT_EFFECT | {"seed", "evaluate_every", "probe_every"}
-_OPTIONS = {option for name in METHODS for option in options_of(name)} | {"label_conditioned"}
+_OPTIONS = set(TrainConfig.setting_names("method")) - {"method"}
 _METHOD_AXES = {"method", "stages", *_OPTIONS, "cuts", "runtime", "threads"}
 _NAMED_BY_VALUE = ("data", "model", "optimizer", "runtime", "lr_schedule")
 _NAMED_FIRST = (
-    *_NAMED_BY_VALUE[:3], "weights", "label_conditioned", "slack", "micro_batches", "recompute",
-    "stash_dtype", "boundary_dtype", "lr", "batch_size", "epochs", "lr_schedule",
+    *_NAMED_BY_VALUE[:3], *TrainConfig.setting_names("method"), "lr", "batch_size", "epochs",
+    "lr_schedule",
 )  # fmt: skip
 
 Settings = Mapping[str, Any]
@@ -181,16 +180,15 @@ def _by_seed(run: Run) -> tuple[bool, int]:
 
 
 def _order(run: Run) -> tuple[bool, str, int, int]:
-    method, defaults = _method_settings(run), TrainConfig().to_json()
-    options = sum(method.get(name) != defaults.get(name) for name in _OPTIONS & method.keys())
+    method, defaults = _method_settings(run), TrainConfig.applying({"method": run.method})
+    options = sum(method[name] != defaults.get(name) for name in _OPTIONS & method.keys())
     return run.method != BASELINE, run.method, run.num_stages, options
 
 
 def _settings(run: Run) -> dict[str, Any]:
     """Return what decides the result; a setting that the run's version lacked has its default."""
-    aside = _NOT_COMPARED | foreign_options(run.method)
-    settings = {**TrainConfig().to_json(), **run.config}
-    return {name: settings[name] for name in settings if name not in aside}
+    applying = TrainConfig.applying(run.config)
+    return {name: value for name, value in applying.items() if name not in _NOT_COMPARED}
 
 
 def _method_settings(run: Run) -> dict[str, Any]:

@@ -52,12 +52,11 @@ class TrainingLoop:
         *,
         quiet: bool,
     ) -> None:
-        assert config.run_dir is not None
         self._config, self._source, self._pipeline = config, source, pipeline
         self._team, self._device, self._quiet = team, device, quiet
         self._run_dir: Path = config.run_dir
-        self._per_epoch = iterations_per_epoch(source.train.num_samples, config.batch_size)
-        self._num_iterations = config.iterations or config.epochs * self._per_epoch
+        self._per_epoch = iterations_per_epoch(source.train.num_samples, config.run.batch_size)
+        self._num_iterations = config.run.iterations or config.run.epochs * self._per_epoch
         # Rank 0 knows a batch's loss to be on its way once it has that batch's error gradient.
         self._loss_delay = pipeline.method.schedule.delay(0, pipeline.num_stages)
         self._losses: list[Tensor] = []  # on the last rank, since the last report
@@ -65,7 +64,7 @@ class TrainingLoop:
         self._reporter: Reporter | None = None
         self._started_s, self._aside_s, self._samples = 0.0, 0.0, 0
         self._last_loss: float | None = None
-        self._probe = DirectionProbe(pipeline, config.probe_every)
+        self._probe = DirectionProbe(pipeline, config.records.probe_every)
 
     def run(self) -> dict[str, Any] | None:
         """Train to the end; return the summary on rank 0, None elsewhere.
@@ -86,13 +85,13 @@ class TrainingLoop:
                 tracing.before(iteration)
                 self._train(iteration)
                 done = iteration + 1
-                if done % config.log_every == 0:
+                if done % config.records.log_every == 0:
                     self._send_losses(done)
                 self._receive_losses(until=done - self._loss_delay)
-                if done % (self._per_epoch * config.evaluate_every) == 0:
+                if done % (self._per_epoch * config.records.evaluate_every) == 0:
                     if done < self._num_iterations:
                         self._evaluate(done, "validation" if self._source.validation else "test")
-                if config.checkpoint_every and done % config.checkpoint_every == 0:
+                if config.records.checkpoint_every and done % config.records.checkpoint_every == 0:
                     self._checkpoint(done)
             return self._finish(tracing)
         finally:
@@ -102,10 +101,10 @@ class TrainingLoop:
     def _train(self, iteration: int) -> None:
         config, source = self._config, self._source
         indices = batch_indices(
-            seed=config.seed,
+            seed=config.run.seed,
             iteration=iteration,
             num_samples=source.train.num_samples,
-            batch_size=config.batch_size,
+            batch_size=config.run.batch_size,
         )
         lr = learning_rate(config, iteration, self._num_iterations)
         for optimizer in filter(None, self._pipeline.optimizers):
@@ -113,11 +112,11 @@ class TrainingLoop:
                 group["lr"] = lr
         inputs = targets = None
         if self._team.rank == 0:
-            rng = augmentation_rng(seed=config.seed, iteration=iteration)
+            rng = augmentation_rng(seed=config.run.seed, iteration=iteration)
             inputs = place(source.train.inputs(indices, rng), config, self._device)
         if self._pipeline.wants_targets:
             targets = source.train.targets(indices).to(self._device)
-        if config.probe_every:
+        if config.records.probe_every:
             assert inputs is not None and targets is not None  # all stages are here
             with self._aside():
                 self._probe.before(iteration, inputs, targets)
@@ -125,7 +124,7 @@ class TrainingLoop:
         if loss is not None:
             self._losses.append(loss)
         self._samples += len(indices)
-        if config.probe_every:
+        if config.records.probe_every:
             self._report_direction(iteration)
         if self._reporter:
             self._reporter.progress(iteration + 1)
@@ -159,8 +158,8 @@ class TrainingLoop:
                     raise NonFiniteLossError(
                         f"the loss is not finite (loss: {loss}, iteration: "
                         f"{done - len(losses) + index}); lower --lr (now "
-                        f"{self._config.base_lr:g}), or use fewer stages or --warmup; checkpoints "
-                        "already written are kept"
+                        f"{self._config.optimizer.lr:g}), or use fewer stages or --warmup; "
+                        "checkpoints already written are kept"
                     )
             self._losses.clear()
             self._team.send_losses(losses)
@@ -203,7 +202,7 @@ class TrainingLoop:
                 self._pipeline,
                 self._team,
                 dataset,
-                batch_size=self._config.evaluation_batch_size,
+                batch_size=self._config.records.evaluation_batch_size,
                 place=lambda inputs: place(inputs, self._config, self._device),
             )
         if self._reporter:
@@ -223,7 +222,7 @@ class TrainingLoop:
             self._team.barrier()  # all stages are written
             checkpoint.finish(folder, done)
             self._team.barrier()  # and on every disk
-            checkpoint.prune(folder, self._config.keep_checkpoints, done)
+            checkpoint.prune(folder, self._config.records.keep_checkpoints, done)
         if self._reporter:
             self._reporter.event("checkpoint", done)
 
@@ -258,9 +257,9 @@ class TrainingLoop:
             "samples_per_s": self._samples / train_s,
             "train_s": train_s,
             "parameters_sha256": run_folder.parameters_sha256(tensors),
-            "method": config.method,
-            "num_stages": config.stages,
-            "cuts": list(config.cuts),
+            "method": config.method.name,
+            "num_stages": config.run.stages,
+            "cuts": list(config.run.cuts),
             "stages": _stage_table(self._pipeline, clocks),
             "run_dir": str(self._run_dir),
         }
@@ -269,7 +268,7 @@ class TrainingLoop:
             summary["diverged"] = (
                 f"the training loss ended at {self._last_loss:.3g}, far above guessing "
                 f"({guessing:.3g}): the run has diverged; lower --lr (now "
-                f"{self._config.base_lr:g}), or use fewer stages or --warmup"
+                f"{self._config.optimizer.lr:g}), or use fewer stages or --warmup"
             )
         if trace is not None:
             summary["trace"] = trace

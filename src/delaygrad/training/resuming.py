@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 
 from delaygrad.data import DataSource
 from delaygrad.errors import CheckpointError, DamagedCheckpointError
+from delaygrad.plain_values import shown
 from delaygrad.runtime.team import Team
 from delaygrad.training import checkpoint, run_folder
-from delaygrad.training.config import TrainConfig, shown
+from delaygrad.training.config import TrainConfig, deciding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +100,8 @@ def find_start(run_dir: Path, stages: Iterable[int], team: Team, *, strict: bool
 
 def changes(config: TrainConfig, source: DataSource, start: Start) -> dict[str, dict[str, Any]]:
     """Return the settings that differ from those of the checkpoint: there and here, by name."""
-    there, here = start.about.get("settings"), json.loads(json.dumps(config.deciding()))
-    if not isinstance(there, dict):
-        there = {}
+    recorded, here = start.about.get("settings"), config.deciding()
+    there = deciding(recorded) if isinstance(recorded, dict) else {}
     found = {
         name: {"there": there.get(name, "absent"), "here": here.get(name, "absent")}
         for name in {**there, **here}

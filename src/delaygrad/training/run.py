@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +20,8 @@ from delaygrad.launch import (
 )
 from delaygrad.runtime.team import Ranks, Solo, Team
 from delaygrad.training import checkpoint, run_folder
-from delaygrad.training.assembly import build_pipeline, load_data, resolve
-from delaygrad.training.config import TrainConfig, config_from_json, load_config, require_settings
+from delaygrad.training.assembly import build_pipeline, resolve
+from delaygrad.training.config import TrainConfig, load_config, require_settings
 from delaygrad.training.loop import TrainingLoop
 from delaygrad.training.reporter import announce, warn
 from delaygrad.training.resuming import Resume, Start, changes, find_start, require_allowed
@@ -43,23 +42,19 @@ def train(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any] | None:
         DelaygradError: something in the configuration, the data or the run is wrong.
     """
     if _restarted(config):
-        assert config.run_dir is not None
         return _continue(config.run_dir, Resume(), quiet, data_dir=config.data_dir)
     return _dispatch(config, None, quiet)
 
 
 def _restarted(config: TrainConfig) -> bool:
     """Say whether torchrun has started this very run once more, after a failure."""
+    run_dir = config.records.run_dir
     times = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    if times == 0 or config.run_dir is None or not run_folder.holds_run(config.run_dir):
+    if times == 0 or run_dir is None or not run_folder.holds_run(run_dir):
         return False
-    begun = load_config(config.run_dir / run_folder.CONFIG)
-    asked = dataclasses.replace(
-        config,
-        lr=config.base_lr,
-        cuts=config.cuts or begun.cuts,
-        run_dir=begun.run_dir,
-        data_dir=begun.data_dir,
+    begun = load_config(run_dir / run_folder.CONFIG)
+    asked = config.replace(
+        cuts=config.run.cuts or begun.run.cuts, run_dir=begun.run_dir, data_dir=begun.data_dir
     )
     return asked == begun
 
@@ -101,35 +96,37 @@ def _continue(
             f"{run_dir / run_folder.CONFIG} --run-dir FOLDER"
         )
     # The folder may have moved, and each host may have its own data.
-    config = dataclasses.replace(config, run_dir=run_dir, data_dir=data_dir or config.data_dir)
+    config = config.replace(run_dir=run_dir, data_dir=data_dir or config.data_dir)
     return _dispatch(config, request, quiet)
 
 
 def _dispatch(config: TrainConfig, request: Resume | None, quiet: bool) -> dict[str, Any] | None:
     config.check()
     device = _device(config)
-    launch = Launch(num_workers=config.stages, threads=config.threads, timeout_s=config.timeout_s)
-    if config.runtime == "distributed" and launched_by_torchrun():
+    launch = Launch(
+        num_workers=config.run.stages, threads=config.run.threads, timeout_s=config.run.timeout_s
+    )
+    if config.run.runtime == "distributed" and launched_by_torchrun():
         return _rank_main(config.to_json(), request, quiet, launch, prepared=False)
-    if config.runtime == "local":
+    if config.run.runtime == "local":
         require_single_process()
-    source = load_data(config)
+    source = config.data.load()
     with RunLock() as lock:
         config, start = _prepare(config, source, request, lock)
-        if config.runtime == "distributed":
-            announce(f"starting {config.stages} processes, one for each stage", quiet=quiet)
+        if config.run.runtime == "distributed":
+            announce(f"starting {config.run.stages} processes, one for each stage", quiet=quiet)
             arguments = (config.to_json(), start, quiet, launch)
             summary: dict[str, Any] = run_workers(_rank_main, launch, *arguments)[0]
             return summary
-        torch.set_num_threads(config.threads)
+        torch.set_num_threads(config.run.threads)
         return _run(config, source, Solo(), device, start, quiet, rank=None)
 
 
 def _device(config: TrainConfig) -> torch.device:
     """Raise ConfigError unless this host can compute on the device."""
-    device = torch.device(config.device)
+    device = torch.device(config.run.device)
     if device.type == "cuda":
-        needed = config.stages if config.runtime == "distributed" else 1
+        needed = config.run.stages if config.run.runtime == "distributed" else 1
         if launched_by_torchrun():
             needed = int(os.environ.get("LOCAL_RANK", "0")) + 1
         here = torch.cuda.device_count()
@@ -154,16 +151,16 @@ def _rank_main(
         start: the iteration of the checkpoint; or, where that is yet to be found, how to continue.
             None: at the beginning.
     """
-    config = config_from_json(values)
-    device = torch.device(config.device)
+    config = TrainConfig.from_json(values)
+    device = torch.device(config.run.device)
     if device.type != "cpu":
         if "LOCAL_RANK" not in os.environ:
             raise ConfigError("LOCAL_RANK is not set: nothing says which GPU is this process's")
         device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
         torch.accelerator.set_device_index(device.index)
     with joined(launch, device) as rank, RunLock() as lock:
-        team = Ranks(timeout_s=config.timeout_s)
-        source = load_data(config)
+        team = Ranks(timeout_s=config.run.timeout_s)
+        source = config.data.load()
         if not prepared:
             assert not isinstance(start, int)
             require_alike(source, start is not None, team)
@@ -204,19 +201,17 @@ def _prepare(
     """
     if request is None:
         return _begin(config, source, lock), None
-    assert config.run_dir is not None
     lock.take(config.run_dir)
-    start = find_start(config.run_dir, range(config.stages), Solo(), strict=request.strict)
+    start = find_start(config.run_dir, range(config.run.stages), Solo(), strict=request.strict)
     _rewind(config, source, request, start)
     return config, start.iteration
 
 
 def _begin(config: TrainConfig, source: DataSource, lock: RunLock) -> TrainConfig:
     """Resolve a new run and make its folder."""
-    if config.run_dir is not None:
-        run_folder.require_no_run(config.run_dir)
+    if config.records.run_dir is not None:
+        run_folder.require_no_run(config.records.run_dir)
     config = resolve(config, source)
-    assert config.run_dir is not None
     lock.take(config.run_dir)
     run_folder.require_no_run(config.run_dir)  # another process may have made one meanwhile
     run_folder.create(config)
@@ -225,7 +220,6 @@ def _begin(config: TrainConfig, source: DataSource, lock: RunLock) -> TrainConfi
 
 def _rewind(config: TrainConfig, source: DataSource, request: Resume, start: Start) -> None:
     """Bring a run folder to where the checkpoint was written, and note what is unusual."""
-    assert config.run_dir is not None
     changed = changes(config, source, start)
     require_allowed(changed, request.allow_changes)
     mark = start.about.get("records")
@@ -246,17 +240,14 @@ def _prepare_together(
 ) -> tuple[TrainConfig, int | None]:
     """Do the same on all ranks: rank 0 decides, and every host has a folder, shared or its own."""
     own = config
-    if own.run_dir is not None and request is None:
-        run_folder.require_no_run(own.run_dir)
+    if own.records.run_dir is not None and request is None:
+        run_folder.require_no_run(own.records.run_dir)
     team.barrier()  # all have looked, before the first folder is made
     lock.token = team.broadcast(lock.token)
     if team.rank == 0 and request is None:
         config = _begin(config, source, lock)
-    config = config_from_json(team.broadcast(config.to_json()))
-    config = dataclasses.replace(
-        config, run_dir=own.run_dir or config.run_dir, data_dir=own.data_dir
-    )
-    assert config.run_dir is not None
+    config = TrainConfig.from_json(team.broadcast(config.to_json()))
+    config = config.replace(run_dir=own.records.run_dir or config.run_dir, data_dir=own.data_dir)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one rank of each host
         lock.take(config.run_dir)
     if not run_folder.holds_run(config.run_dir):
@@ -283,9 +274,8 @@ def _run(
 ) -> dict[str, Any] | None:
     pipeline = build_pipeline(config, source, device, rank)
     if iteration is not None:
-        assert config.run_dir is not None
         folder = config.run_dir / run_folder.CHECKPOINTS
-        indices = range(config.stages) if rank is None else [rank]
+        indices = range(config.run.stages) if rank is None else [rank]
         states = {k: checkpoint.read_stage(folder, iteration, k) for k in indices}
         stages = {str(k): state.pop("stage", None) for k, state in states.items()}
         if any(state != states[indices[0]] for state in states.values()):

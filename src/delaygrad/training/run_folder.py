@@ -47,7 +47,9 @@ LOCK = "run.lock"
 def new_run_dir(config: TrainConfig) -> Path:
     """Make a folder of its own for a run: ``runs/<time>-<data>-<model>-<method>-k<stages>``."""
     time = datetime.now().strftime("%Y%m%d-%H%M%S")
-    base = Path("runs", f"{time}-{config.data}-{config.model}-{config.method}-k{config.stages}")
+    chosen = (config.data, config.model, config.method)
+    names = "-".join(part.name.replace(":", ".") for part in chosen)
+    base = Path("runs", f"{time}-{names}-k{config.run.stages}")
     path, number = base, 2
     with writing(base):
         base.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +84,6 @@ def create(config: TrainConfig) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    assert config.run_dir is not None
     with writing(config.run_dir):
         config.run_dir.mkdir(parents=True, exist_ok=True)
     write_json(config.run_dir / CONFIG, {"config": config.to_json(), "environment": environment()})

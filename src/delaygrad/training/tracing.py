@@ -39,23 +39,25 @@ class Tracing:
         self._config, self._pipeline, self._team = config, pipeline, team
         self._recorded = False
         fill = pipeline.method.schedule.delay(0, pipeline.num_stages)
-        last = num_iterations - config.trace - 1  # one more, so that the window's end is seen
+        last = (
+            num_iterations - config.records.trace - 1
+        )  # one more, so that the window's end is seen
         self._begin = max(start, min(start + fill + pipeline.num_stages + _WARM_UP, last))
         # Now and at the end: clocks of two hosts drift apart by milliseconds in some minutes.
-        self._readings = [team.read_clocks()] if config.trace else []
+        self._readings = [team.read_clocks()] if config.records.trace else []
 
     def before(self, iteration: int) -> None:
         """Begin to record if this is the iteration to begin with."""
-        if self._config.trace and iteration == self._begin:
+        if self._config.records.trace and iteration == self._begin:
             self._recorded = True
-            self._pipeline.start_trace(self._config.trace)
+            self._pipeline.start_trace(self._config.records.trace)
 
     def finish(self) -> dict[str, Any] | None:
         """Gather and write down what was recorded; return its summary on rank 0, None elsewhere.
 
         Nothing recorded (a run resumed at its end) leaves an earlier trace alone.
         """
-        if not self._config.trace or not self._recorded:
+        if not self._config.records.trace or not self._recorded:
             return None
         self._readings.append(self._team.read_clocks())
         gathered = self._team.gather([t.to_json() for t in self._pipeline.stage_traces()])
@@ -69,6 +71,5 @@ class Tracing:
         ]
         method = repr(self._pipeline.method)
         trace = Trace(method=method, num_processes=len(gathered), stages=tuple(stages))
-        assert self._config.run_dir is not None
         run_folder.write_trace(self._config.run_dir, trace)
         return measure_trace(trace)

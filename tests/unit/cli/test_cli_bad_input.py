@@ -15,6 +15,9 @@ import pytest
 import torch
 
 from delaygrad.cli.main import main
+from delaygrad.methods import METHODS, Method, published
+from delaygrad.schedule import flush
+from delaygrad.training import TrainConfig
 
 MLP = ("train", "--model", "mlp", "--run-dir", "run")
 
@@ -51,30 +54,32 @@ def refused(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> s
         ((*MLP, "--stages", "3", "--cuts", "linear2", "linear2"), "linear2"),
         ((*MLP, "--stages", "3", "--cuts", "linear2"), "one layer fewer than there are stages"),
         (("train", "--model", "resnet9", "--run-dir", "run"), "9"),
-        (("train", "--model", "resnet7x", "--run-dir", "run"), "unknown model (name: 'resnet7x')"),
-        (("train", "--model", "nlp", "--run-dir", "run"), "use mlp"),
-        (("train", "--width", "3", "--run-dir", "run"), "resnet8 has no width"),
+        (("train", "--model", "resnet7x", "--run-dir", "run"), "unknown model (model: 'resnet7x')"),
+        (("train", "--model", "nlp", "--run-dir", "run"), "did you mean 'mlp'?"),
+        (
+            ("train", "--width", "3", "--run-dir", "run"),
+            "(width: 3); model resnet8 does not have it: leave it out, or choose mlp or gpt",
+        ),
         ((*MLP, "--method", "ddgg"), "unknown method (method: 'ddgg'); did you mean 'ddg'?"),
-        ((*MLP, "--stages", "0"), "stages must be at least 1"),
-        ((*MLP, "--data-dir", "x"), "digits are bundled"),
+        ((*MLP, "--stages", "0"), "(stages: 0; expected int >= 1)"),
+        ((*MLP, "--data-dir", "x"), "data digits does not have it"),
         ((*MLP, "--holdout", "5000"), "holdout does not fit the training split"),
         ((*MLP, "--data", "cifar10"), "cifar10 needs its files; say where with --data-dir"),
         ((*MLP, "--data", "cifar10", "--data-dir", "absent"), "absent"),
         ((*MLP, "--config", "absent.toml"), "cannot read the config file (absent.toml)"),
         ((*MLP, "--config"), "--config needs the path of a file"),
         ((*MLP, "--config=key.toml"), "unknown key in key.toml (key: 'stage'); did you mean"),
-        ((*MLP, "--config", "type.toml"), "wrong type in type.toml (stages: 'two'"),
+        ((*MLP, "--config", "type.toml"), "wrong value in type.toml (stages: 'two'"),
         ((*MLP, "--momentum", "0.5", "--optimizer", "adam"), "option without effect"),
         ((*MLP, "--runtime", "local", "--device", "cuda"), "too few GPUs (found: 0, needed: 1)"),
         (("train", "--model", "mlp", "--run-dir", "key.toml/run"), "cannot"),
         (("resume", "absent"), "there is no run in this folder (absent)"),
         # From here on the parser's own messages.
-        ((*MLP, "--stagse", "2"), "Unrecognized option"),
+        ((*MLP, "--stagse", "2"), "unknown option (--stagse); did you mean --stages?"),
         ((*MLP, "--stages", "two"), "--stages"),
         ((*MLP, "--runtime", "remote"), "--runtime"),
-        (("learn",), "learn"),
+        (("tran",), "delaygrad: unknown command (tran); did you mean train?"),
         (("resume",), "The run's folder. (required)"),
-        ((), "Expected one of {train, resume, "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -190,3 +195,48 @@ def test_corrupt_checkpoint_is_named_and_the_one_before_it_is_taken(
     assert json.loads(out)["parameters_sha256"] == whole["parameters_sha256"]
     assert f"corrupt ({newest})" in err and "continuing from iteration 5" in err
     assert Path("run/checkpoints/iteration-00000010.damaged").is_dir()
+
+
+@pytest.fixture
+def a_new_method() -> Iterator[None]:
+    @published("a method of a test")
+    def Fresh(zeal: int, micro_batches: int = 3) -> Method:
+        """Train with zeal.
+
+        Args:
+            zeal: how much.
+            micro_batches: parts of a batch.
+        """
+        return Method(name="fresh", schedule=flush(micro_batches), title=f"zeal {zeal}")
+
+    yield
+    del METHODS["fresh"]
+
+
+def test_a_new_method_is_on_the_command_line_by_itself(
+    a_new_method: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--method", "fresh", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Train with zeal." in shown and "--zeal INT How much. (required)" in shown
+    assert "--slack" not in shown and "--lr-milestones" not in shown
+    assert "--zeal" in refused((*MLP, "--method", "fresh"), capsys)
+    assert "method ddg does not have it: leave it out, or choose fresh" in refused(
+        (*MLP, "--zeal", "4"), capsys
+    )
+    main([*MLP, "--method", "fresh", "--zeal", "4", "--iterations", "1", "--quiet", "--json"])
+    config = json.loads(Path("run/config.json").read_text())["config"]
+    assert (config["method"], config["zeal"], config["micro_batches"]) == ("fresh", 4, 3)
+    assert TrainConfig.from_json(config).method.build().schedule == flush(3)
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, shown in (
+        (["--version"], "delaygrad 0."),
+        (["--help"], "train      Train a network as K stages"),
+        ([], "usage: delaygrad COMMAND"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == (0 if arguments else 2) and shown in capsys.readouterr().out

@@ -38,12 +38,13 @@ def test_settings_come_from_everywhere_the_narrower_wins(tmp_path: Path) -> None
     )
     runs = by_name(runs_of(tmp_path, text))
     config = runs["sgd-ddg-slack1-k3-seed1"].config
-    assert (config.epochs, config.lr, config.width, config.slack) == (7, 0.2, 16, 1)
-    assert (config.method, config.stages, config.seed) == ("ddg", 3, 1)
-    assert config.cuts == ("linear2", "linear3")
+    assert (config.run.epochs, config.optimizer.lr) == (7, 0.2)
+    assert config.model.options()["width"] == 16 and config.method.options()["slack"] == 1
+    assert (config.method.name, config.run.stages, config.run.seed) == ("ddg", 3, 1)
+    assert config.run.cuts == ("linear2", "linear3")
     assert config.run_dir == tmp_path / "out" / "sgd-ddg-slack1-k3-seed1"
-    assert runs["adam-bp-k1-seed0"].config.cuts == ()
-    assert runs["adam-bp-k1-seed0"].config.optimizer == "adam"
+    assert runs["adam-bp-k1-seed0"].config.run.cuts == ()
+    assert runs["adam-bp-k1-seed0"].config.optimizer.name == "adam"
     assert runs["adam-bp-k1-seed0"].label == "small/adam-bp-k1-seed0"
 
 
@@ -53,7 +54,7 @@ def test_problems_multiply_the_runs_and_name_the_data(tmp_path: Path) -> None:
     assert len(runs) == 18
     assert runs["one-sgd-bp-k1-seed0"].config.data_dir is None  # digits are bundled
     assert runs["two-sgd-bp-k1-seed0"].config.data_dir == Path("somewhere")
-    assert runs["two-sgd-bp-k1-seed0"].config.width == 32
+    assert runs["two-sgd-bp-k1-seed0"].config.model.options()["width"] == 32
     (tmp_path / "data" / "cifar10").mkdir(parents=True)
     runs = by_name(list(target.plan("smoke", tmp_path, tmp_path / "data")))
     assert runs["two-sgd-bp-k1-seed0"].config.data_dir == tmp_path / "data" / "cifar10"
@@ -63,7 +64,7 @@ def test_a_line_may_name_its_variant(tmp_path: Path) -> None:
     for variant, name in (("default", "sgd-ddg-k3-seed1"), ("late", "sgd-ddg-late-k3-seed1")):
         text = TRAINING.replace("slack = 1", f'slack = 1, variant = "{variant}"')
         text = text.replace("stages = [2, 3]", "stages = [2]")
-        assert by_name(runs_of(tmp_path, text))[name].config.slack == 1
+        assert by_name(runs_of(tmp_path, text))[name].config.method.options()["slack"] == 1
 
 
 def test_a_line_may_choose_problems(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_a_line_may_choose_problems(tmp_path: Path) -> None:
     [
         ("3 = [", "5 = [", r"no cuts .*stages: 3\); add to its file, under \[cuts.mlp\]"),
         ("epochs = 2", "epoch = 2", r"unknown key in paper-small/target.toml .*'epochs'"),
-        ("lr = 0.05", "lr = -1.0", r"lr must be positive"),
+        ("lr = 0.05", "lr = -1.0", r"wrong value in .*lr: -1.0"),
         (", slack = 1, seeds = [1]", "", r"two lines of paper-small mean the same run .*ddg-k3"),
     ],
 )

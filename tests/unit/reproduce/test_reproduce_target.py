@@ -50,9 +50,9 @@ def test_target_is_read(tmp_path: Path) -> None:
         (TRAINING, 'recipes = ["sgd"]', 'recipes = ["sdg"]', r"unknown recipe in .*'sdg'"),
         (TRAINING, 'method = "bp"', 'method = "pb"', r"unknown method in .*lines.1 .*'pb'"),
         (TRAINING, "stages = [1]", "stages = [0]", r"stages must be at least 1 in .*stages: \[0\]"),
-        (TRAINING, "stages = [1]", "stages = 1", r"wrong type in .*lines.1 \(stages: 1"),
+        (TRAINING, "stages = [1]", "stages = 1", r"wrong value in .*lines.1 \(stages: 1"),
         (TRAINING, 'kind = "training"', 'kind = "training_"', r"unknown kind in .*'training'"),
-        (TRAINING, "value = 91.5", 'value = "91.5"', r"wrong type in .*published.1 \(value"),
+        (TRAINING, "value = 91.5", 'value = "91.5"', r"wrong value in .*published.1 \(value"),
         (TRAINING, 'mark = "read"', 'mark = "true"', r"unknown mark in .*known: read, recalled"),
         (TRAINING, 'source = "their table 1"', "", r"published.1 lacks source"),
         (TRAINING, "seeds = [0, 1]", "seeds = []", r"scales.smoke has no seeds, so that nothing"),
@@ -65,7 +65,7 @@ def test_target_is_read(tmp_path: Path) -> None:
         (SPEED, "resnet8", "sleep", r'workload sleep needs how = "sleeping"'),
         (MEMORY, "resnet8", "resnet9", r"impossible ResNet depth .*scales.smoke"),
         (MEMORY, "recompute", "recompote", r"unknown option .*did you mean 'recompute'"),
-        (MEMORY, "[1, 2]", "[0]", r"stages must be at least 1"),
+        (MEMORY, "[1, 2]", "[0]", r"stages: 0; expected int >= 1"),
     ],
 )
 def test_what_is_wrong_is_named(

@@ -16,9 +16,10 @@ from delaygrad.data import DataSource, load
 from delaygrad.errors import CheckpointError, ConfigError
 from delaygrad.records import read_events
 from delaygrad.training import TrainConfig, resume, run, run_folder, train
+from delaygrad.training.choices import Digits
 from delaygrad.training.run_lock import RunLock
 
-RUN = TrainConfig(
+RUN = TrainConfig.of(
     model="mlp", width=8, depth=3, stages=2, cuts=("linear2",), iterations=12, checkpoint_every=5,
     log_every=2,
 )  # fmt: skip
@@ -28,7 +29,7 @@ RUN = TrainConfig(
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with checkpoints of iterations 5 and 10."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    train(TrainConfig(**{**vars(RUN), "run_dir": folder}), quiet=True)
+    train(TrainConfig.of(**{**RUN.to_json(), "run_dir": folder}), quiet=True)
     return folder
 
 
@@ -102,12 +103,12 @@ def test_an_unknown_setting_to_allow_is_named(folder: Path) -> None:
 
 
 def test_changed_data_are_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def changed(config: TrainConfig) -> DataSource:
+    def changed(data: Digits) -> DataSource:
         source = load("digits")
         source.test.contents()[0][7, 0, 3, 3] += 1
         return source
 
-    monkeypatch.setattr(run, "load_data", changed)
+    monkeypatch.setattr(Digits, "load", changed)
     with pytest.raises(
         CheckpointError, match=r"data there: 'sha256 \w+', here: .*--allow-changes da"
     ):
@@ -164,7 +165,7 @@ def test_without_a_sound_checkpoint_nothing_is_moved(folder: Path) -> None:
 
 
 def test_files_of_two_runs_are_not_mixed(folder: Path, tmp_path: Path) -> None:
-    other = TrainConfig(**{**vars(RUN), "seed": 1, "run_dir": tmp_path / "other"})
+    other = TrainConfig.of(**{**RUN.to_json(), "seed": 1, "run_dir": tmp_path / "other"})
     train(other, quiet=True)
     for suffix in ("safetensors", "sha256"):
         for iteration in ("00000005", "00000010"):

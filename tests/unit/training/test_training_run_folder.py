@@ -42,7 +42,7 @@ def test_digest_takes_bfloat16_and_empty_and_transposed_tensors() -> None:
 
 
 def test_new_folder_holds_the_configuration(tmp_path: Path) -> None:
-    config = TrainConfig(run_dir=tmp_path / "deep" / "run")
+    config = TrainConfig.of(run_dir=tmp_path / "deep" / "run")
     run_folder.create(config)
     assert [path.name for path in (tmp_path / "deep" / "run").iterdir()] == ["config.json"]
     assert load_config(tmp_path / "deep" / "run" / "config.json") == config
@@ -50,7 +50,7 @@ def test_new_folder_holds_the_configuration(tmp_path: Path) -> None:
 
 def test_folder_with_a_run_is_refused(tmp_path: Path) -> None:
     run_folder.require_no_run(tmp_path)
-    run_folder.create(TrainConfig(run_dir=tmp_path))
+    run_folder.create(TrainConfig.of(run_dir=tmp_path))
     with pytest.raises(ConfigError, match="there is a run in this folder already"):
         run_folder.require_no_run(tmp_path)
 
@@ -58,7 +58,7 @@ def test_folder_with_a_run_is_refused(tmp_path: Path) -> None:
 def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot write \(.*file/run\).*Not a directory"):
-        run_folder.create(TrainConfig(run_dir=tmp_path / "file" / "run"))
+        run_folder.create(TrainConfig.of(run_dir=tmp_path / "file" / "run"))
 
 
 def test_file_where_the_folder_should_be_is_named(
@@ -67,14 +67,14 @@ def test_file_where_the_folder_should_be_is_named(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").write_text("")
     with pytest.raises(ConfigError, match=r"cannot write \(.*runs"):
-        run_folder.create(TrainConfig(run_dir=tmp_path / "runs"))
+        run_folder.create(TrainConfig.of(run_dir=tmp_path / "runs"))
     with pytest.raises(ConfigError, match=r"cannot write \(runs"):
-        run_folder.new_run_dir(TrainConfig())
+        run_folder.new_run_dir(TrainConfig.of())
 
 
 def test_new_name_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = TrainConfig()
+    config = TrainConfig.of()
     first, second = run_folder.new_run_dir(config), run_folder.new_run_dir(config)
     assert first != second and first.is_dir() and second.is_dir()
     assert first.name.endswith("-digits-resnet8-ddg-k2")
