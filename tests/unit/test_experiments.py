@@ -16,6 +16,7 @@ from delaygrad.reproduce.paper import put_together
 from delaygrad.reproduce.plan import PlannedRun
 from delaygrad.reproduce.target import Target
 from delaygrad.reproduce.training import TrainingTarget
+from delaygrad.training import load_config
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = sorted(path.parent for path in ROOT.glob("experiments/*/target.toml"))
@@ -93,3 +94,13 @@ def test_published_results_follow_from_the_published_records(records: Path, tmp_
     again = put_together(target, request, target.plan(scale, records, None), {})
     assert json.loads(json.dumps(again)) == results  # every number of every kind of target
     assert (tmp_path / target.name / scale / "table.md").read_text(encoding="utf-8") == table
+
+
+def test_configurations_of_committed_records_are_read() -> None:
+    found = [path for folder in FOLDERS for path in folder.glob("records/**/config.json")]
+    assert len(found) >= 40
+    for path in found:
+        recorded = json.loads(path.read_text(encoding="utf-8"))["config"]
+        config = load_config(path)
+        config.check()
+        assert config.to_json().items() <= {**config.to_json(), **recorded}.items()

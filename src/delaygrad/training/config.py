@@ -200,7 +200,9 @@ def load_config(path: Path) -> TrainConfig:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read the flat form of a configuration from a file; what it says is not checked.
+    """Read the flat form of a configuration from a file; values are not checked.
+
+    In a run's own ``config.json``, options of choices that were not made are left out.
 
     Raises:
         ConfigError: the file is missing or unreadable.
@@ -212,7 +214,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the config file ({path}): {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"cannot parse the config file ({path}): {error}") from error
-    values = values.get("config", values) if isinstance(values, dict) else values
-    if not isinstance(values, dict):
+    own = values.get("config") if isinstance(values, dict) else None
+    if isinstance(own, dict):  # of a run, perhaps of a version that recorded every option
+        return {key: value for key, value in own.items() if key in TrainConfig.applying(own)}
+    if own is not None or not isinstance(values, dict):
         raise ConfigError(f"a config file holds keys and values ({path})")
     return values

@@ -240,3 +240,14 @@ def test_a_network_larger_than_the_memory_is_refused() -> None:
     config = TrainConfig.of(model="mlp", width=2**20, depth=100)
     with pytest.raises(ConfigError, match=r"larger than this machine's memory \(parameters: "):
         build_model(config, config.data.load())
+
+
+def test_a_run_of_an_earlier_version_may_have_recorded_options_that_did_not_apply(
+    tmp_path: Path,
+) -> None:
+    path, recorded = tmp_path / "config.json", {"method": "bp", "slack": 3, "lr": 0.2}
+    path.write_text(json.dumps({"config": recorded}))
+    assert load_config(path) == TrainConfig.of(method="bp", lr=0.2)
+    path.write_text(json.dumps(recorded))
+    with pytest.raises(ConfigError, match=r"\(slack: 3\); method bp does not have it"):
+        load_config(path)
