@@ -17,10 +17,14 @@ from hypothesis import HealthCheck, settings
 SEED = 0
 GRACE_S = 5.0
 
-# A job in the background of a script starts with SIGINT ignored, and so do its children. Commands
-# under test are to be as a terminal starts them.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A job in the background of a script starts with SIGINT ignored, under nohup SIGHUP too, and so do
+# its children. Commands under test are to be as a terminal starts them.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 # The same examples in every run and no time limits: a failure is a failure everywhere. New examples
 # come from `--hypothesis-profile search`; what it finds becomes an @example of the test.

@@ -151,9 +151,9 @@ def teacher_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 def test_what_a_stage_may_use_passes(middle: nn.Module, method: dg.Method) -> None:
     below, above = nn.Sequential(nn.Embedding(5, 6), middle), nn.Sequential(middle, nn.Linear(6, 5))
     for stages in ([below, nn.Linear(6, 5)], [nn.Embedding(5, 6), above]):
-        pipe = pipe_of(stages, method)
-        for _ in range(3):
-            pipe.step(*batch())
+        with pipe_of(stages, method) as pipe:
+            for _ in range(3):
+                pipe.step(*batch())
 
 
 def test_targets_with_a_graph_pass() -> None:
