@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,9 +24,17 @@ TIMEOUT_S = 90.0
 
 
 def run_program(
-    world_size: int, program: Path | None, arguments: Sequence[object] = (), cwd: Path | None = None
+    world_size: int,
+    program: Path | None,
+    arguments: Sequence[object] = (),
+    cwd: Path | None = None,
+    *,
+    kill_when: Callable[[], bool] | None = None,
 ) -> tuple[str, str]:
     """Run a program, or None for the ``delaygrad`` command, on all ranks; stdout and stderr.
+
+    Args:
+        kill_when: SIGKILL all ranks as soon as this holds; it must hold before they end.
 
     Raises:
         AssertionError: a rank did not end with 0, or not in time; says what it wrote to stderr.
@@ -45,7 +55,12 @@ def run_program(
         try:
             for process in processes:
                 process.start()
+            end = time.monotonic() + TIMEOUT_S
+            while kill_when is not None and not kill_when() and time.monotonic() < end:
+                time.sleep(0.005)
             for process in processes:
+                if kill_when is not None:
+                    process.kill()
                 process.join(TIMEOUT_S)
         finally:
             for process in processes:
@@ -55,7 +70,8 @@ def run_program(
             "".join((folder / f"{kind}{rank}").read_text() for rank in range(world_size))
             for kind in ("out", "err")
         )
-    assert [process.exitcode for process in processes] == [0] * world_size, err
+    expected = 0 if kill_when is None else -signal.SIGKILL
+    assert [process.exitcode for process in processes] == [expected] * world_size, err
     return out, err
 
 

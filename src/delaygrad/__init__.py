@@ -27,7 +27,7 @@ from delaygrad.errors import (
 from delaygrad.methods import BP, DDG, DNI, FDG, FR, Lookahead, Method
 from delaygrad.partition import check, merge, split
 from delaygrad.planning import plan
-from delaygrad.runtime import DistributedPipeline, LocalPipeline
+from delaygrad.runtime import DistributedPipeline, LocalPipeline, gather
 
 __version__ = version("delaygrad")
 
@@ -54,6 +54,7 @@ __all__ = [
     "TransportError",
     "WorkerError",
     "check",
+    "gather",
     "merge",
     "plan",
     "split",

@@ -27,6 +27,7 @@ FLOORS = {
     "launch": 0,
     "stage": 3,
     "methods": 2,
+    "checkpoint": 2,
     "schedule": 1,
     "transport": 1,
     "partition": 1,

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from delaygrad import checkpoint
 from delaygrad.errors import ConfigError
 from delaygrad.records import parse_json
 from delaygrad.results.group import WITHOUT_EFFECT
 from delaygrad.results.run import read_run
-from delaygrad.training import TrainConfig, checkpoint, run_folder
+from delaygrad.training import TrainConfig, run_folder
 from delaygrad.training.config import read_settings
 
 LOG = "runner.log"

@@ -3,5 +3,6 @@
 from delaygrad.runtime.distributed import DistributedPipeline
 from delaygrad.runtime.local import LocalPipeline
 from delaygrad.runtime.pipeline import Pipeline
+from delaygrad.runtime.saving import gather
 
-__all__ = ["DistributedPipeline", "LocalPipeline", "Pipeline"]
+__all__ = ["DistributedPipeline", "LocalPipeline", "Pipeline", "gather"]

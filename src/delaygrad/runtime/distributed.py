@@ -8,11 +8,12 @@ from typing import Any, Self
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from delaygrad.boundary import Tree
 from delaygrad.errors import DelaygradError, TransportError
 from delaygrad.methods import DDG, Method
+from delaygrad.runtime import exchange
 from delaygrad.runtime.cutting import cut_alike
 from delaygrad.runtime.links import Links
 from delaygrad.runtime.pipeline import Pipeline, require_free
@@ -20,7 +21,7 @@ from delaygrad.runtime.ties import require_exact_ties
 from delaygrad.runtime.worker import Worker
 from delaygrad.stage import LossFunction, LossWeight, MakeOptimizer, Stage, device_of
 from delaygrad.transport import Message, Receiver
-from delaygrad.transport.wire import WireSender
+from delaygrad.transport.wire import WireSender, reason_of
 
 _NOT_INITIALISED = (
     "torch.distributed is not initialised; start the ranks with torchrun and call "
@@ -240,6 +241,25 @@ class DistributedPipeline(Pipeline):
             self._activation_sender = self._gradient_sender = None
             self._prediction_receiver = self._prediction_sender = None
             self._groups.give_back(failed=self._lost or self._failure is not None)
+
+    def _share(self, value: Any) -> list[Any]:
+        with self._together():
+            return exchange.all_gather(value, self._groups.between_steps())
+
+    def _gather_tensors(self, stages: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        with self._together():
+            return exchange.gather_tensors(stages[0], self._groups.between_steps())
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        with self._naming("waiting for all ranks"):
+            self._check_open()
+            try:
+                yield
+            except RuntimeError as error:
+                raise TransportError(
+                    f"another rank is gone or late; see its own error ({reason_of(error)})"
+                ) from error
 
     @contextmanager
     def _naming(self, call: str) -> Iterator[None]:

@@ -121,6 +121,7 @@ class Groups:
     def __init__(self, ranks: list[int], device: torch.device, timeout: timedelta) -> None:
         self._ranks, self._device, self._timeout = ranks, device, timeout
         self._made: list[dist.ProcessGroup] = []
+        self._apart: dist.ProcessGroup | None = None
         self._store = distributed_c10d._get_default_store()
         place = f"delaygrad/{'_'.join(map(str, ranks))}"
         # Each rank counts for itself: all make the same pipelines in the same order.
@@ -136,6 +137,15 @@ class Groups:
         on_cpu = self._make("gloo")
         backend: str = distributed_c10d._world.pg_map[distributed_c10d._get_default_group()][0]
         return on_cpu, on_cpu if self._device.type == "cpu" else self._make(backend)
+
+    def between_steps(self) -> dist.ProcessGroup:
+        """Return one on the CPU for what all ranks tell each other; made when first asked for.
+
+        All ranks ask for it at the same time.
+        """
+        if self._apart is None:
+            self._apart = self._make("gloo")
+        return self._apart
 
     def give_back(self, *, failed: bool) -> None:
         """Destroy the groups, and with them every transfer that is still posted.

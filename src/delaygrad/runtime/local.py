@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from delaygrad.boundary import Tree
 from delaygrad.errors import StageError
@@ -112,3 +112,9 @@ class LocalPipeline(Pipeline):
         for worker in self._workers.values():
             inputs = worker.predict(inputs)
         return inputs
+
+    def _share(self, value: Any) -> list[Any]:
+        return [value]
+
+    def _gather_tensors(self, stages: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        return stages

@@ -6,6 +6,7 @@ import gc
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from delaygrad.boundary import Tree
 from delaygrad.errors import CheckpointError, StageError, WorkerError
 from delaygrad.methods import Method
 from delaygrad.records import StageTrace
+from delaygrad.runtime import saving
 from delaygrad.runtime.batch_identity import BatchId, require_batch_id
 from delaygrad.runtime.habits import HabitGuard
 from delaygrad.runtime.worker import Worker
@@ -224,17 +226,12 @@ class Pipeline(ABC):
             "stages": {str(k): worker.state_dict() for k, worker in self._workers.items()},
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what ``state_dict`` returned, here or in another process or runtime.
-
-        Args:
-            state: holds at least the stages of this process.
+    def check_state_dict(self, state: dict[str, Any]) -> None:
+        """Raise unless the state is of a pipeline like this one; changes nothing.
 
         Raises:
-            CheckpointError: the state is of another pipeline; nothing was changed here.
+            CheckpointError: the state is of another pipeline.
         """
-        self._check_usable()
-        self._interrupt()
         ours = {"format": _FORMAT, "num_stages": self.num_stages, **_flat(self.method.to_json())}
         theirs = {**state, **_flat(state.get("method", {}))}
         for key, here in ours.items():
@@ -249,6 +246,19 @@ class Pipeline(ABC):
         for k, worker in self._workers.items():
             with loading(k):
                 worker.stage.check_state_dict(state["stages"][str(k)])
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what ``state_dict`` returned, here or in another process or runtime.
+
+        Args:
+            state: holds at least the stages of this process.
+
+        Raises:
+            CheckpointError: the state is of another pipeline; nothing was changed here.
+        """
+        self._check_usable()
+        self._interrupt()
+        self.check_state_dict(state)
         try:
             for k, worker in self._workers.items():
                 with loading(k):
@@ -258,6 +268,49 @@ class Pipeline(ABC):
             raise
         self.iteration = state["iteration"]
         self._first_batch = state["first_batch"]
+
+    def save(
+        self, folder: str | Path, *, extra: dict[str, Any] | None = None, keep: int = 2
+    ) -> None:
+        """Write ``state_dict`` to a folder, one file per stage; every rank calls it.
+
+        A checkpoint is whole or not there: a process that dies while it is written leaves those
+        before. Each file has its sha256 beside it.
+
+        Args:
+            folder: for the checkpoints of this pipeline; the ranks may share it or have one each.
+            extra: the user's own state, such as the position in the data: tensors, numbers,
+                strings, None, and lists, tuples and dicts of these. Each rank gets its own back.
+            keep: how many checkpoints stay, at least 1.
+
+        Raises:
+            CheckpointError: a rank cannot write, the folder holds a later checkpoint, or ``extra``
+                holds something else; on all ranks.
+        """
+        saving.save(self, Path(folder), {} if extra is None else extra, keep)
+
+    def load_newest(self, folder: str | Path) -> dict[str, Any] | None:
+        """Continue from the newest checkpoint that all ranks have and whose digests hold.
+
+        Every rank calls it. Damaged ones that are newer are set aside, with a warning. What is
+        later, or unfinished, is removed.
+
+        Returns:
+            The ``extra`` of ``save``, or {}; None if no rank has a checkpoint: nothing was loaded.
+
+        Raises:
+            CheckpointError: no checkpoint is sound, or it is of another pipeline; on all ranks, and
+                nothing was changed.
+        """
+        return saving.load_newest(self, Path(folder))
+
+    @abstractmethod
+    def _share(self, value: Any) -> list[Any]:
+        """Return the values of all processes, of what JSON knows; all call it."""
+
+    @abstractmethod
+    def _gather_tensors(self, stages: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Return the named tensors of all stages in the process of stage 0, [] elsewhere."""
 
     def _run(self, actions: Iterable[Action]) -> Tensor | None:
         self._check_usable()

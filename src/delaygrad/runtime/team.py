@@ -53,6 +53,11 @@ class Team(ABC):
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's value on every rank; all ranks call it. Values are as for ``gather``."""
 
+    def share(self, value: Any) -> list[Any]:
+        """Return the values of all ranks on every rank; all ranks call it."""
+        shared: list[Any] = self.broadcast(self.gather(value))
+        return shared
+
     def barrier(self) -> None:
         """Return when all ranks have called it."""
         self.gather(None)

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from delaygrad import checkpoint
 from delaygrad.data import DataSource, augmentation_rng, batch_indices, iterations_per_epoch
 from delaygrad.errors import NonFiniteLossError
 from delaygrad.runtime import Pipeline
 from delaygrad.runtime.team import Team
-from delaygrad.training import checkpoint, run_folder
+from delaygrad.training import run_folder
 from delaygrad.training.assembly import place
 from delaygrad.training.config import TrainConfig
 from delaygrad.training.direction_probe import DirectionProbe
@@ -217,12 +218,10 @@ class TrainingLoop:
         with self._aside():
             about = self._team.broadcast(self._about() if self._reporter else None)
             state = self._pipeline.state_dict()
-            for k, stage_state in state.pop("stages").items():
-                checkpoint.write_stage(folder, done, int(k), {**state, "stage": stage_state}, about)
-            self._team.barrier()  # all stages are written
-            checkpoint.finish(folder, done)
-            self._team.barrier()  # and on every disk
-            checkpoint.prune(folder, self._config.records.keep_checkpoints, done)
+            stages = state.pop("stages").items()
+            states = {int(k): {**state, "stage": stage_state} for k, stage_state in stages}
+            keep = self._config.records.keep_checkpoints
+            checkpoint.write(folder, done, states, self._team.share, about=about, keep=keep)
         if self._reporter:
             self._reporter.event("checkpoint", done)
 

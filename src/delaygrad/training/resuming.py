@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from delaygrad import checkpoint
 from delaygrad.data import DataSource
-from delaygrad.errors import CheckpointError, DamagedCheckpointError
+from delaygrad.errors import CheckpointError
 from delaygrad.plain_values import shown
 from delaygrad.runtime.team import Team
-from delaygrad.training import checkpoint, run_folder
+from delaygrad.training import run_folder
 from delaygrad.training.config import TrainConfig, deciding
 
 
@@ -65,36 +66,16 @@ def find_start(run_dir: Path, stages: Iterable[int], team: Team, *, strict: bool
         CheckpointError: there is none; or, if strict, it is not the newest.
     """
     checkpoints = run_dir / run_folder.CHECKPOINTS
-    stages, rejected = list(stages), dict[int, str]()
-    while True:
-        common = set.intersection(*map(set, _share(team, checkpoint.find(checkpoints))))
-        candidates = common - rejected.keys()
-        if not candidates:
-            raise CheckpointError(
-                f"no checkpoint is sound ({'; '.join(rejected.values())}); train again"
-                if rejected
-                else "the hosts have no checkpoint in common; start the run again"
-            )
-        newest = max(candidates)
-        about, problem = _examine(team, checkpoints, newest, stages)
-        if problem is None:
-            break
-        rejected[newest] = problem
-        if strict:
-            raise CheckpointError(f"{problem}; without --strict, the checkpoint before is taken")
-    start = Start(iteration=newest, about=about)
-    for iteration, problem in rejected.items():
-        checkpoint.set_aside(checkpoint.path_of(checkpoints, iteration))
-        start.notes.append(
-            f"{problem}; continuing from iteration {newest}, the damaged checkpoint is kept as "
-            f"{checkpoint.path_of(checkpoints, iteration).name}.damaged"
-        )
+    newest = checkpoint.find_newest(checkpoints, stages, team.share, strict=strict)
+    if newest is None:
+        raise CheckpointError("the hosts have no checkpoint in common; start the run again")
+    start = Start(iteration=newest.iteration, about=newest.about, notes=newest.notes(checkpoints))
     recorded = team.broadcast(_last_recorded(run_dir) if team.is_reporter else None)
-    if recorded > max([newest, *rejected]):
-        gone = f"the newest checkpoint is gone (iteration: {recorded}, found: {newest})"
+    if recorded > max([newest.iteration, *newest.rejected]):
+        gone = f"the newest checkpoint is gone (iteration: {recorded}, found: {newest.iteration})"
         if strict:
             raise CheckpointError(f"{gone}; without --strict, the run continues from this one")
-        start.notes.append(f"{gone}; continuing from iteration {newest}")
+        start.notes.append(f"{gone}; continuing from iteration {newest.iteration}")
     return start
 
 
@@ -128,42 +109,6 @@ def require_allowed(found: dict[str, dict[str, Any]], allowed: tuple[str, ...]) 
             f"the run has changed since its checkpoint ({told}); undo the change of its "
             f"{run_folder.CONFIG} or data, or resume with --allow-changes {' '.join(refused)}"
         )
-
-
-def _examine(
-    team: Team, checkpoints: Path, iteration: int, stages: list[int]
-) -> tuple[dict[str, Any], str | None]:
-    """Read what a checkpoint says of its run, and say what is damaged; the same on all ranks."""
-    found = [_about(checkpoints, iteration, stage) for stage in stages]
-    everywhere = [one for rank in _share(team, found) for one in rank]
-    for kind, told in everywhere:
-        if kind == "refused":
-            raise CheckpointError(told)
-    damage = [told for kind, told in everywhere if kind == "damaged"]
-    if damage:
-        return {}, damage[0]
-    runs = [
-        {name: told.get(name) for name in ("settings", "data", "records")} for _, told in everywhere
-    ]
-    if any(run != runs[0] for run in runs):
-        folder = checkpoint.path_of(checkpoints, iteration)
-        return {}, f"the files of a checkpoint are of different runs ({folder})"
-    return runs[0], None
-
-
-def _about(checkpoints: Path, iteration: int, stage: int) -> tuple[str, Any]:
-    try:
-        return "sound", checkpoint.read_about(checkpoints, iteration, stage)
-    except DamagedCheckpointError as error:
-        return "damaged", str(error)
-    except CheckpointError as error:
-        return "refused", str(error)
-
-
-def _share(team: Team, value: Any) -> list[Any]:
-    """Return the values of all ranks on every rank."""
-    shared: list[Any] = team.broadcast(team.gather(value))
-    return shared
 
 
 def _last_recorded(run_dir: Path) -> int:

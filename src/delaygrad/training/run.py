@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from delaygrad import checkpoint
 from delaygrad.data import DataSource
 from delaygrad.errors import CheckpointError, ConfigError, DataError
 from delaygrad.launch import (
@@ -19,7 +20,7 @@ from delaygrad.launch import (
     run_workers,
 )
 from delaygrad.runtime.team import Ranks, Solo, Team
-from delaygrad.training import checkpoint, run_folder
+from delaygrad.training import run_folder
 from delaygrad.training.assembly import build_pipeline, resolve
 from delaygrad.training.config import TrainConfig, load_config, require_settings
 from delaygrad.training.loop import TrainingLoop

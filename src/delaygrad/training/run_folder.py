@@ -34,9 +34,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from delaygrad.checkpoint import name_aside, synchronise
 from delaygrad.errors import ConfigError
 from delaygrad.records import TRACE_EVENTS, Trace, log_line, read_sound_events
-from delaygrad.training.checkpoint import name_aside, synchronise
 from delaygrad.training.config import TrainConfig
 
 CONFIG, RECORDS, SUMMARY = "config.json", "records.jsonl", "summary.json"

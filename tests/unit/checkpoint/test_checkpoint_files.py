@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from delaygrad.checkpoint import files as checkpoint
+from delaygrad.checkpoint import write
 from delaygrad.errors import CheckpointError, DamagedCheckpointError
-from delaygrad.training import checkpoint
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8)
 
@@ -265,9 +266,7 @@ def test_another_version_is_not_damage(tmp_path: Path) -> None:
 
 
 def save(folder: Path, iteration: int, state: dict[Any, Any], keep: int = 1) -> None:
-    checkpoint.write_stage(folder, iteration, 0, state)
-    checkpoint.finish(folder, iteration)
-    checkpoint.prune(folder, keep, iteration)
+    write(folder, iteration, {0: state}, lambda value: [value], keep=keep)
 
 
 def path_of(folder: Path) -> Path:

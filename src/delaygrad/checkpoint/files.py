@@ -60,7 +60,6 @@ def write_stage(
     metadata = {_HEADER: header, _ABOUT: json.dumps({**place, **(about or {})})}
     path, digest = folder / _STAGE.format(stage_index), folder / _DIGEST.format(stage_index)
     try:
-        set_aside(checkpoints / _FOLDER.format(iteration))  # a stranger's: the name is needed
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path, metadata=metadata)
         digest.write_text(f"{_sha256(path)}  {path.name}\n", encoding="utf-8")
@@ -255,7 +254,7 @@ def _take_apart(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, _PLAIN):
         return value
     raise CheckpointError(
-        f"cannot save this {type(value).__name__} ({path}); optimizer states may hold tensors, "
+        f"cannot save this {type(value).__name__} ({path}); a checkpoint may hold tensors, "
         "numbers, strings, and lists, tuples and dicts (keys: numbers or strings) of these"
     )
 

@@ -1,0 +1,130 @@
+"""Save a pipeline and the user's own state in a folder, and continue from the newest of them.
+
+Every rank makes the same calls. The folder may be on a disk that all ranks share, or each may have
+its own. A checkpoint of one runtime loads in the other.
+"""
+
+from __future__ import annotations
+
+import secrets
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from delaygrad import checkpoint
+from delaygrad.errors import CheckpointError, DelaygradWarning, PartitionError
+
+if TYPE_CHECKING:
+    from delaygrad.runtime.pipeline import Pipeline
+
+
+def save(pipe: Pipeline, folder: Path, extra: dict[str, Any], keep: int) -> None:
+    """See ``Pipeline.save``."""
+    if keep < 1:
+        raise ValueError(f"at least one checkpoint must stay (keep: {keep})")
+    state, iteration = pipe.state_dict(), pipe.iteration
+    newest = max(checkpoint.find(folder), default=-1)
+    told = pipe._share([iteration, newest, secrets.token_hex(8)])
+    iterations = {of_rank for of_rank, _, _ in told}
+    if len(iterations) > 1:
+        raise CheckpointError(
+            f"the ranks save at different iterations ({sorted(iterations)}); all ranks must make "
+            "the same calls"
+        )
+    newest = max(found for _, found, _ in told)
+    if newest > iteration:
+        raise CheckpointError(
+            f"the folder holds a later checkpoint ({folder}, iteration there: {newest}, here: "
+            f"{iteration}), which load_newest would take; call load_newest before training, or "
+            "choose another folder"
+        )
+    stages = state.pop("stages").items()
+    states = {int(k): {**state, "stage": of_stage, "extra": extra} for k, of_stage in stages}
+    about = {"saved": told[0][2]}  # of one call, on all ranks
+    checkpoint.write(folder, iteration, states, pipe._share, about=about, keep=keep)
+
+
+def load_newest(pipe: Pipeline, folder: Path) -> dict[str, Any] | None:
+    """See ``Pipeline.load_newest``."""
+    newest = checkpoint.find_newest(folder, pipe._workers, pipe._share)
+    if newest is None:
+        return None
+    states: dict[int, dict[str, Any]] = {}
+
+    def read() -> None:
+        for k in pipe._workers:
+            states[k] = checkpoint.read_stage(folder, newest.iteration, k)
+        pipe.check_state_dict(joined())
+
+    def joined() -> dict[str, Any]:
+        stages = {str(k): state["stage"] for k, state in states.items()}
+        return {**next(iter(states.values())), "stages": stages}
+
+    checkpoint.all_do(pipe._share, read)  # a rank that cannot load stops all, before any has
+    state = joined()
+    pipe.load_state_dict(state)
+    checkpoint.rewind(folder, newest.iteration)
+    pipe._share(None)  # nothing new is written before
+    for note in newest.notes(folder):
+        warnings.warn(note, DelaygradWarning, stacklevel=3)  # who calls load_newest
+    return dict(state.get("extra") or {})
+
+
+def gather(pipe: Pipeline) -> dict[str, Tensor]:
+    """Collect the whole network's ``state_dict`` on rank 0; all ranks call it.
+
+    The live parameters and buffers, under the names that the stages give them: those of the model,
+    if ``split`` made the stages. Copies, on the CPU. Call ``flush`` before, so that every stage has
+    used every batch.
+
+    Returns:
+        The tensors by name; {} on other ranks.
+
+    Raises:
+        PartitionError: two stages hold different tensors of one name, or a ``state_dict`` holds
+            something else than tensors.
+        TransportError: another rank is gone or late.
+
+    Example:
+        >>> import torch, delaygrad as dg
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> pipe = dg.LocalPipeline(
+        ...     dg.split(model, 2, cuts=["2"]),
+        ...     nn.functional.cross_entropy,
+        ...     lambda params: torch.optim.SGD(params, lr=0.1),
+        ... )
+        >>> model.load_state_dict(dg.gather(pipe))
+        <All keys matched successfully>
+    """
+    own = [_tensors_of(module.state_dict()) for module in pipe.modules]
+    lent = [getattr(module, "borrowed", {}) for module in pipe.modules]
+    told = pipe._share([*zip(map(list, own), lent, strict=True)])
+    whole: dict[str, Tensor] = {}
+    stages = [of_stage for of_rank in told for of_stage in of_rank]
+    found = pipe._gather_tensors(own)
+    for stage_index, (of_stage, (names, _)) in enumerate(zip(found, stages, strict=False)):
+        for name in names:
+            tensor = of_stage[name]
+            if name in whole and not whole[name].equal(tensor):
+                raise PartitionError(
+                    f"two stages hold different tensors of one name (name: {name}, second stage: "
+                    f"{stage_index}); make the stages with split, or gather them under names of "
+                    "your own"
+                )
+            whole[name] = tensor
+    for _, borrowed in stages:
+        whole |= {name: whole[owner] for name, owner in borrowed.items() if owner in whole}
+    return whole
+
+
+def _tensors_of(state: dict[str, Any]) -> dict[str, Tensor]:
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise PartitionError(
+                f"a state_dict holds something else than a tensor (name: {name}, type: "
+                f"{type(value).__name__}); save it with pipe.save instead"
+            )
+    return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
