@@ -55,6 +55,8 @@ def _die_on_rank_1(rank: int, world_size: int) -> None:
 
 
 def _exit_with_rank(rank: int, world_size: int) -> None:
+    dist.barrier()  # all have joined
+    time.sleep(0.5)  # and left the barrier
     os._exit(rank + 3)
 
 
