@@ -163,7 +163,8 @@ def test_a_run_in_the_background_survives_its_terminal(
     with running(
         *ignoring, *DELAYGRAD, *train(folder, 2, *ENDLESS, "--runtime", runtime)
     ) as process:
-        wait_until(lambda: session(process))
+        shown = Path(f"/proc/{process.pid}/cmdline")
+        wait_until(lambda: not shown.read_bytes().startswith(b"sh\0"))  # the trap is set
         os.killpg(process.pid, number)  # while it starts
         wait_until(lambda: reports(folder))
         os.killpg(process.pid, number)
