@@ -164,7 +164,9 @@ def test_a_run_in_the_background_survives_its_terminal(
         *ignoring, *DELAYGRAD, *train(folder, 2, *ENDLESS, "--runtime", runtime)
     ) as process:
         shown = Path(f"/proc/{process.pid}/cmdline")
-        wait_until(lambda: not shown.read_bytes().startswith(b"sh\0"))  # the trap is set
+        wait_until(
+            lambda: shown.read_bytes().startswith(DELAYGRAD[0].encode())
+        )  # no shell any more
         os.killpg(process.pid, number)  # while it starts
         wait_until(lambda: reports(folder))
         os.killpg(process.pid, number)
