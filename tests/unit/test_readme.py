@@ -110,3 +110,15 @@ def test_contributing_names_files_that_exist():
     for path in paths:
         places = (ROOT / path, ROOT / "src" / "delaygrad" / path)
         assert any(place.exists() for place in places), path
+
+
+def test_floors_in_contributing_are_those_that_are_enforced():
+    floors = runpy.run_path(str(ROOT / "tests" / "unit" / "test_house.py"))["FLOORS"]
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d|ground) \| (`.*) \|$", text, re.MULTILINE)
+    written = {
+        room: -1 if floor == "ground" else int(floor)
+        for floor, rooms in rows
+        for room in re.findall(r"`(\w+)`", rooms)
+    }
+    assert written == {room: floor for room, floor in floors.items() if room != "__main__"}

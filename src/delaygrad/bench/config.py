@@ -18,7 +18,7 @@ _OF_SLEEPERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class ContestConfig:
-    """Who competes on what, and for how long.
+    """The contestants, their workload, and how long they run.
 
     Example:
         >>> ContestConfig(workload="mlp", rounds=0).check()
@@ -32,12 +32,12 @@ class ContestConfig:
     stages: int = 2
     """K: worker processes, one stage each."""
     contestants: tuple[str, ...] = ()
-    """By name (bp, bp-all, bp-compile-all, gpipe-m4, 1f1b-m8, interleaved-m4, zb-m4, zbv-m4, ddp,
-    ddg, ddg-slack1, ddg-bf16, ceiling, ...); none: all that suit the workload."""
+    """Names (bp, bp-all, bp-compile-all, gpipe-m4, 1f1b-m8, interleaved-m4, zb-m4, zbv-m4, ddp,
+    ddg, ddg-slack1, ddg-bf16, ceiling, ...); by default all that fit the workload."""
     rounds: int = 5
-    """How often each contestant has its turn."""
+    """Turns of each contestant."""
     turn_s: float = 10.0
-    """Seconds that a turn takes, about; each contestant's iterations per turn follow from it."""
+    """Approximate seconds of a turn; sets the iterations per turn of each contestant."""
     iterations: int | None = None
     """Iterations per turn, for every contestant, instead of --turn-s."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -45,23 +45,23 @@ class ContestConfig:
     threads: int = 1
     """Threads of each worker process; contestants named -all take every core in one process."""
     cuts: tuple[str, ...] = ()
-    """First layers of the stages but the first, by name; none: balanced by measured time."""
+    """First layer of each stage but the first; by default the cuts that balance measured time."""
     link: str = "loopback"
-    """What joins the ranks, in words, for the record; nothing is slowed down by it."""
+    """A description of the link, for the results; it does not slow the link down."""
     forward_s: float | None = None
     """sleep: seconds that a stage's forward takes for a batch (default 0.03)."""
     backward_s: float | None = None
-    """sleep: seconds of its backward (default 0.06)."""
+    """sleep: seconds that a stage's backward takes for a batch (default 0.06)."""
     stage_forward_s: tuple[float, ...] = ()
-    """sleep: seconds of each stage's forward, where they differ, instead of --forward-s."""
+    """sleep: seconds of each stage's forward, if they differ; replaces --forward-s."""
     stage_backward_s: tuple[float, ...] = ()
-    """sleep: seconds of each stage's backward, likewise."""
+    """sleep: seconds of each stage's backward, if they differ; replaces --backward-s."""
     boundary_bytes: int | None = None
     """sleep: bytes of the activation between two stages (default 1024)."""
     smoke: bool = False
     """Shrink the network and take few iterations: shows that everything runs, measures nothing."""
     timeout_s: float = 300.0
-    """Seconds that a contestant waits for another rank before it is given up."""
+    """Seconds that a contestant waits for another rank before it fails."""
 
     def check(self) -> None:
         """Raise ConfigError if a setting is out of range or without effect."""

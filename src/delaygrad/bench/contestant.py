@@ -21,7 +21,7 @@ class Setting:
 
     Attributes:
         cuts: between the K stages.
-        chunk_cuts: between 2K stages, for schedules that give each rank two; None: there are none.
+        chunk_cuts: between 2K stages, for schedules with two stages per rank; None: no such cuts.
         rank: of this process, 0..K-1; also its stage.
         num_stages: K.
         threads: of each worker process.
@@ -47,7 +47,7 @@ class Contestant(ABC):
     fill: int = 0
     """Iterations until every stage works in every iteration."""
     last_loss: Tensor | None = None
-    """Of the last iteration's batch, without its graph; None where another rank has it."""
+    """Loss of the last iteration's batch, without its graph; None if another rank has it."""
 
     @abstractmethod
     def step(self) -> None:
@@ -62,7 +62,7 @@ class Contestant(ABC):
         return
 
     def stage_seconds(self) -> dict[str, float]:
-        """Return the seconds that this rank has spent on each activity so far, if it counts."""
+        """Return the seconds that this rank has spent on each activity so far, if measured."""
         return {}
 
 
@@ -73,12 +73,12 @@ class Entry:
     Attributes:
         name: as on the command line.
         title: in words.
-        family: what it is compared as.
-        start: set it up on this rank.
-        alone: it runs on rank 0; the other ranks wait.
+        family: group of contestants for comparisons.
+        start: sets the contestant up on this rank.
+        alone: the contestant runs on rank 0; the other ranks wait.
         all_cores: it uses a thread on every core, not ``Setting.threads``.
         chunked: it needs ``Setting.chunk_cuts``.
-        independent: every rank trains on batches of its own, so K are done in an iteration.
+        independent: each rank trains on its own batches, so an iteration trains on K batches.
     """
 
     name: str

@@ -79,7 +79,7 @@ def measure_peaks(case: MemoryCase, cuts: Sequence[str]) -> list[Peaks]:
     """Train each stage in a process of its own, a thread each; return the peaks of each.
 
     Raises:
-        ConfigError: resident memory is asked for where the system does not tell it.
+        ConfigError: the system does not report resident memory.
         WorkerError: a stage failed.
     """
     if case.resident:
@@ -109,7 +109,7 @@ def measure_total_on_gpu(case: MemoryCase, cuts: Sequence[str]) -> int:
 
 
 def predict_peaks(case: MemoryCase, cuts: Sequence[str]) -> list[StageMemory]:
-    """Predict the same by the formula, from a measurement of single layers."""
+    """Predict these peaks by the formula, from a measurement of single layers."""
     model, inputs, targets = case.make()
     costs = measure(
         model,

@@ -8,12 +8,12 @@ A turn, on every rank (those that take no part only meet the others):
     meet      barrier
     finish    a delayed pipeline finishes what is in flight               not timed
 
-Each rank times its own n iterations, and the turn's time is that of the rank that took longest. So
-it is that of n iterations in the middle of a training run, with n forwards, n backwards and n
-updates on every stage, and without the start and the end of the run.
+Each rank times its own n iterations. The turn's time is that of the slowest rank. So it is the time
+of n iterations in the middle of a training run, with n forwards, n backwards and n updates on every
+stage, and without the start and the end of the run.
 
-The order of the turns is reversed in every other round. A contestant that fails on some rank is
-out, on all of them, and the reason is kept.
+The order of the turns is reversed in every other round. A contestant that fails on one rank is
+taken out on all ranks, and the reason is recorded.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Competitor:
     """A contestant in the contest, on this rank.
 
     Attributes:
-        contestant: None where it has not been set up, or takes no part.
+        contestant: None if it has not been set up, or does not run on this rank.
         group: its ranks.
         iterations: of a turn.
         iteration_s: seconds per iteration, by round.
@@ -73,9 +73,9 @@ class Rounds:
 
     Args:
         entries: the contestants.
-        setting: what each is given; ``group`` is filled in here.
+        setting: given to each contestant; ``group`` is filled in here.
         make_group: make a new process group of all ranks.
-        report: told what happens, on rank 0.
+        report: called with messages about progress, on rank 0.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Rounds:
                 competitor.iterations = min(max(fitting, _LEAST_ITERATIONS), _MOST_ITERATIONS)
 
     def run(self, rounds: int) -> None:
-        """Let everyone take a turn in each round."""
+        """Run all rounds; every contestant has a turn in each."""
         for index in range(rounds):
             order = self._competitors if index % 2 == 0 else self._competitors[::-1]
             for competitor in order:
@@ -121,7 +121,7 @@ class Rounds:
                     competitor.stages.append(stages)
 
     def records(self) -> list[dict[str, Any]]:
-        """Return what became of each contestant; see ``delaygrad.bench.throughput.evaluate``."""
+        """Return the record of each contestant; see ``delaygrad.bench.throughput.evaluate``."""
         return [_record(competitor, self._setting.threads) for competitor in self._competitors]
 
     def _set_up(self, competitor: _Competitor) -> None:
@@ -184,7 +184,7 @@ class Rounds:
         return time.perf_counter()
 
     def _batches(self, competitor: _Competitor) -> int:
-        """Say how many batches an iteration trains on."""
+        """Return how many batches an iteration trains on."""
         return self._setting.num_stages if competitor.entry.independent else 1
 
     def _steps(self, competitor: _Competitor, iterations: int) -> None:
@@ -199,7 +199,7 @@ class Rounds:
         """Take the contestant out if it failed on some rank."""
         errors = [text for text in all_gather(error) if text is not None]
         if errors:
-            # A rank whose neighbour failed has an error too, but not the telling one.
+            # A rank whose neighbour failed has an error too, but not the original one.
             competitor.reason = min(errors, key=lambda text: text.startswith(_CONSEQUENCES))
             _give_up(competitor)
             self._report(f"{competitor.entry.title} does not run: {competitor.reason}")

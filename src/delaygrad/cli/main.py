@@ -58,7 +58,7 @@ class Resume:
     run_dir: tyro.conf.Positional[Path]
     """The run's folder."""
     allow_changes: tuple[str, ...] = ()
-    """Settings that may differ from those of the checkpoint (lr, seed, ...); data: its contents."""
+    """Settings that may differ from the checkpoint (lr, seed, ...); data: the data's contents."""
     strict: bool = False
     """Refuse a run whose newest checkpoint is damaged or missing; else the one before is taken."""
     json: bool = False

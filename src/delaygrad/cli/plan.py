@@ -50,7 +50,7 @@ class Machines(Component):
             the loopback of this machine is measured.
         latency_ms: latency of this link, one way, in milliseconds.
         speeds: speed of each stage's device, relative to this machine; for one K only.
-        memory_cap: what a device may hold, such as 512MiB.
+        memory_cap: memory of a device, such as 512MiB; the cuts respect it.
         side_by_side: also measure how much slower processes compute at the same time on this
             machine.
     """

@@ -59,8 +59,8 @@ def DNI(
     """Synthetic gradients: every stage updates at once, with a predicted error gradient.
 
     Args:
-        num_classes: condition the synthesizers on class labels (cDNI), one of this many classes;
-            every stage must then be given ``targets``. None is no condition.
+        num_classes: condition the synthesizers on class labels (cDNI); every stage must then be
+            given targets. In Python this is the number of classes; None is no labels.
         synthesizer_width: hidden channels or units; by default 128 for images, 1024 otherwise.
         synthesizer_layers: hidden layers of a synthesizer, at least 0.
         synthesizer_kernel: side of a synthesizer's convolutions, odd.

@@ -150,7 +150,7 @@ class TrainingLoop:
         self._aside_s += time.perf_counter() - started_s
 
     def _send_losses(self, done: int) -> None:
-        """Hand the losses since the last report on, from the last rank to rank 0."""
+        """Send the losses since the last report from the last rank to rank 0."""
         if self._team.is_last:
             losses = [float(loss) for loss in self._losses]
             for index, loss in enumerate(losses):
@@ -168,7 +168,7 @@ class TrainingLoop:
             self._reports.append(done)
 
     def _note_divergence(self, iteration: int, loss: float) -> None:
-        """Leave it on record: that a run diverged is a result too."""
+        """Record the divergence: it is a result of the run."""
         event: dict[str, Any] = {
             "epoch": round(iteration / self._per_epoch, 4),
             "loss": str(loss),
@@ -211,7 +211,7 @@ class TrainingLoop:
         return result
 
     def _checkpoint(self, done: int) -> None:
-        """Save everything, what is in flight included, and go on."""
+        """Save everything, batches in flight included."""
         self._send_losses(done)  # also: no checkpoint of a run that has diverged
         self._receive_losses(until=done)
         folder = self._run_dir / run_folder.CHECKPOINTS

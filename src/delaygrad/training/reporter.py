@@ -1,4 +1,4 @@
-"""What rank 0 tells the user, and writes down, while a run goes on."""
+"""What rank 0 shows to the user, and records, during a run."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _CLOSING_S = 5.0  # for what TensorBoard still has to write
 
 
 def announce(text: str, *, quiet: bool) -> None:
-    """Tell a user at a terminal what takes a while."""
+    """Show a message about a slow step, if the user is at a terminal."""
     console = Console(stderr=True, quiet=quiet)
     if console.is_terminal:
         console.print(text, highlight=False)
 
 
 def warn(text: str) -> None:
-    """Tell every user what should not go unnoticed."""
+    """Show an important message to every user."""
     print(f"delaygrad: {text}", file=sys.stderr)
 
 
@@ -118,11 +118,11 @@ class Reporter:
         )
 
     def event(self, name: str, iteration: int, **fields: Any) -> None:
-        """Report something else."""
+        """Report another event."""
         self._write(name, iteration, **fields)
 
     def close(self) -> None:
-        """Take the bar away and close the files."""
+        """Remove the bar and close the files."""
         self._bar.stop()
         self._log.close()
         # Interrupted in the middle of an event, TensorBoard's queue may never be empty again.
@@ -132,7 +132,7 @@ class Reporter:
         threading.excepthook = self._previous_hook
 
     def _show(self, name: str, value: float, iteration: int) -> None:
-        """Write a point of a curve for TensorBoard; a run can do without."""
+        """Write a point of a curve for TensorBoard; a failure does not stop the run."""
         if self._board_is_sound:
             try:
                 self._board.add_scalar(name, value, iteration)

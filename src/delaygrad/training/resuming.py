@@ -1,4 +1,4 @@
-"""What a run continues from: the newest sound checkpoint, of the same settings and data."""
+"""Find the checkpoint to continue from: the newest sound one, with the same settings and data."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Start:
 
     Attributes:
         iteration: of the checkpoint.
-        about: what the checkpoint says of its run.
-        notes: what the user should know.
+        about: what the checkpoint records about its run.
+        notes: messages for the user.
     """
 
     iteration: int
@@ -46,7 +46,7 @@ class Start:
 
 
 def describe(config: TrainConfig, source: DataSource, run_dir: Path) -> dict[str, Any]:
-    """Say, for a checkpoint, of which settings, data and records it is."""
+    """Return the settings, data and records of the run, for a checkpoint."""
     return {
         "settings": config.deciding(),
         "data": source.sha256,
@@ -63,7 +63,7 @@ def find_start(run_dir: Path, stages: Iterable[int], team: Team, *, strict: bool
         stages: whose files this rank answers for.
 
     Raises:
-        CheckpointError: there is none; or, if strict, it is not the newest.
+        CheckpointError: there is no sound checkpoint, or, if strict, the newest is damaged.
     """
     checkpoints = run_dir / run_folder.CHECKPOINTS
     newest = checkpoint.find_newest(checkpoints, stages, team.share, strict=strict)
@@ -80,7 +80,7 @@ def find_start(run_dir: Path, stages: Iterable[int], team: Team, *, strict: bool
 
 
 def changes(config: TrainConfig, source: DataSource, start: Start) -> dict[str, dict[str, Any]]:
-    """Return the settings that differ from those of the checkpoint: there and here, by name."""
+    """Return the settings that differ from the checkpoint, by name, with both values."""
     recorded, here = start.about.get("settings"), config.deciding()
     there = deciding(recorded) if isinstance(recorded, dict) else {}
     found = {

@@ -48,7 +48,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any] | None:
 
 
 def _restarted(config: TrainConfig) -> bool:
-    """Say whether torchrun has started this very run once more, after a failure."""
+    """Whether torchrun has restarted this run after a failure."""
     run_dir = config.records.run_dir
     times = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if times == 0 or run_dir is None or not run_folder.holds_run(run_dir):
@@ -70,7 +70,7 @@ def resume(
     Args:
         run_dir: the run's folder.
         allow_changes: names of settings that may differ from those of the checkpoint; ``data``
-            for the contents of the data. The records tell of what has changed.
+            for the contents of the data. The records state what has changed.
         strict: refuse a run whose newest checkpoint is damaged or missing.
         quiet: show no progress.
 
@@ -149,8 +149,8 @@ def _rank_main(
     """What every rank does; ``prepared``: the process that started it has called ``_prepare``.
 
     Args:
-        start: the iteration of the checkpoint; or, where that is yet to be found, how to continue.
-            None: at the beginning.
+        start: the iteration of the checkpoint; or how to continue, if the checkpoint is not chosen
+            yet. None: start at the beginning.
     """
     config = TrainConfig.from_json(values)
     device = torch.device(config.run.device)
@@ -195,7 +195,7 @@ def require_alike(source: DataSource, resuming: bool, team: Team) -> None:
 def _prepare(
     config: TrainConfig, source: DataSource, request: Resume | None, lock: RunLock
 ) -> tuple[TrainConfig, int | None]:
-    """Make the folder of a new run, or bring that of an old one in line, before any rank starts.
+    """Make the folder of a new run, or rewind the folder of an old one, before any rank starts.
 
     Returns:
         The resolved configuration, and the iteration to continue from.
@@ -220,7 +220,7 @@ def _begin(config: TrainConfig, source: DataSource, lock: RunLock) -> TrainConfi
 
 
 def _rewind(config: TrainConfig, source: DataSource, request: Resume, start: Start) -> None:
-    """Bring a run folder to where the checkpoint was written, and note what is unusual."""
+    """Rewind a run folder to the checkpoint, and note what is unusual."""
     changed = changes(config, source, start)
     require_allowed(changed, request.allow_changes)
     mark = start.about.get("records")

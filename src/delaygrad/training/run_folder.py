@@ -1,4 +1,4 @@
-"""What a run leaves behind.
+"""The files of a run folder.
 
 config.json          the resolved configuration, versions and machine
 records.jsonl        one object per event
@@ -7,7 +7,7 @@ tensorboard/         the same curves as events
 model.safetensors    the final network under its un-split names
 trace-events.json    what --trace recorded
 summary.json         the result; written last
-run.lock             who works on the run
+run.lock             the process that works on the run
 curves.png           a figure of it
 trace.json           the timeline, for Perfetto or chrome://tracing
 trace.png            a few iterations of it
@@ -71,7 +71,7 @@ def require_no_run(run_dir: Path) -> None:
 
 
 def holds_run(run_dir: Path) -> bool:
-    """Say whether there is a run in the folder."""
+    """Whether there is a run in the folder."""
     try:
         return (run_dir / CONFIG).exists()
     except OSError as error:
@@ -188,7 +188,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _keep_copy(path: Path) -> Path:
-    """Copy a file to a name at which nothing looks."""
+    """Copy a file to a name that nothing reads."""
     goal = name_aside(path)
     with writing(goal):
         shutil.copyfile(path, goal)

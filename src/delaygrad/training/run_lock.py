@@ -19,10 +19,10 @@ _NOTED_S = 1.0  # for a holder to write who it is
 
 
 class RunLock:
-    """Keeps other processes out of a run's folder; a context manager that gives the lock back.
+    """Keep other processes out of a run's folder; a context manager that releases the lock.
 
-    The operating system gives the lock back too when this process ends, however it ends. The file
-    stays: it says who held the lock last. Where several hosts of one run share a disk, the first
+    The operating system releases the lock when this process ends, for any reason. The file stays
+    and names the last holder. Where several hosts of one run share a disk, the first
     holds the lock, and the others recognise their run by its token.
     """
 
@@ -45,10 +45,10 @@ class RunLock:
                 self._file.close()
 
     def take(self, run_dir: Path) -> None:
-        """Take the lock, or find it in the hands of the same run; taking it again does nothing.
+        """Take the lock, or find it held by the same run; taking it again does nothing.
 
         Raises:
-            ConfigError: a process of another run holds it; or the folder refuses.
+            ConfigError: a process of another run holds the lock, or the folder is not writable.
         """
         if self._file is not None:
             return

@@ -16,8 +16,8 @@ _WARM_UP = 10
 class Tracing:
     """The recording of one process; every rank has one and makes the same calls.
 
-    The window begins after the fill and a few iterations more, or earlier if the run is too short
-    for that. It is of this process: a resumed run records anew.
+    The window begins after the fill and a few more iterations, or earlier in a short run. A resumed
+    run records a new trace.
 
     Args:
         config: says how many iterations to record; 0 is none.
@@ -55,7 +55,7 @@ class Tracing:
     def finish(self) -> dict[str, Any] | None:
         """Gather and write down what was recorded; return its summary on rank 0, None elsewhere.
 
-        Nothing recorded (a run resumed at its end) leaves an earlier trace alone.
+        If nothing was recorded (a run resumed at its end), an earlier trace stays.
         """
         if not self._config.records.trace or not self._recorded:
             return None
