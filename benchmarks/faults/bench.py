@@ -23,13 +23,15 @@ from typing import Any
 
 import attacks
 from commands import DELAYGRAD, Network, digest, events, running, wait_until
+from interrupted import interrupt_loop
 
 from delaygrad.training.run_folder import environment
 
 ATTACKS: dict[str, tuple[Callable[..., dict[str, Any]], int, bool]] = {
     # name: the attack, how many attempts, whether it needs root
     "kill": (attacks.kill, 100, False),
-    "interrupt": (attacks.interrupt, 300, False),
+    "interrupt": (attacks.interrupt, 60, False),
+    "interrupt in a loop": (interrupt_loop, 300, False),
     "full disk": (attacks.full_disk, 20, True),
     "cable cut for 2 s": (attacks.cut_for_a_while, 10, True),
     "cable cut for good": (attacks.cut_for_good, 10, True),

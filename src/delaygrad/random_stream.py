@@ -68,8 +68,8 @@ class RandomStream:
             yield
             return
         outside = self._read()
-        self._write(self._own)
         try:
+            self._write(self._own)
             yield
         finally:
             self._own = self._read()
@@ -79,8 +79,8 @@ class RandomStream:
     def replaying(self, state: RandomState) -> Iterator[None]:
         """Within the block, draw again what was drawn after ``state``; the stream stays put."""
         outside = self._read()
-        self._write(state)
         try:
+            self._write(state)
             yield
         finally:
             self._write(outside)

@@ -25,6 +25,7 @@ from delaygrad.schedule import Action, Schedule, validate
 from delaygrad.state_check import loading
 
 _FORMAT = 6
+_INTERRUPTED = "interrupted"
 
 
 class Pipeline(ABC):
@@ -158,6 +159,7 @@ class Pipeline(ABC):
             )
         )
         self.iteration += 1
+        self._failure = None
         return loss
 
     def flush(self) -> None:
@@ -180,6 +182,7 @@ class Pipeline(ABC):
         for worker in self._workers.values():
             if worker.stage.loss is not None:
                 worker.stage.loss.settle()
+        self._failure = None
 
     def _interrupt(self) -> None:
         """Tell the clocks that training is interrupted."""
@@ -217,13 +220,20 @@ class Pipeline(ABC):
         """
         self._check_usable()
         self._interrupt()
+        self._failure = _INTERRUPTED  # messages in flight are received, and kept for later
+        try:
+            stages = {str(k): worker.state_dict() for k, worker in self._workers.items()}
+        except Exception:
+            self._failure = None
+            raise
+        self._failure = None
         return {
             "format": _FORMAT,
             "num_stages": self.num_stages,
             "method": self.method.to_json(),
             "iteration": self.iteration,
             "first_batch": self._first_batch,
-            "stages": {str(k): worker.state_dict() for k, worker in self._workers.items()},
+            "stages": stages,
         }
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
@@ -259,6 +269,7 @@ class Pipeline(ABC):
         self._check_usable()
         self._interrupt()
         self.check_state_dict(state)
+        self._failure = _INTERRUPTED
         try:
             for k, worker in self._workers.items():
                 with loading(k):
@@ -268,6 +279,7 @@ class Pipeline(ABC):
             raise
         self.iteration = state["iteration"]
         self._first_batch = state["first_batch"]
+        self._failure = None
 
     def save(
         self, folder: str | Path, *, extra: dict[str, Any] | None = None, keep: int = 2
@@ -313,8 +325,13 @@ class Pipeline(ABC):
         """Return the named tensors of all stages in the process of stage 0, [] elsewhere."""
 
     def _run(self, actions: Iterable[Action]) -> Tensor | None:
+        """Do the actions; whoever calls it clears ``_failure`` when its own work is done too.
+
+        An interrupt can come between any two lines, so the pipeline counts as failed meanwhile.
+        """
         self._check_usable()
         actions = list(actions)
+        self._failure = _INTERRUPTED
         loss = None
         for guard in self._habits:
             guard.begin()

@@ -137,15 +137,23 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     set a flag.
     """
     modes = [(part, part.training) for part in module.modules()]
-    module.eval()
     try:
+        module.eval()
         yield
     finally:
-        for part, training in modes:
-            if part.training != training:
-                part.train(training)
-        for part, training in modes:
-            part.training = training
+        try:
+            _put_back(modes)
+        except KeyboardInterrupt:  # halfway
+            _put_back(modes)
+            raise
+
+
+def _put_back(modes: list[tuple[nn.Module, bool]]) -> None:
+    for part, training in modes:
+        if part.training != training:
+            part.train(training)
+    for part, training in modes:
+        part.training = training
 
 
 def apart_from(owned: Iterable[Tensor], tensors: list[Tensor]) -> list[Tensor]:

@@ -129,12 +129,12 @@ class PredictedStash(ParameterStash):
         now = [(name, live.data_ptr(), live._version) for name, live in trained.items()]
         if now == self._predicted_for:
             return
-        self._predicted_for = now
         self._predicted = {
             name: self._ahead(name, trained[name].data).requires_grad_()
             for name, memory, writes in now
             if name in self._moved and self._moved[name][:2] == (memory, writes)
         }
+        self._predicted_for = now
 
     def _ahead(self, name: str, now: Tensor) -> Tensor:
         return now.add(now - self._moved[name].previous, alpha=self._horizon)
