@@ -153,7 +153,7 @@ def test_unknown_blocks_and_missing_samples_are_refused() -> None:
         halves(Chain(), blocks=["layers.9"])
     with pytest.raises(PartitionError, match="pass sample_inputs, also beside cuts"):
         dg.split(Chain(), 2, cuts=["layers.2"])
-    with pytest.raises(PartitionError, match=r"more stages than layers \(stages: 9, layers: 4\)"):
+    with pytest.raises(PartitionError, match=r"more stages than blocks \(stages: 9, blocks: 4\)"):
         dg.split(Chain(), 9, sample_inputs=SAMPLE)
 
 
@@ -281,7 +281,9 @@ def test_optional_and_keyword_arguments_and_other_outputs() -> None:
     assert value == {"number": 3, "none": None}
     with pytest.raises(StageError, match="not arranged as the sample"):
         stages[0]({"a": SAMPLE, "scale": SAMPLE})
-    with pytest.raises(StageError, match=r"size that the stages cannot take \(dimension: 1"):
+    with pytest.raises(
+        StageError, match=r"inputs.*a.* do not fit the network \(given: .4, 5., expected: .4, 6.\)"
+    ):
         stages[0]({"a": SAMPLE[:, :5], "b": None, "scale": SAMPLE})
 
 

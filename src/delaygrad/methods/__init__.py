@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 
 from delaygrad.methods.bp import BP
-from delaygrad.methods.ddg import DDG
+from delaygrad.methods.ddg import DDG, method_or_ddg
 from delaygrad.methods.dni import DNI
 from delaygrad.methods.fdg import FDG
 from delaygrad.methods.fr import FR
@@ -18,5 +18,6 @@ for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
     importlib.import_module(_module.name)
 
 __all__ = [
-    "BP", "DDG", "DNI", "FDG", "FR", "METHODS", "Lookahead", "Method", "published",
+    "BP", "DDG", "DNI", "FDG", "FR", "METHODS", "Lookahead", "Method", "method_or_ddg",
+    "published",
 ]  # fmt: skip

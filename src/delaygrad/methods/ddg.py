@@ -110,3 +110,20 @@ def DDG(
         linearise=linearise,
         boundary_dtype=boundary_dtype,
     )
+
+
+def method_or_ddg(method: Method | None) -> Method:
+    """Return the method, DDG where none is given.
+
+    Raises:
+        TypeError: it is no Method, for instance a name, or a method's function that was not called.
+    """
+    if method is None:
+        return DDG()
+    if not isinstance(method, Method):
+        given = getattr(method, "__name__", repr(method))
+        raise TypeError(
+            f"method is no Method (given: {given}); call a method's function, for example "
+            "method=delaygrad.DDG()"
+        )
+    return method

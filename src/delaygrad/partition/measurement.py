@@ -35,7 +35,7 @@ from delaygrad.partition.layers import Layer, list_layers
 __all__ = ["MakeOptimizer", "Measurement", "measure", "measuring"]
 
 MIN_REPEATS = 3
-MAX_REPEATS = 30
+MAX_REPEATS = 10
 # No further repeat starts after this, once there are MIN_REPEATS.
 LAYERS_BUDGET_S, STAGES_BUDGET_S = 2.0, 1.5
 
@@ -54,7 +54,7 @@ def measure(
 
     Works on a deep copy, on copied inputs and on a forked random state: parameters, gradients,
     buffers and flags of the model stay as they are. One forward pass counts the memory, one pass
-    warms up, then 3 to 30 repeats in about two seconds; the medians are returned. Backward passes
+    warms up, then 3 to 10 repeats in about two seconds; the medians are returned. Backward passes
     start from ones. Hooks on layers run too.
 
     Args:
@@ -130,7 +130,7 @@ class Measurement:
         self._make_optimizer = make_optimizer
 
     def layers(self) -> list[LayerCost]:
-        """Measure every layer: one warm-up, then the medians of 3 to 30 repeats."""
+        """Measure every layer: one warm-up, then the medians of 3 to 10 repeats."""
         costs = _count_bytes(self._layers, self._inputs)
         pieces = [self._piece([layer], whole=False) for layer in self._layers]
         self._walk(pieces)
@@ -141,7 +141,7 @@ class Measurement:
         ]
 
     def stages(self, cuts: Sequence[int]) -> list[Seconds]:
-        """Measure whole stages, in turn within each repeat: the medians of 3 to 30 repeats.
+        """Measure whole stages, in turn within each repeat: the medians of 3 to 10 repeats.
 
         Args:
             cuts: index of the first layer of stages 1 … K-1.

@@ -76,7 +76,7 @@ def split(
         [['0.weight', '0.bias'], ['1.1.weight', '1.1.bias']]
     """
     network = cuttable(model, sample_inputs, blocks)
-    _check_num_stages(num_stages, len(network.layers))
+    _check_num_stages(num_stages, network)
     if cuts is not None:
         if sample_inputs is not None and not network.captured:
             raise PartitionError(
@@ -145,26 +145,32 @@ def cuttable(
     network = Network(model, sample_inputs, blocks)
     layers = network.segments(outputs_as_list=not before_loss)
     found = find_ties([Layer("", layer.module) for layer in layers])
-    ties = [tie for tie in found if tie.kind != "parameter"]  # those are handed on
+    ties = [tie for tie in found if not _is_one_parameter(tie, layers)]  # those are handed on
     chain = nn.Sequential(*(layer.module for layer in layers))
     return Cuttable(layers, chain, ties, True, partial(checked_stages, network))
 
 
-def separable_groups(num_layers: int, num_stages: int, ties: Sequence[Tie]) -> list[int]:
+def _is_one_parameter(tie: Tie, layers: Sequence[Layer]) -> bool:
+    first, last = layers[tie.first_layer].module, layers[tie.last_layer].module
+    return tie.kind == "parameter" and (
+        first.get_parameter(tie.first_name) is last.get_parameter(tie.last_name)
+    )
+
+
+def separable_groups(network: Cuttable, num_stages: int) -> list[int]:
     """List the first layer of each group that no cut may go through.
 
     Args:
-        num_layers: of the network.
+        network: from `cuttable`.
         num_stages: that it shall be cut into.
-        ties: from `find_ties`.
     Raises:
         PartitionError: there are fewer layers or groups than stages, or no stage.
     Example:
-        >>> separable_groups(3, 2, [])
+        >>> separable_groups(cuttable(nn.Sequential(nn.ReLU(), nn.ReLU(), nn.ReLU()), None), 2)
         [0, 1, 2]
     """
-    _check_num_stages(num_stages, num_layers)
-    groups = unbreakable_groups(num_layers, ties)
+    _check_num_stages(num_stages, network)
+    groups, ties = unbreakable_groups(len(network.layers), network.ties), network.ties
     if len(groups) < num_stages:
         shown = [f"{tie.first_name!r} and {tie.last_name!r}" for tie in ties[:3]]
         parameters = all(tie.kind == "parameter" for tie in ties)
@@ -186,7 +192,7 @@ def _balanced_cuts(
     *,
     recompute: bool,
 ) -> list[int]:
-    groups = separable_groups(len(network.layers), num_stages, network.ties)
+    groups = separable_groups(network, num_stages)
     again = [*[recompute] * (num_stages - 1), False]
     with measuring(network.chain, sample_inputs, make_optimizer=make_optimizer) as measurement:
         costs = measurement.layers()
@@ -228,14 +234,20 @@ def _compile(stage: nn.Module, backend: str) -> None:
         stage.forward = torch.compile(stage.forward, backend=backend)
 
 
-def _check_num_stages(num_stages: int, num_layers: int) -> None:
+def _check_num_stages(num_stages: int, network: Cuttable) -> None:
     if not isinstance(num_stages, int):
         raise TypeError(f"num_stages is not an int (num_stages: {num_stages!r}); pass a number")
     if num_stages < 1:
         raise PartitionError(f"too few stages (stages: {num_stages}); ask for at least 1")
-    if num_stages > num_layers:
+    if num_stages > len(network.layers):
+        unit, more = ("block", "") if network.captured else ("layer", "pass sample_inputs and ")
         raise PartitionError(
-            f"more stages than layers (stages: {num_stages}, layers: {num_layers}); lower "
-            "num_stages, write the model with more layers in nested nn.Sequentials, or name "
-            "modules inside a block in blocks=[...]"
+            f"more stages than {unit}s (stages: {num_stages}, {unit}s: {len(network.layers)}); "
+            f"lower num_stages to {len(network.layers)}, or {more}name modules inside a {unit} in "
+            f"blocks=[...], which opens it ({unit}s: {_listed(network.layers)})"
         )
+
+
+def _listed(layers: Sequence[Layer]) -> str:
+    names = [layer.name for layer in layers]
+    return ", ".join(names[:4] + ["..."] * (len(names) > 4))

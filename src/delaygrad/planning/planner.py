@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from delaygrad.boundary import Tree
 from delaygrad.errors import ConfigError
-from delaygrad.methods import DDG, Method
+from delaygrad.methods import DDG, Method, method_or_ddg
 from delaygrad.partition import LayerCost
 from delaygrad.partition.costs import join, stages_of, with_seconds
 from delaygrad.partition.measured_cuts import MeasuredCuts, measured_cuts
@@ -129,13 +129,14 @@ def plan(
         >>> [each.cuts for each in found.forecasts]
         [(), ('1', '2')]
     """
+    method = method_or_ddg(method)
     counts = [num_stages] if isinstance(num_stages, int) else list(dict.fromkeys(num_stages))
     _check(method, counts, speeds)
     say = say or (lambda text: None)
     # All that can be refused, before anything is measured for long.
     network = cuttable(model, sample_inputs, before_loss=loss is not None)
-    layers, ties = network.layers, network.ties
-    groups = {k: separable_groups(len(layers), k, ties) for k in counts}
+    layers = network.layers
+    groups = {k: separable_groups(network, k) for k in counts}
 
     def cut(measurement: Measurement, costs: Sequence[LayerCost], k: int) -> MeasuredCuts:
         say(f"timing {k} stages")
@@ -163,7 +164,7 @@ def plan(
         found = {k: cut(measurement, costs, k) for k in counts}
         at_once = min(max(counts), max(cores // threads, 1))  # with more, they would share cores
         if side_by_side and at_once > 1:
-            own = separable_groups(len(layers), at_once, ties)
+            own = separable_groups(network, at_once)
             measured = found.get(at_once) or measured_cuts(measurement, costs, at_once, groups=own)
             inputs = measurement.stage_inputs(measured.cuts)
             # Of the chain: stages that tie a parameter would take it as one more input.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from delaygrad.boundary import Tree
 from delaygrad.errors import DelaygradError, TransportError
-from delaygrad.methods import DDG, Method
+from delaygrad.methods import Method, method_or_ddg
 from delaygrad.runtime import exchange
 from delaygrad.runtime.cutting import cut_alike
 from delaygrad.runtime.links import Links
@@ -87,7 +87,7 @@ class DistributedPipeline(Pipeline):
         if not dist.is_initialized():
             raise TransportError(_NOT_INITIALISED)
         require_free([stage])
-        method = DDG() if method is None else method
+        method = method_or_ddg(method)
         require_exact_ties(stage, method)
         index, num_stages = dist.get_rank(group), dist.get_world_size(group)
         if index < 0:
@@ -158,7 +158,7 @@ class DistributedPipeline(Pipeline):
         """
         if not dist.is_initialized():
             raise TransportError(_NOT_INITIALISED)
-        method = DDG() if method is None else method
+        method = method_or_ddg(method)
         stage, found = cut_alike(
             model,
             sample_inputs=sample_inputs,
@@ -181,11 +181,6 @@ class DistributedPipeline(Pipeline):
     def stage_index(self) -> int:
         """Which stage this rank holds."""
         return self._worker.stage.stage_index
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer | None:
-        """This stage's optimizer; None if the stage has no parameters."""
-        return self._worker.stage.optimizer
 
     def predict(self, inputs: Tree) -> Any:
         """See ``Pipeline.predict``; every rank calls it."""

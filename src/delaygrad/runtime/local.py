@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from delaygrad.boundary import Tree
 from delaygrad.errors import StageError
-from delaygrad.methods import DDG, Method
+from delaygrad.methods import Method, method_or_ddg
 from delaygrad.partition.layers import Layer
 from delaygrad.partition.sharing import check_cuts, find_ties
 from delaygrad.runtime.pipeline import Pipeline, require_free
@@ -75,7 +75,7 @@ class LocalPipeline(Pipeline):
         if not stages:
             raise StageError("a pipeline needs at least one stage (stages: 0)")
         require_free(stages)
-        method = DDG() if method is None else method
+        method = method_or_ddg(method)
         for stage in stages:
             require_exact_ties(stage, method)
         ties = find_ties([Layer("", stage) for stage in stages])

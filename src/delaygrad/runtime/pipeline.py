@@ -92,6 +92,16 @@ class Pipeline(ABC):
         return [worker.stage.optimizer for worker in self._workers.values()]
 
     @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimizer of the only stage in this process; see ``optimizers`` for several."""
+        if len(self._workers) > 1:
+            raise AttributeError(
+                f"each stage has an optimizer of its own (stages in this process: "
+                f"{len(self._workers)}); use pipe.optimizers, a list"
+            )
+        return self.optimizers[0]
+
+    @property
     def wants_targets(self) -> bool:
         """Whether ``step`` reads targets here: last stage, or synthesizers that see labels."""
         return any(worker.stage.wants_targets for worker in self._workers.values())
@@ -137,7 +147,8 @@ class Pipeline(ABC):
             a process that does not hold the last stage.
 
         Raises:
-            StageError: the batch cannot be split into the method's micro-batches.
+            StageError: the batch cannot be split into the method's micro-batches, or a captured
+                network cannot take its sizes. Nothing has changed: the next batch can follow.
             NonFiniteLossError: the loss is NaN or infinite, without ``allow_nonfinite_loss``.
             WorkerError: the network, the loss or the optimizer failed; names stage and action. Or
                 the pipeline failed before, or is closed.

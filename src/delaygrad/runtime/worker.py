@@ -9,6 +9,7 @@ from torch import Tensor
 
 from delaygrad.boundary import Tree, flatten, parts_of, unflatten
 from delaygrad.errors import DelaygradError, TransportError, WorkerError
+from delaygrad.partition.graph.stage import check_inputs
 from delaygrad.records import Event, Iteration, Span, StageClock, StageTrace
 from delaygrad.runtime.batch_identity import BatchId, Identity, identity_of, require_same
 from delaygrad.schedule import Action, Kind
@@ -155,8 +156,8 @@ class Worker:
         A batch that waits longer than its iteration (the schedule has an offset) is copied.
 
         Raises:
-            StageError: the batch has fewer samples than there are micro-batches, or a weight of its
-                loss is negative.
+            StageError: the batch has fewer samples than there are micro-batches, the captured
+                network cannot take its sizes, or a weight of its loss is negative.
         """
         try:
             self._offer(iteration, inputs, targets)
@@ -171,7 +172,10 @@ class Worker:
         num_parts = self._schedule.micro_batches
         first = iteration * num_parts
         if self.stage.is_first:
-            for index, (part, _) in enumerate(parts_of(inputs, num_parts), first):
+            pieces = parts_of(inputs, num_parts)
+            for part, _ in pieces:
+                check_inputs(self.stage.module, part)
+            for index, (part, _) in enumerate(pieces, first):
                 self._inputs[index] = _copied(part) if self._offset else part
         if self.stage.wants_targets:
             try:

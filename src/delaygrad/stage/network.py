@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import combinations
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from delaygrad.errors import StageError
 
@@ -40,6 +42,44 @@ def require_no_replicas(module: nn.Module, stage_index: int) -> None:
             f"{', '.join(sharded[:1]) or 'in FullyShardedDataParallel'}); leave out fully_shard, "
             "or make more stages where memory is short"
         )
+
+
+def require_no_aliases(module: nn.Module, stage_index: int) -> None:
+    """Raise if a trained parameter lies in the memory of another tensor of the stage.
+
+    The first update of a stage with a delay gives the parameter new memory, and unties the two.
+
+    Raises:
+        StageError: two parameters, or a parameter and a buffer, overlap in memory.
+    """
+    named = {id(t): (n, t) for n, t in (*module.named_parameters(), *module.named_buffers())}
+    by_memory: dict[int, list[tuple[str, Tensor]]] = {}
+    for name, tensor in named.values():
+        if tensor.layout == torch.strided and not (tensor.is_meta or is_lazy(tensor)):
+            by_memory.setdefault(_memory_of(tensor), []).append((name, tensor))
+    for first, second in (p for held in by_memory.values() for p in combinations(held, 2)):
+        trained = isinstance(first[1], nn.Parameter) and (
+            first[1].requires_grad or second[1].requires_grad
+        )
+        if trained and _overlap(first[1], second[1]):
+            raise StageError(
+                f"two tensors of a stage with a delay share memory (stage: {stage_index}, names: "
+                f"{first[0]}, {second[0]}), which its first update would end; register one "
+                "Parameter under both names, or give each a copy of its own (.clone())"
+            )
+
+
+def _overlap(first: Tensor, second: Tensor) -> bool:
+    (a, c), (b, d) = (_extent(first), _extent(second))
+    return a < d and b < c
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """Return the first and the last address but one of a tensor's elements."""
+    if not tensor.numel():
+        return 0, 0
+    last = sum(step * (size - 1) for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def make_own_optimizer(

@@ -42,6 +42,7 @@ from delaygrad.stage.network import (
     forget_casts,
     make_own_optimizer,
     require_loss,
+    require_no_aliases,
     require_no_replicas,
 )
 from delaygrad.stage.references import References
@@ -119,6 +120,8 @@ class Stage:
         self._recomputes = method.recompute and self._waits
         self._replays_live = self._recomputes and method.linearise.weights == "live"
         self._keeps_version = (self._waits and not self._replays_live) or horizon is not None
+        if self._keeps_version and method.linearise.weights != "live":
+            require_no_aliases(module, stage_index)
         require_modes(module, stage_index)
         self._references = References(module, stage_index)
         self._unused = UnusedParameters(module, stage_index)

@@ -142,3 +142,94 @@ def shard(rank: int, world_size: int) -> str:
 def test_a_fully_sharded_stage_with_a_delay_is_refused_by_name() -> None:
     (told,) = run_ranks(shard, 1)
     assert re.search(r"fully sharded \(stage: 0, parameter: weight\); leave out fully_shard", told)
+
+
+# --- the method, the optimizers, the memory of parameters ----------------------------------------
+
+
+@pytest.mark.parametrize("method", ["ddg", dg.DDG])
+def test_what_is_no_method_is_told_to_be_called(method: Any) -> None:
+    told = r"method is no Method \(given: ('ddg'|DDG)\); call.*method=delaygrad.DDG\(\)"
+    with pytest.raises(TypeError, match=told):
+        dg.LocalPipeline(stages(), cross_entropy, sgd, method=method)
+    with pytest.raises(TypeError, match=told):
+        dg.plan(nn.Sequential(*stages()), torch.ones(4, 6), method=method)
+
+
+def test_one_stage_has_an_optimizer_and_several_have_optimizers() -> None:
+    with pytest.raises(AttributeError, match=r"stages in this process: 2\); use pipe.optimizers"):
+        _ = pipeline(stages()).optimizer
+    alone = pipeline(stages(1))
+    assert alone.optimizers == [alone.optimizer]
+
+
+class Aliased(nn.Module):
+    """A second tensor in the memory of the first."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+        self.other: Tensor
+        if kind == "buffer":
+            self.register_buffer("other", self.weight.data)
+        elif kind == "copy":
+            self.other = nn.Parameter(self.weight.detach().clone(), requires_grad=False)
+        elif kind == "halves":
+            flat = torch.randn(12, 6)
+            self.weight, self.other = nn.Parameter(flat[:6]), nn.Parameter(flat[6:])
+        elif kind == "one":
+            self.other = self.weight
+        else:
+            part = self.weight.data if kind == "frozen" else self.weight.data[2:4]
+            self.other = nn.Parameter(part, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+@pytest.mark.parametrize("kind", ["frozen", "part", "buffer"])
+def test_a_parameter_in_the_memory_of_another_tensor_is_refused_where_updates_untie_it(
+    kind: str,
+) -> None:
+    with pytest.raises(StageError, match="share memory .stage: 0, names: weight, other.*clone"):
+        pipeline([Aliased(kind), *stages(1)])
+    pipeline([*stages(), Aliased(kind)])  # without delay the memory stays
+
+
+@pytest.mark.parametrize("kind", ["copy", "halves", "one"])
+def test_parameters_that_are_one_or_apart_pass(kind: str) -> None:
+    pipeline([Aliased(kind), *stages(1)])
+
+
+def test_such_parameters_are_not_taken_for_one_when_a_network_is_cut() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(6, 6, bias=False) for _ in range(3)])
+            alias = nn.Parameter(self.layers[0].weight.data, requires_grad=False)
+            self.layers[2].weight = alias
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    with pytest.raises(dg.PartitionError, match="parameter shared between stages .'layers.0.wei"):
+        dg.split(Net(), 2, sample_inputs=torch.ones(4, 6), cuts=["layers.1"])
+
+
+def test_too_many_stages_are_told_how_to_open_a_block() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x))
+
+    told = r"more stages than blocks \(stages: 3, blocks: 2\).*to 2.*\(blocks: first, last\)"
+    with pytest.raises(dg.PartitionError, match=told):
+        dg.split(Net(), 3, sample_inputs=torch.ones(4, 6))
+    told = r"more stages than layers .*pass sample_inputs and name modules inside a layer"
+    with pytest.raises(dg.PartitionError, match=told):
+        dg.split(nn.Sequential(Net()), 3, sample_inputs=torch.ones(4, 6))

@@ -15,7 +15,7 @@ from delaygrad.errors import StageError
 from delaygrad.partition.graph.source import compiled
 from delaygrad.partition.graph.ties import TiedParameter, with_parameters
 
-__all__ = ["Entrance", "GraphStage", "Piece", "Program", "join_stages"]
+__all__ = ["Entrance", "GraphStage", "Piece", "Program", "check_inputs", "join_stages"]
 
 
 @dataclass(frozen=True)
@@ -50,51 +50,52 @@ class Entrance:
     shapes: tuple[tuple[Any, ...], ...]
     conditions: tuple[tuple[Any, str], ...]
 
-    def tensors(self, inputs: Tree) -> list[Tensor]:
-        """List the tensors of the inputs in the order of the sample's.
+    def tensors(self, inputs: Tree) -> dict[str, Tensor]:
+        """List the tensors of the inputs in the order of the sample's, with their places.
 
         Raises:
             StageError: the inputs are arranged in another way than the sample was.
         """
-        found: list[Tensor] = []
+        found: dict[str, Tensor] = {}
         self._collect(inputs, self.structure, "inputs", found)
         return found
 
-    def check_sizes(self, tensors: Sequence[Tensor]) -> None:
+    def check_sizes(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise unless the captured glue is right for tensors of these sizes.
 
         Raises:
             StageError: a size may not vary, or the model takes another path at this size.
         """
         values: dict[Any, int] = {}
-        for number, (tensor, shape) in enumerate(zip(tensors, self.shapes, strict=True)):
-            if tensor.dim() != len(shape):
+        places: dict[Any, Any] = {}
+        for (name, tensor), shape in zip(tensors.items(), self.shapes, strict=True):
+            fits = tensor.dim() == len(shape)
+            for dim, (size, wanted) in enumerate(zip(tensor.shape, shape, strict=False)):
+                if not isinstance(wanted, int) and wanted.is_symbol and wanted not in values:
+                    values[wanted], places[wanted] = size, type(wanted)(f"{name}.shape[{dim}]")
+                fits = fits and size == _size(wanted, values)
+            if not fits:
+                sizes = [_size(wanted, values) for wanted in shape]
+                expected = [size if isinstance(size, int) else "any" for size in sizes]
                 raise StageError(
-                    f"input {number} has another number of dimensions than the sample "
-                    f"(shape: {list(tensor.shape)}, sample: {_shown(shape)})"
+                    f"{name} do not fit the network (given: {list(tensor.shape)}, expected: "
+                    f"[{', '.join(map(str, expected))}]); give a batch like the sample, or split "
+                    "with a sample in which sizes that vary are larger than 1 and differ"
                 )
-            for dim, (size, wanted) in enumerate(zip(tensor.shape, shape, strict=True)):
-                if not isinstance(wanted, int) and wanted.is_symbol:
-                    wanted = values.setdefault(wanted, size)
-                if not isinstance(wanted, int):
-                    wanted = wanted.subs(values)
-                if size != wanted:
-                    raise StageError(
-                        f"input {number} has a size that the stages cannot take (dimension: {dim}, "
-                        f"size: {size}, sizes as captured: {_shown(shape)}); split with sample "
-                        "inputs in which sizes that vary are larger than 1 and fit the model"
-                    )
         for condition, where in self.conditions:
             if condition.subs(values) == False:  # noqa: E712, a sympy value
+                given = {name: list(tensor.shape) for name, tensor in tensors.items()}
                 raise StageError(
-                    f"the model does something else at these sizes than at the sample's (sizes: "
-                    f"{_shown(values.items())}, condition: {condition}, {where}); name the module "
-                    "that decides in blocks=[...]"
+                    f"the model does something else at these sizes than at the sample's (given: "
+                    f"{given}, the sample had {condition.xreplace(places)}, {where}); name the "
+                    "module that decides in blocks=[...]"
                 )
 
-    def _collect(self, value: Tree, structure: Structure, where: str, found: list[Tensor]) -> None:
+    def _collect(
+        self, value: Tree, structure: Structure, where: str, found: dict[str, Tensor]
+    ) -> None:
         if structure is None and isinstance(value, Tensor):
-            found.append(value)
+            found[where] = value
             return
         if structure == "none" and value is None:
             return
@@ -108,10 +109,10 @@ class Entrance:
                 for index, item in enumerate(items):
                     self._collect(value[index], item, f"{where}[{index}]", found)
                 return
-        shown = list(value) if type(value) is dict else type(value).__name__
         raise StageError(
-            f"{where} are not arranged as the sample inputs were (given: {shown}, sample: "
-            f"{structure}); give every batch as you gave sample_inputs to split"
+            f"{where} are not arranged as the sample inputs were (given: {_arranged(value)}, "
+            f"sample: {_sample(structure)}); give every batch as you gave "
+            "sample_inputs to split"
         )
 
 
@@ -152,16 +153,22 @@ class Program:
     def run(self, module: nn.Module, inputs: Tree) -> Any:
         """Run the forward on the blocks and tensors of a module."""
         if self.entrance is not None:
-            inputs = self._entered(self.entrance, inputs)
+            inputs = self.entered(self.entrance, inputs)
         result = self._functions[module.training](module, inputs)
         return pytree.tree_unflatten(result, *self._structure) if self._structure else result
 
-    def _entered(self, entrance: Entrance, inputs: Tree) -> Tree:
-        tensors = entrance.tensors(inputs)
+    def entered(self, entrance: Entrance, inputs: Tree) -> Tree:
+        """Return what the function takes.
+
+        Raises:
+            StageError: the inputs do not fit; see `Entrance`.
+        """
+        named = entrance.tensors(inputs)
+        tensors = list(named.values())
         if not torch.compiler.is_compiling():
             shapes = tuple(tensor.shape for tensor in tensors)
             if shapes not in self._seen:
-                entrance.check_sizes(tensors)
+                entrance.check_sizes(named)
                 self._seen.add(shapes)
         return tensors[0] if len(tensors) == 1 else tensors
 
@@ -228,6 +235,16 @@ class GraphStage(nn.Module):
         return found
 
 
+def check_inputs(stage: nn.Module, inputs: Tree) -> None:
+    """Raise unless a first stage that `split` has captured can take the inputs.
+
+    Raises:
+        StageError: they are arranged in another way than the sample, or a size does not fit.
+    """
+    if isinstance(stage, GraphStage) and (entrance := stage.programs[0].entrance):
+        stage.programs[0].entered(entrance, inputs)
+
+
 def join_stages(stages: Sequence[GraphStage]) -> GraphStage:
     """Join stages, given in order, into one module that runs them in turn."""
     pieces: dict[str, Piece] = {}
@@ -270,5 +287,24 @@ def _put(root: nn.Module, piece: Piece) -> None:
         shell.training = piece.held
 
 
-def _shown(values: Any) -> str:
-    return str([tuple(map(str, v)) if isinstance(v, tuple) else str(v) for v in values])
+def _size(wanted: Any, values: Mapping[Any, int]) -> Any:
+    """Return the number that a size must be; an expression where that is not known yet."""
+    if isinstance(wanted, int):
+        return wanted
+    found = wanted.subs(values)
+    return int(found) if found.is_number else found
+
+
+def _arranged(value: Tree) -> str:
+    if type(value) is dict:
+        return f"a dict with {', '.join(map(repr, value)) or 'nothing'}"
+    if type(value) in (tuple, list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _sample(structure: Structure) -> str:
+    if not isinstance(structure, dict):
+        return "None" if structure else "a Tensor"
+    ((kind, items),) = structure.items()
+    return _arranged({"dict": dict, "list": list, "tuple": tuple}[kind](items))
