@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test lint format typecheck clean FORCE
+.PHONY: help setup train test package lint format typecheck clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,9 @@ train: setup  ## train DDG on the embedded digits: 2 stages in 2 processes, on t
 
 test: lint typecheck  ## all checks: format, lint, types, spelling, tests and doctests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+package: setup  ## build the wheel, and run README's example with the required packages alone
+	$(BIN)/python .ci/package.py
 
 lint: setup  ## check format, style and spelling
 	$(BIN)/python -m ruff format --check .

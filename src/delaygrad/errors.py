@@ -21,6 +21,7 @@ __all__ = [
     "StashError",
     "TransportError",
     "WorkerError",
+    "lacks",
 ]
 
 
@@ -37,6 +38,18 @@ class ConfigError(DelaygradError):
 
     Not a ``ValueError``: command-line parsers take those for failures of their own.
     """
+
+
+def lacks(package: str, user: str) -> ConfigError:
+    """Make the error for a package that only an extra installs.
+
+    Example:
+        >>> raise lacks("rich", "a printed plan")
+        Traceback (most recent call last):
+        ...
+        delaygrad.errors.ConfigError: a printed plan needs rich; pip install 'delaygrad[cli]'
+    """
+    return ConfigError(f"{user} needs {package}; pip install 'delaygrad[cli]'")
 
 
 class DataError(DelaygradError, ValueError):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from delaygrad.data.dataset import Indices
 from delaygrad.data.order import Purpose, permutation
+from delaygrad.errors import lacks
 
 __all__ = ["DigitsDataset", "digits_splits"]
 
@@ -79,7 +80,8 @@ def digits_splits() -> tuple[DigitsDataset, DigitsDataset]:
     """
     # Without importing scikit-learn, which takes seconds.
     package = find_spec("sklearn")
-    assert package is not None and package.origin is not None
+    if package is None or package.origin is None:
+        raise lacks("scikit-learn", "the data set digits")
     table = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
     pixels, labels = table[:, :-1], table[:, -1].astype(np.int64)
     shuffled = permutation(len(labels), key=(0, 0), purpose=Purpose.DIGITS_SPLIT)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pooch
-
 from delaygrad.data.cifar_official import CIFAR10, CIFAR100
 from delaygrad.errors import DataError
 
@@ -33,6 +31,8 @@ def download(name: str, data_dir: Path) -> Path:
     specs = {spec.name: spec for spec in (CIFAR10, CIFAR100)}
     if name not in specs:
         raise DataError(f"nothing to download (name: {name!r}); use {' or '.join(specs)}")
+    import pooch  # the library alone does not install it
+
     archive = specs[name].binary.archive
     try:
         path = pooch.retrieve(

@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from rich.console import Console, ConsoleOptions, RenderResult
 from torch import Tensor, nn
 
 from delaygrad.boundary import Tree
-from delaygrad.errors import ConfigError
+from delaygrad.errors import ConfigError, lacks
 from delaygrad.methods import DDG, Method, method_or_ddg
 from delaygrad.partition import LayerCost
 from delaygrad.partition.costs import join, stages_of, with_seconds
@@ -25,8 +24,10 @@ from delaygrad.partition.split import cuttable, separable_groups
 from delaygrad.planning.forecast import Forecast, Host, forecast
 from delaygrad.planning.link import Link
 from delaygrad.planning.stage_memory import fits_within
-from delaygrad.planning.tables import tables
 from delaygrad.runtime.machine import Machine, measure_machine
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
 
 __all__ = ["Plan", "plan"]
 
@@ -73,9 +74,15 @@ class Plan:
         }
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from delaygrad.planning.tables import tables
+
         yield from tables(self)
 
     def __str__(self) -> str:
+        try:
+            from rich.console import Console
+        except ModuleNotFoundError:
+            raise lacks("rich", "a printed plan") from None
         written = StringIO()
         Console(file=written, width=100, highlight=False).print(self, crop=False)
         return written.getvalue()
@@ -117,7 +124,8 @@ def plan(
             ``if __name__ == "__main__":``.
         say: called with a message before each slow step.
     Returns:
-        plan: ``print(plan)`` shows tables and advice, ``plan.to_json()`` returns all numbers.
+        plan: ``print(plan)`` shows tables and advice (needs rich), ``plan.to_json()`` returns all
+            numbers.
     Raises:
         ConfigError: the method or the speeds do not fit.
         PartitionError: the network, the inputs or the number of stages do not fit, or no cuts keep
