@@ -79,7 +79,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     write_target(folder / "experiments", TARGET)
     done = delaygrad(*command(folder / "experiments", folder / "out"))
     assert done.returncode == 0, done.stderr
-    assert "| DDG | 2 | 1 |" in done.stdout
+    assert "| DDG K=2 (seed 0) |" in done.stdout
     runs = folder / "out" / "small" / "smoke"
     return {name: summary(runs / name)["parameters_sha256"] for name in NAMES}
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from delaygrad import models
 from delaygrad.partition import layer_names, split
-from delaygrad.reproduce import Reproduction
 from delaygrad.reproduce.catalogue import load_target
+from delaygrad.reproduce.grid import PlannedRun
 from delaygrad.reproduce.paper import put_together
-from delaygrad.reproduce.plan import PlannedRun
 from delaygrad.reproduce.target import Target
 from delaygrad.reproduce.training import TrainingTarget
 from delaygrad.training import load_config
@@ -90,10 +90,10 @@ def test_published_results_follow_from_the_published_records(records: Path, tmp_
     results = json.loads((records / "results.json").read_text(encoding="utf-8"))
     table = (records / "table.md").read_text(encoding="utf-8")
     assert not re.search(r'["\s](/(work|tmp|home|root)/|[A-Z]:\\\\)', json.dumps(results) + table)
-    request = Reproduction(paper=target.paper, scale=scale, output=tmp_path)  # type: ignore[arg-type]
-    again = put_together(target, request, target.plan(scale, records, None), {})
+    findings = replace(target.findings(target.plan(scale, records, None)), figures={})
+    again = put_together(target, scale, tmp_path, findings)
     assert json.loads(json.dumps(again)) == results  # every number of every kind of target
-    assert (tmp_path / target.name / scale / "table.md").read_text(encoding="utf-8") == table
+    assert (tmp_path / "table.md").read_text(encoding="utf-8") == table
 
 
 def test_configurations_of_committed_records_are_read() -> None:

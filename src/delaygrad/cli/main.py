@@ -1,4 +1,4 @@
-"""``delaygrad``: plan, train, resume, trace, report, bench, reproduce, download."""
+"""``delaygrad``: plan, train, resume, trace, report, bench, compare, reproduce, download."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import tyro
 
 from delaygrad.cli.arguments import Command, parse, refuse
 from delaygrad.cli.bench import Bench
+from delaygrad.cli.compare import Compare
 from delaygrad.cli.plan import Plan
 from delaygrad.cli.report import Report
 from delaygrad.cli.reproduce import Reproduce
@@ -93,6 +94,7 @@ COMMANDS: dict[str, type[Command]] = {
     "trace": TraceRun,
     "report": Report,
     "bench": Bench,
+    "compare": Compare,
     "reproduce": Reproduce,
     "download": Download,
 }

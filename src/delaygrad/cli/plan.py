@@ -13,10 +13,9 @@ import torch
 from rich.console import Console
 
 from delaygrad.cli.arguments import to_flags
-from delaygrad.errors import ConfigError
 from delaygrad.planning import Forecast, Link, plan
 from delaygrad.planning.figure import draw_plan
-from delaygrad.planning.link import parse_bandwidth, parse_bytes
+from delaygrad.planning.link import chosen_link, parse_bytes
 from delaygrad.training.assembly import build_model, check_batches, first_batch
 from delaygrad.training.choices import (
     CHOICES,
@@ -65,20 +64,9 @@ class Machines(Component):
     memory_cap: str | None = None
     side_by_side: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.bandwidth is None) != (self.latency_ms is None):
-            raise ConfigError(
-                f"a link has a bandwidth and a latency (bandwidth: {self.bandwidth}, latency_ms: "
-                f"{self.latency_ms}); give both, or neither to measure the loopback of this machine"
-            )
-
     def link(self) -> Link | Literal["loopback"]:
         """Return the link that was given, or say which one to measure."""
-        if self.bandwidth is None or self.latency_ms is None:
-            return "loopback"
-        bandwidth = parse_bandwidth(self.bandwidth)
-        return Link(bandwidth_bytes_per_s=bandwidth, latency_s=self.latency_ms / 1e3)
+        return chosen_link(self.bandwidth, self.latency_ms)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from delaygrad.errors import ConfigError
 
-__all__ = ["Link", "parse_bandwidth", "parse_bytes"]
+__all__ = ["Link", "chosen_link", "parse_bandwidth", "parse_bytes"]
 
 _UNITS = {
     "": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
@@ -64,6 +65,22 @@ class Link:
             12.0
         """
         return 2 * (num_devices - 1) * self.message_s(num_bytes / num_devices)
+
+
+def chosen_link(bandwidth: str | None, latency_ms: float | None) -> Link | Literal["loopback"]:
+    """Return the link that was given, or say which one to measure.
+
+    Raises:
+        ConfigError: only one of the two is given, or it cannot be read.
+    """
+    if (bandwidth is None) != (latency_ms is None):
+        raise ConfigError(
+            f"a link has a bandwidth and a latency (bandwidth: {bandwidth}, latency_ms: "
+            f"{latency_ms}); give both, or neither to measure the loopback of this machine"
+        )
+    if bandwidth is None or latency_ms is None:
+        return "loopback"
+    return Link(bandwidth_bytes_per_s=parse_bandwidth(bandwidth), latency_s=latency_ms / 1e3)
 
 
 def parse_bandwidth(text: str) -> float:

@@ -46,6 +46,7 @@ class Plan:
         processes: how many were measured at once.
         threads: of each process.
         forecasts: one for each K.
+        stages: what the stages cost, for each K.
     """
 
     whole: LayerCost
@@ -56,6 +57,7 @@ class Plan:
     processes: int
     threads: int
     forecasts: tuple[Forecast, ...]
+    stages: tuple[tuple[LayerCost, ...], ...]
 
     def with_commands(self, command: Callable[[Forecast], str]) -> Plan:
         """Return the same plan with other commands that cut the network as planned."""
@@ -200,6 +202,7 @@ def plan(
             forecast(each.stages, whole, method, used, speeds=speeds, host=host)
             for each in found.values()
         ),
+        stages=tuple(tuple(each.stages) for each in found.values()),
     )
     sample = "sample_inputs=inputs, " if network.captured else ""
     return planned.with_commands(

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 from delaygrad.partition.costs import Seconds
 from delaygrad.planning.link import Link
-from delaygrad.schedule import Action, Kind, Schedule
+from delaygrad.schedule import Action, Kind, Schedule, unlocked
 
-__all__ = ["Boundary", "iteration_s"]
+__all__ = ["Boundary", "iteration_s", "synchronous_s"]
 
 _MEASURED = 120  # iterations, in addition to some fills; with few, half a loop would count as one
 
@@ -72,6 +72,33 @@ def iteration_s(
     return max(late - early for early, late in zip(start, end, strict=True)) / measured
 
 
+def synchronous_s(
+    stages: Sequence[Seconds],
+    micro_batches: int,
+    *,
+    boundaries: Sequence[Boundary] = (),
+    link: Link | None = None,
+) -> float:
+    """Predict the seconds of an iteration of 1F1B, which ends when all stages have updated.
+
+    Args:
+        stages: times of each stage for one batch; each micro-batch takes 1/M of them.
+        micro_batches: M.
+        boundaries: K-1, between the stages; with the link.
+        link: between each two neighbours; None costs nothing.
+    Example:
+        >>> stage = Seconds(forward_s=1.0, backward_s=2.0)
+        >>> synchronous_s([stage, stage], 1), synchronous_s([stage, stage], 4)
+        (6.0, 3.75)
+    """
+    schedule, num_stages = unlocked(micro_batches), len(stages)
+    timetable = _Timetable(stages, schedule, boundaries, link)
+    for tick in range(micro_batches + 2 * num_stages):
+        for action in schedule.actions(tick, num_stages, end_batch=micro_batches):
+            timetable.do(action)
+    return max(timetable.play(0))
+
+
 class _Timetable:
     """The stages, simulated tick by tick."""
 
@@ -95,11 +122,12 @@ class _Timetable:
         end = self._tick + num_iterations * self._schedule.micro_batches
         for tick in range(self._tick, end):
             for action in self._schedule.actions(tick, len(self._stages)):
-                self._do(action)
+                self.do(action)
         self._tick = end
         return list(self._free)
 
-    def _do(self, action: Action) -> None:
+    def do(self, action: Action) -> None:
+        """Let a stage work as soon as it is free and has what it needs."""
         k, batch, parts = action.stage_index, action.batch_index, self._schedule.micro_batches
         if action.kind is Kind.FORWARD:
             arrived = self._activations[k - 1].arrivals.pop(batch) if k > 0 else 0.0

@@ -99,7 +99,7 @@ class MeasuredTarget(Target):
                 measurement.make()
         return []
 
-    def results(self, planned: Sequence[Measurement]) -> dict[str, Any]:
+    def measured_rows(self, planned: Sequence[Measurement]) -> list[dict[str, Any]]:
         """Return the rows of all measurements."""
         rows: list[dict[str, Any]] = []
         for measurement in planned:
@@ -108,7 +108,7 @@ class MeasuredTarget(Target):
                 rows += self.rows(measurement, found)
             elif measurement.obstacle:
                 rows.append({**measurement.row, "does_not_run": measurement.obstacle})
-        return {"rows": rows}
+        return rows
 
     @abstractmethod
     def rows(self, measurement: Measurement, found: dict[str, Any]) -> list[dict[str, Any]]:

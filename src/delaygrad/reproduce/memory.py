@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,11 +23,10 @@ from delaygrad.bench.memory import (
 from delaygrad.errors import ConfigError
 from delaygrad.plain_values import unknown
 from delaygrad.reproduce.measured import MeasuredTarget, Measurement
-from delaygrad.reproduce.target import Figures, Scale, text_table
+from delaygrad.reproduce.target import Findings, Row, Scale, text_table
 from delaygrad.results.bars import Bar, bar_panel
 from delaygrad.results.figure import colour
 from delaygrad.results.group import method_title
-from delaygrad.results.page import Table
 from delaygrad.results.spread import MISSING
 from delaygrad.training import TrainConfig
 from delaygrad.training.evaluation import cross_entropy
@@ -159,9 +158,12 @@ class MemoryTarget(MeasuredTarget):
         keys = ("cuts", "measured_bytes", "predicted_bytes", "stages")
         return [{**measurement.row, **{key: found[key] for key in keys}}]
 
-    def results(self, planned: Sequence[Measurement]) -> dict[str, Any]:
-        """Return the rows; ``over_one_stage`` is the total over that of K = 1 of the same line."""
-        rows: list[dict[str, Any]] = super().results(planned)["rows"]
+    def findings(self, planned: Sequence[Measurement], speed_rows: Sequence[Row] = ()) -> Findings:
+        """Put each stage's memory and the total by the formula together.
+
+        ``over_one_stage`` of a row is the total over that of K = 1 of the same line.
+        """
+        rows = self.measured_rows(planned)
         ones = {
             _network(row): row["measured_bytes"]
             for row in rows
@@ -171,53 +173,49 @@ class MemoryTarget(MeasuredTarget):
             one = ones.get(_network(row))
             known = one and "measured_bytes" in row
             row["over_one_stage"] = round(row["measured_bytes"] / one, 3) if known else None
-        return {"rows": rows}
-
-    def tables(self, results: Mapping[str, Any]) -> tuple[list[Table], list[str]]:
-        """Tabulate the rows; see ``Target``."""
-        explained = (
-            "Measured: the most that PyTorch's allocator had given out at once, summed over the "
-            "stages (on a GPU: of all stages together in one process). Formula: "
-            "`delaygrad.partition.memory`, from a measurement of single layers. Of one stage: "
-            "measured, as a multiple of K = 1; with uniform stages the activations are (K + 1) / 2 "
-            "of it."
-        )
-        return [text_table("", _HEADINGS, list(map(_cells, results["rows"])))], [explained]
-
-    def figures(
-        self, planned: Sequence[Measurement], speed_rows: Sequence[Mapping[str, Any]] = ()
-    ) -> Figures:
-        """Draw each stage's memory, and the total by the formula; see ``Target``."""
-        rows = [row for row in self.results(planned)["rows"] if "measured_bytes" in row]
-        bars = []
-        for row in rows:
-            stages = [stage["measured_bytes"] for stage in row["stages"]]
-            parts = {"total": row["measured_bytes"]}
-            if None not in stages:
-                parts = {str(k) if k else "stage 0": peak for k, peak in enumerate(stages)}
-            device = "" if row["device"] == "cpu" else f", {row['device']}"
-            bars.append(
-                Bar(
-                    label=f"{row['model']}, {_method(row)}, K={row['num_stages']}{device}",
-                    parts={name: num_bytes / 2**20 for name, num_bytes in parts.items()},
-                    marks={"formula": row["predicted_bytes"] / 2**20},
-                    value=_mib(row["measured_bytes"]),
-                )
-            )
+        bars = [_bar(row) for row in rows if "measured_bytes" in row]
         names = dict.fromkeys(name for bar in bars for name in bar.parts)
         looks = {name: {"facecolor": colour(k)} for k, name in enumerate(names, start=1)}
-        return {"memory": {"": [bar_panel(bars, "memory (MiB)", looks)]}} if rows else {}
+        return Findings(
+            results={"rows": rows},
+            tables=(text_table("", _HEADINGS, list(map(_cells, rows))),),
+            notes=(_EXPLAINED,),
+            figures={"memory": {"": [bar_panel(bars, "memory (MiB)", looks)]}} if bars else {},
+        )
 
 
-def _network(row: Mapping[str, Any]) -> tuple[Any, ...]:
+_EXPLAINED = (
+    "Measured: the most that PyTorch's allocator had given out at once, summed over the "
+    "stages (on a GPU: of all stages together in one process). Formula: "
+    "`delaygrad.partition.memory`, from a measurement of single layers. Of one stage: "
+    "measured, as a multiple of K = 1; with uniform stages the activations are (K + 1) / 2 "
+    "of it."
+)
+
+
+def _bar(row: Row) -> Bar:
+    stages = [stage["measured_bytes"] for stage in row["stages"]]
+    parts = {"total": row["measured_bytes"]}
+    if None not in stages:
+        parts = {str(k) if k else "stage 0": peak for k, peak in enumerate(stages)}
+    device = "" if row["device"] == "cpu" else f", {row['device']}"
+    return Bar(
+        label=f"{row['model']}, {_method(row)}, K={row['num_stages']}{device}",
+        parts={name: num_bytes / 2**20 for name, num_bytes in parts.items()},
+        marks={"formula": row["predicted_bytes"] / 2**20},
+        value=_mib(row["measured_bytes"]),
+    )
+
+
+def _network(row: Row) -> tuple[Any, ...]:
     return row["model"], row["batch_size"], row["device"]
 
 
-def _method(row: Mapping[str, Any]) -> str:
+def _method(row: Row) -> str:
     return method_title(row["method"], row["variant"])
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _cells(row: Row) -> list[str]:
     names = [row["model"], str(row["batch_size"]), _method(row), str(row["num_stages"])]
     if "does_not_run" in row:
         return [*names, row["does_not_run"], *[MISSING] * 4]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from rich.console import Console
 from delaygrad.errors import ConfigError, ReproductionError
 from delaygrad.reproduce.catalogue import find_targets
 from delaygrad.reproduce.publish import publish
-from delaygrad.reproduce.target import Failure, Figures, ScaleName, Target, markdown
+from delaygrad.reproduce.speed import SpeedTarget
+from delaygrad.reproduce.target import Failure, Findings, ScaleName, Target, markdown
 from delaygrad.results.figure import write_png
 from delaygrad.results.page import Block, Figure, Page, Prose, Section, write_page
 from delaygrad.training import run_folder
@@ -109,22 +110,19 @@ def reproduce(request: Reproduction, *, quiet: bool = False) -> dict[str, dict[s
     speed_rows = _speed_rows(request)
     results, sections = {}, []
     for target in targets:
-        planned = plans[target.name]
-        figures = target.figures(planned, speed_rows)
-        found = put_together(target, request, planned, figures)
-        results[target.name] = found
-        has_results = any(row.get("done", "does_not_run" not in row) for row in found["rows"])
-        if has_results and request.page is not None:
-            sections.append(target_section(target, found, planned, figures))
-        if request.publish and has_results:
-            goal = publish(target, request.scale, request.folder(target), planned)
-            say(f"published {goal}")
+        planned, folder = plans[target.name], request.folder(target)
+        findings = target.findings(planned, speed_rows)
+        results[target.name] = put_together(target, request.scale, folder, findings)
+        if not findings.is_empty:
+            sections.append(target_section(target, request.scale, findings))
+        if request.publish and not findings.is_empty:
+            say(f"published {publish(target, request.scale, folder, planned)}")
         elif request.publish:
             say(f"nothing to publish of {target.name}")
     if request.page is not None:
-        say(f"wrote {write_page(paper_page(request.paper, sections), request.page)}")
+        say(f"wrote {write_page(_page(request.paper, sections), request.page)}")
     if failures:
-        raise _failed(failures)
+        raise failed(failures)
     return results
 
 
@@ -144,13 +142,10 @@ def status(request: Reproduction) -> list[dict[str, Any]]:
     return found
 
 
-def put_together(
-    target: Target, request: Reproduction, planned: Sequence[Any], figures: Figures
-) -> dict[str, Any]:
+def put_together(target: Target, scale: str, folder: Path, findings: Findings) -> dict[str, Any]:
     """Write results.json, table.md and the figures of a target; return what results.json holds."""
-    scale, folder = request.scale, request.folder(target)
     results = {
-        "command": f"delaygrad reproduce {target.paper} --target {target.name} --scale {scale}",
+        "command": target.command(scale),
         "paper": target.paper,
         "target": target.name,
         "title": target.title,
@@ -158,10 +153,10 @@ def put_together(
         "scale": scale,
         "about": target.scales[scale].about,
         "published": [vars(number).copy() for number in target.published],
-        **target.results(planned),
+        **({"summary": findings.summary} if findings.summary else {}),
+        **findings.results,
     }
-    tables, notes = target.tables(results)
-    text = "\n\n".join([*map(markdown, tables), *notes])
+    text = "\n\n".join([*map(markdown, findings.tables), *findings.notes])
     with run_folder.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         run_folder.write_json(folder / RESULTS, results)
@@ -170,7 +165,7 @@ def put_together(
             f"    {results['command']}\n\n{text}\n",
             encoding="utf-8",
         )
-    for name, rows in figures.items():
+    for name, rows in findings.figures.items():
         write_png(rows, folder / f"{name}.png", f"{target.title}\n{scale}: {results['about']}")
     return results
 
@@ -180,13 +175,12 @@ def _speed_rows(request: Reproduction) -> list[dict[str, Any]]:
     return [
         row
         for target in find_targets(request.experiments, request.paper)
-        if target.kind == "speed" and request.scale in target.scales
-        for row in target.results(request.plan(target))["rows"]
+        if isinstance(target, SpeedTarget) and request.scale in target.scales
+        for row in target.measured_rows(request.plan(target))
     ]
 
 
-def paper_page(paper: str, sections: Sequence[Section]) -> Page:
-    """Compose the page of a paper from the sections of its targets."""
+def _page(paper: str, sections: Sequence[Section]) -> Page:
     return Page(
         title=f"{paper}, reproduced",
         lead=(
@@ -199,30 +193,23 @@ def paper_page(paper: str, sections: Sequence[Section]) -> Page:
     )
 
 
-def target_section(
-    target: Target, results: Mapping[str, Any], planned: Sequence[Any], figures: Figures
-) -> Section:
-    """Compose the section of a target.
-
-    Args:
-        target: whose.
-        results: what its ``results.json`` holds.
-        planned: from ``Target.plan``.
-        figures: from ``Target.figures``.
-    """
-    scale = results["scale"]
-    tables, notes = target.tables(results)
-    about = f"{target.reference}\n\n{scale}: {results['about']}"
+def target_section(target: Target, scale: str, findings: Findings) -> Section:
+    """Compose the section of a target on the page of its paper."""
+    about = Prose(f"{target.reference}\n\n{scale}: {target.scales[scale].about}", note=True)
+    notes = Prose("\n\n".join(findings.notes), note=True)
     blocks: list[Block] = [Prose(target.reading)] if target.reading.strip() else []
-    blocks += [Prose(about, note=True), *tables, Prose("\n\n".join(notes), note=True)]
-    for rows in figures.values():
-        for title, panels in rows.items():
-            caption = f"{title or target.heading(scale)}."
-            blocks.append(Figure(panels=tuple(panels), caption=caption))
-    return Section(target.heading(scale), tuple(blocks), target.sections(planned))
+    blocks += [about, notes] if findings.sections else [about, *findings.tables, notes]
+    if not findings.sections:
+        blocks += [
+            Figure(panels=tuple(panels), caption=f"{title or target.heading(scale)}.")
+            for rows in findings.figures.values()
+            for title, panels in rows.items()
+        ]
+    return Section(target.heading(scale), tuple(blocks), findings.sections)
 
 
-def _failed(failures: Sequence[Failure]) -> ReproductionError:
+def failed(failures: Sequence[Failure]) -> ReproductionError:
+    """Return the error that names failed runs."""
     messages = [f"{failure.name}: {failure.message}" for failure in failures[:_MOST_LISTED]]
     if len(failures) > _MOST_LISTED:
         messages.append(f"and {len(failures) - _MOST_LISTED} more")

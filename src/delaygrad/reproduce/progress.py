@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from delaygrad.reproduce.plan import PlannedRun
+from delaygrad.reproduce.grid import PlannedRun
 
 _UNITS = 1000  # of an epoch; the bars count in whole numbers
 _MEMORY_S = 1800.0  # of the estimate of the time left

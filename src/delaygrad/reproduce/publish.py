@@ -9,8 +9,7 @@ from typing import Any
 
 from delaygrad.records import parse_json
 from delaygrad.reproduce.measured import FOLDER as MEASURED
-from delaygrad.reproduce.target import Planned, Target
-from delaygrad.reproduce.training_rows import nameless
+from delaygrad.reproduce.target import Planned, Target, nameless
 from delaygrad.training import run_folder
 
 _FIGURES = ("curves", "timeline")  # paths in a summary

@@ -17,14 +17,66 @@ from dataclasses import dataclass
 
 import torch
 
+from delaygrad.errors import ConfigError, PartitionError
 from delaygrad.reproduce import run_state
-from delaygrad.reproduce.plan import PlannedRun
+from delaygrad.reproduce.grid import PlannedRun
 from delaygrad.reproduce.progress import RunsProgress
 from delaygrad.reproduce.target import Failure
+from delaygrad.training.assembly import build_stages
 
 _POLL_S = 0.1
 _LOOK_S = 1.0  # between two looks at the records, and at runs that others hold
 _GRACE_S = 10.0  # for a run that was told to stop
+
+
+def make_runs(runs: Sequence[PlannedRun], workers: int | None, *, quiet: bool) -> list[Failure]:
+    """Make the runs that have no result yet; return those that failed.
+
+    Args:
+        runs: all of them.
+        workers: at a time; None: as many as CPU cores, or GPUs.
+        quiet: show no progress.
+
+    Raises:
+        ConfigError: one of them is impossible, or there are results with other settings.
+        PartitionError: a network cannot be cut there.
+    """
+    for run in runs:
+        run_state.require_same_settings(run.config)
+    missing = [run for run in runs if not run.is_done()]
+    if not missing:
+        return []
+    _require_possible(missing)
+    with RunsProgress(runs, quiet=quiet) as progress:
+        return Runner(runs, workers=workers or _workers(runs), progress=progress).run()
+
+
+def _require_possible(runs: Sequence[PlannedRun]) -> None:
+    """Complain before anything starts, and not once for each run."""
+    if any(run.config.run.device == "cuda" for run in runs) and not torch.cuda.is_available():
+        raise ConfigError("too few GPUs (found: 0, needed: 1); compute on the CPU")
+    for run in runs:
+        run.config.check()
+    sources = {data: data.load() for data in {run.config.data for run in runs}}
+    networks = {(run.config.data, run.config.model, run.config.run.cuts): run for run in runs}
+    for run in networks.values():
+        source = sources[run.config.data]
+        try:
+            build_stages(run.config, source, torch.device("cpu"))
+        except PartitionError as error:
+            raise PartitionError(f"[{run.label}] {error}") from error
+
+
+def _workers(runs: Sequence[PlannedRun]) -> int:
+    if any(run.config.run.device == "cuda" for run in runs):
+        return max(torch.cuda.device_count(), 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max((cores or 1) // max(map(_cores_of, runs)), 1)
+
+
+def _cores_of(planned: PlannedRun) -> int:
+    run = planned.config.run
+    return run.threads * (run.stages if run.runtime == "distributed" else 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,18 +17,16 @@ from delaygrad.errors import ConfigError
 from delaygrad.partition.measured_cuts import measured_cuts
 from delaygrad.partition.measurement import measuring
 from delaygrad.reproduce.measured import MeasuredTarget, Measurement
-from delaygrad.reproduce.target import Figures, Published, Scale, Sources, text_table
+from delaygrad.reproduce.target import Findings, Published, Row, Scale, Sources, text_table
 from delaygrad.results.bars import Bar, bar_panel, share_panel
 from delaygrad.results.figure import Panel, colour
 from delaygrad.results.group import BASELINE
-from delaygrad.results.page import Table
 from delaygrad.results.spread import MISSING
 
 _HEADINGS = (
     "workload", "stages", "K", "method", "speed-up (quartiles)", "ms per iteration", "ms of BP",
     "T_F + T_B / K would be", "slowest stage sends and waits", "published",
 )  # fmt: skip
-_HOW = {"computing": "measured", "sleeping": "with sleeping stages"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,36 +178,39 @@ class SpeedTarget(MeasuredTarget):
                 rows.append(row)
         return rows
 
-    def tables(self, results: Mapping[str, Any]) -> tuple[list[Table], list[str]]:
-        """Tabulate the rows; see ``Target``."""
-        sources = Sources()
-        rows = [_cells(row, self.published, sources) for row in results["rows"]]
-        notes = [
-            "Speed-up: throughput over that of backpropagation in one process with one thread; "
-            "median and quartiles of the rounds. Sleeping stages sleep as long as the stages were "
-            "measured to compute: they show schedule and transport, not computation in parallel."
-        ]
-        if any(row.get("smoke") for row in results["rows"]):
-            notes.append("The networks were shrunk: the figures mean nothing.")
-        return [text_table("", _HEADINGS, rows)], [*notes, *sources.notes()]
-
-    def figures(
-        self, planned: Sequence[Measurement], speed_rows: Sequence[Mapping[str, Any]] = ()
-    ) -> Figures:
-        """Draw speed-ups, measured and published, and what each stage does; see ``Target``."""
-        rows = [row for row in self.results(planned)["rows"] if "speedup" in row]
+    def findings(self, planned: Sequence[Measurement], speed_rows: Sequence[Row] = ()) -> Findings:
+        """Put speed-ups, measured and published, and what each stage does together."""
+        rows, sources = self.measured_rows(planned), Sources()
+        cells = [_cells(row, self.published, sources) for row in rows]
+        notes = [_EXPLAINED, *([_SHRUNK] if any(row.get("smoke") for row in rows) else [])]
+        drawn = [row for row in rows if "speedup" in row]
         shares = {
             f"{row['workload']}, {row['how']}, K={row['stages']}, stage {k}": {
                 activity: seconds / row["iteration_s"] for activity, seconds in stage.items()
             }
-            for row in rows
+            for row in drawn
             for k, stage in enumerate(row["stage_seconds"])
         }
-        panels = [_speed_panel(rows, self.published), share_panel(shares, "share of iteration (%)")]
-        return {"speed": {"": panels}} if rows else {}
+        panels = [
+            _speed_panel(drawn, self.published), share_panel(shares, "share of iteration (%)"),
+        ]  # fmt: skip
+        return Findings(
+            results={"rows": rows},
+            tables=(text_table("", _HEADINGS, cells),),
+            notes=(*notes, *sources.notes()),
+            figures={"speed": {"": panels}} if drawn else {},
+        )
 
 
-def _cells(row: Mapping[str, Any], published: Sequence[Published], sources: Sources) -> list[str]:
+_EXPLAINED = (
+    "Speed-up: throughput over that of backpropagation in one process with one thread; "
+    "median and quartiles of the rounds. Sleeping stages sleep as long as the stages were "
+    "measured to compute: they show schedule and transport, not computation in parallel."
+)
+_SHRUNK = "The networks were shrunk: the figures mean nothing."
+
+
+def _cells(row: Row, published: Sequence[Published], sources: Sources) -> list[str]:
     names = [row["workload"], row["how"], str(row["stages"]), row.get("title", row["contestant"])]
     own = [n for n in published if n.stages == row["stages"] and n.quantity == "speedup"]
     quoted = sources.quote([n for n in own if n.problem in ("", row["workload"])])
@@ -228,7 +229,7 @@ def _cells(row: Mapping[str, Any], published: Sequence[Published], sources: Sour
     ]
 
 
-def _speed_panel(rows: Sequence[Mapping[str, Any]], published: Sequence[Published]) -> Panel:
+def _speed_panel(rows: Sequence[Row], published: Sequence[Published]) -> Panel:
     bars = []
     for row in rows:
         middle, stages = row["speedup"]["median"], row["stages"]
@@ -245,7 +246,7 @@ def _speed_panel(rows: Sequence[Mapping[str, Any]], published: Sequence[Publishe
                 value=f"{middle:.2f}",
             )
         )
-    looks = {how: {"facecolor": colour(n)} for n, how in enumerate(_HOW, start=1)}
+    looks = {how: {"facecolor": colour(n)} for n, how in enumerate(("computing", "sleeping"), 1)}
     return bar_panel(bars, "throughput / BP in one process", looks)
 
 
@@ -324,25 +325,23 @@ def paper_rule(stages: Sequence[dict[str, float]]) -> float | None:
     return round((forward_s + backward_s) / (forward_s + backward_s / len(stages)), 4)
 
 
-def speed_ups(rows: Iterable[Mapping[str, Any]], model: str) -> dict[int, tuple[float, str]]:
+def speed_ups(rows: Iterable[Row], model: str) -> dict[int, float]:
     """Pick DDG's speed-ups of a network by K, of computing stages rather than sleeping ones.
 
     Args:
         rows: of a target of kind speed.
         model: by its name.
 
-    Returns:
-        The ratio, and how it was measured, in words.
-
     Example:
         >>> row = {"workload": "resnet8", "stages": 2, "contestant": "ddg", "smoke": False}
         >>> speed_ups([{**row, "how": "computing", "speedup": {"median": 1.8}}], "resnet8")
-        {2: (1.8, 'measured')}
+        {2: 1.8}
     """
-    found = {}
-    for how in ("sleeping", "computing"):
-        for row in rows:
-            known = row["workload"] == model and row["how"] == how and row["contestant"] == "ddg"
-            if known and "speedup" in row and not row["smoke"]:
-                found[row["stages"]] = float(row["speedup"]["median"]), _HOW[how]
-    return found
+    return {
+        row["stages"]: float(row["speedup"]["median"])
+        for how in ("sleeping", "computing")
+        for row in rows
+        if (row["workload"], row["how"], row["contestant"]) == (model, how, "ddg")
+        and "speedup" in row
+        and not row["smoke"]
+    }

@@ -24,6 +24,16 @@ ScaleName: TypeAlias = Literal["smoke", "cpu", "gpu"]
 Say: TypeAlias = Callable[[str], None]
 Figures: TypeAlias = Mapping[str, Mapping[str, Sequence[Panel]]]
 """Rows of panels by their title, by the figure's file name without suffix."""
+Row: TypeAlias = Mapping[str, Any]
+
+_ENVIRONMENT = (
+    "delaygrad", "torch", "python", "system", "processor", "cpu_count", "accelerator", "commit",
+)  # fmt: skip
+
+
+def nameless(environment: Row) -> dict[str, Any]:
+    """Keep of an environment what arithmetic and time depend on, and no names."""
+    return {name: environment[name] for name in _ENVIRONMENT if name in environment}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +117,33 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a target has found.
+
+    Attributes:
+        results: what results.json holds after its header: ``rows``, and more of some kinds.
+        tables: of these.
+        notes: paragraphs that explain the tables.
+        figures: drawn from the same.
+        sections: of the page, in place of tables and figures; () for these.
+        summary: the result in a sentence; "" for none.
+    """
+
+    results: dict[str, Any]
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...]
+    figures: Figures
+    sections: tuple[Section, ...] = ()
+    summary: str = ""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no result yet."""
+        rows = self.results["rows"]
+        return not any(row.get("done", "does_not_run" not in row) for row in rows)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target(ABC):
     """What every ``target.toml`` says, and what every kind of target does.
 
@@ -139,6 +176,10 @@ class Target(ABC):
     def name(self) -> str:
         """The folder's name without the paper's."""
         return self.label.removeprefix(f"{self.paper}-")
+
+    def command(self, scale: str) -> str:
+        """The command that makes it."""
+        return f"delaygrad reproduce {self.paper} --target {self.name} --scale {scale}"
 
     def heading(self, scale: str) -> str:
         """The title; that of a smoke run says so, since even its data may differ."""
@@ -174,25 +215,13 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def results(self, planned: Sequence[Any]) -> dict[str, Any]:
-        """Return what results.json holds after its header: ``rows``, and more of some kinds."""
-
-    @abstractmethod
-    def tables(self, results: Mapping[str, Any]) -> tuple[list[Table], list[str]]:
-        """Return tables of results, and paragraphs that explain them."""
-
-    @abstractmethod
-    def figures(self, planned: Sequence[Any], speed_rows: Sequence[Mapping[str, Any]]) -> Figures:
-        """Draw what is there.
+    def findings(self, planned: Sequence[Any], speed_rows: Sequence[Row] = ()) -> Findings:
+        """Put together what is there.
 
         Args:
             planned: from ``plan``.
             speed_rows: of the paper's targets of kind speed, for axes of time.
         """
-
-    def sections(self, planned: Sequence[Any]) -> tuple[Section, ...]:
-        """Return more for the page, below tables and figures."""
-        return ()
 
 
 def text_table(
@@ -216,8 +245,18 @@ def markdown(table: Table) -> str:
         |---|---|
         | 1 | 2 |
     """
-    rows = [[cell.text if isinstance(cell, Cell) else cell for cell in row] for row in table.rows]
-    headings = [column.heading for column in table.columns]
-    lines = [f"| {' | '.join(cells)} |" for cells in (headings, *rows)]
-    text = "\n".join([lines[0], "|---" * len(headings) + "|", *lines[1:]])
-    return f"**{table.caption}**\n\n{text}" if table.caption else text
+    columns = len(table.columns)
+    lines = [[column.heading for column in table.columns]]
+    for row in table.rows:
+        cells = [_text(cell) for cell in row]
+        lines.append(cells if len(cells) == columns else [f"**{cells[0]}**"] + [""] * (columns - 1))
+    rows = [f"| {' | '.join(cells)} |" for cells in lines]
+    rows.insert(1, "|---" * columns + "|")
+    parts = [f"**{table.caption}**" if table.caption else "", "\n".join(rows), table.note]
+    return "\n\n".join(filter(None, parts))
+
+
+def _text(cell: str | Cell) -> str:
+    if isinstance(cell, str):
+        return cell
+    return f"{cell.text} ({cell.detail})" if cell.detail else cell.text

@@ -2,55 +2,39 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from delaygrad.errors import ConfigError, PartitionError
+from delaygrad.errors import ConfigError
 from delaygrad.plain_values import unknown
-from delaygrad.reproduce import run_state
-from delaygrad.reproduce.plan import Choice, Line, PlannedRun, Series, read_line
-from delaygrad.reproduce.progress import RunsProgress
-from delaygrad.reproduce.runner import Runner
+from delaygrad.reproduce.grid import Choice, Line, PlannedRun, Series, read_line
+from delaygrad.reproduce.runner import make_runs
 from delaygrad.reproduce.speed import speed_ups
 from delaygrad.reproduce.target import (
     Failure,
     Figures,
+    Findings,
+    Row,
     Say,
     Scale,
     Sources,
     Target,
-    text_table,
-)
-from delaygrad.reproduce.training_rows import (
-    DIRECTION_HEADINGS,
-    HEADINGS,
-    direction_cells,
-    direction_rows,
     nameless,
-    run_row,
-    series_cells,
-    series_row,
 )
 from delaygrad.results.curves import (
-    Measure,
     Point,
-    by_epoch,
-    curve_panel,
-    difference_panel,
+    TimeAxis,
     direction_panels,
+    elapsed_axis,
+    key_panels,
 )
-from delaygrad.results.figure import Panel
 from delaygrad.results.group import BASELINE, RunGroup, by_recipe, series_numbers
-from delaygrad.results.page import Section, Table
 from delaygrad.results.report import run_sections
-from delaygrad.results.run import read_run
+from delaygrad.results.run import Run, read_run
+from delaygrad.results.tables import accuracy_table, direction_rows, direction_table
 from delaygrad.training import TrainConfig, run_folder
-from delaygrad.training.assembly import build_stages
 from delaygrad.training.choices import CHOICES
 
 
@@ -127,16 +111,15 @@ class TrainingTarget(Target):
             )
             for series, seed, values in self._combinations(scale)
         ]
-        ranks = {seed: rank for rank, seed in enumerate(dict.fromkeys(run.seed for run in found))}
-        runs = sorted(found, key=lambda run: ranks[run.seed])
-        names = [run.name for run in runs]
+        names = [run.name for run in found]
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(
                     f"two lines of {self.label} mean the same run (scale: {scale}, run: {name}); "
                     "leave one out"
                 )
-        return runs
+        seeds = list(dict.fromkeys(run.seed for run in found))
+        return sorted(found, key=lambda run: seeds.index(run.seed))
 
     def _combinations(self, scale_name: str) -> Iterator[tuple[Series, int, dict[str, Any]]]:
         scale, problems = self.scales[scale_name], self.problems or {"": Choice(title="")}
@@ -190,27 +173,18 @@ class TrainingTarget(Target):
         cls, planned: Sequence[PlannedRun], workers: int | None, say: Say | None
     ) -> list[Failure]:
         """Make the runs that have no result yet; see ``Target``."""
-        for run in planned:
-            run_state.require_same_settings(run.config)
-        missing = [run for run in planned if not run.is_done()]
-        if not missing:
-            return []
-        _require_possible(missing)
-        with RunsProgress(planned, quiet=say is None) as progress:
-            return Runner(planned, workers=workers or _workers(planned), progress=progress).run()
+        return make_runs(planned, workers, quiet=say is None)
 
     def groups(self, planned: Sequence[PlannedRun]) -> dict[Series, RunGroup]:
         """Read the runs that have begun, series by series."""
-        series = sorted(
-            dict.fromkeys(run.series for run in planned), key=lambda s: s.method != BASELINE
-        )
-        has_baseline = any(one.method == BASELINE for one in series)
-        numbers = series_numbers((one.name for one in series), baseline=has_baseline)
+        series = list(dict.fromkeys(run.series for run in planned))
+        names = [one.name for one in sorted(series, key=lambda one: one.method != BASELINE)]
+        numbers = series_numbers(names, baseline=any(one.method == BASELINE for one in series))
         several = len({(one.problem, one.recipe) for one in series}) > 1
         return {
             one: RunGroup(
                 name=one.name,
-                recipe=self._recipe_title(one.problem, one.recipe) if several else "",
+                recipe=self._recipe_title(one) if several else "",
                 series=numbers[one.name],
                 method=one.method,
                 num_stages=one.stages,
@@ -220,61 +194,71 @@ class TrainingTarget(Target):
                     if run.series == one and run_folder.holds_run(run.run_dir)
                 ),
             )
-            for one in dict.fromkeys(run.series for run in planned)
+            for one in series
         }
 
-    def _recipe_title(self, problem: str, recipe: str) -> str:
-        titles = [self.problems[problem].title] if problem else []
-        return ", ".join([*titles, self.recipes[recipe].title])
+    def _recipe_title(self, series: Series) -> str:
+        titles = [self.problems[series.problem].title] if series.problem else []
+        return ", ".join([*titles, self.recipes[series.recipe].title])
 
-    def results(self, planned: Sequence[PlannedRun]) -> dict[str, Any]:
+    def findings(self, planned: Sequence[PlannedRun], speed_rows: Sequence[Row] = ()) -> Findings:
+        """Put the runs together; see ``Target``."""
+        by_series = self.groups(planned)
+        groups, sources = list(by_series.values()), Sources()
+        quoted = {g.label: sources.quote(self._published(s)) for s, g in by_series.items()}
+        time = {
+            recipe: axis
+            for recipe, members in by_recipe(groups).items()
+            if (axis := projected_axis(members, speed_rows)) is not None
+        }
+        begun = [group for group in groups if group.runs]
+        quotes = quoted if self.published else None
+        tables = [accuracy_table(groups, quotes), direction_table(groups)]
+        return Findings(
+            results=self._results(planned, by_series),
+            tables=tuple(table for table in tables if table is not None),
+            notes=(_EXPLAINED, *sources.notes()),
+            figures=self._figures(by_series, time),
+            sections=run_sections(begun, quotes, time) if begun else (),
+        )
+
+    def _published(self, series: Series) -> list[Any]:
+        return [
+            number
+            for number in self.published
+            if not series.variant
+            and number.recipe in ("", series.recipe)
+            and all(
+                getattr(number, n) == getattr(series, n) for n in ("problem", "method", "stages")
+            )
+        ]
+
+    def _results(
+        self, planned: Sequence[PlannedRun], groups: Mapping[Series, RunGroup]
+    ) -> dict[str, Any]:
         """Return rows by series, the runs, their environments and direction constants."""
-        groups = self.groups(planned)
         runs = {run.name: run for group in groups.values() for run in group.runs}
         done = [
-            (planned_run, run)
-            for planned_run in planned
-            if (run := runs.get(planned_run.name)) is not None and run.state != "unfinished"
+            (one, run)
+            for one in planned
+            if (run := runs.get(one.name)) is not None and run.state != "unfinished"
         ]
         environments: list[dict[str, Any]] = []
         for _, run in done:
             if (environment := nameless(run.environment)) not in environments:
                 environments.append(environment)
-        direction = [row for planned_run, run in done for row in direction_rows(run)]
+        direction = [row for _, run in done for row in direction_rows(run)]
         return {
             "environments": environments,
             "rows": [
-                series_row(series, group, list(groups.values()), planned)
+                _series_row(series, group, list(groups.values()), planned)
                 for series, group in groups.items()
             ],
-            "runs": [run_row(planned_run, run) for planned_run, run in done],
+            "runs": [_run_row(one, run) for one, run in done],
             **({"direction": direction} if direction else {}),
         }
 
-    def tables(self, results: Mapping[str, Any]) -> tuple[list[Table], list[str]]:
-        """Tabulate the rows recipe by recipe, and the direction constants; see ``Target``."""
-        sources, tables = Sources(), []
-        for problem, recipe in dict.fromkeys((r["problem"], r["recipe"]) for r in results["rows"]):
-            rows = [r for r in results["rows"] if (r["problem"], r["recipe"]) == (problem, recipe)]
-            cells = [series_cells(row, self.published, sources) for row in rows]
-            tables.append(text_table(self._recipe_title(problem, recipe), HEADINGS, cells))
-        if results.get("direction"):
-            title = "Sufficient direction constant of each stage, over the probes"
-            cells = [direction_cells(row) for row in results["direction"]]
-            tables.append(text_table(title, DIRECTION_HEADINGS, cells))
-        explained = (
-            "Mean ± sample standard deviation over the seeds, without runs that diverged. Final: "
-            "after the last epoch. Best: the best epoch on the test set, as papers report it. "
-            "Differences to BP are taken seed by seed. Seconds are of training alone, all stages "
-            "in turn in one process, beside other runs on the same machine."
-        )
-        return tables, [explained, *sources.notes()]
-
-    def figures(
-        self, planned: Sequence[PlannedRun], speed_rows: Sequence[Mapping[str, Any]] = ()
-    ) -> Figures:
-        """Draw a figure for each problem, or the direction constants; see ``Target``."""
-        groups = self.groups(planned)
+    def _figures(self, groups: Mapping[Series, RunGroup], time: Mapping[str, TimeAxis]) -> Figures:
         if self.figure == "direction":
             drawn = {group.label: direction_panels(group) for group in groups.values()}
             return {"direction": {label: panels for label, panels in drawn.items() if panels}}
@@ -283,19 +267,17 @@ class TrainingTarget(Target):
             own = [group for series, group in groups.items() if series.problem == problem]
             own = [group for group in own if group.finished or group.count("diverged")]
             if own:
-                known = speed_ups(speed_rows, str(own[0].runs[0].config.get("model")))
                 found[f"curves-{problem}" if problem else "curves"] = {
-                    recipe: _curve_panels(members, known)
+                    recipe: key_panels(members, time.get(recipe) or elapsed_axis(members))
                     for recipe, members in by_recipe(own).items()
                 }
         return found
 
-    def sections(self, planned: Sequence[PlannedRun]) -> tuple[Section, ...]:
-        """Return the report of the runs without what tables and figures have shown already."""
-        groups = [group for group in self.groups(planned).values() if group.runs]
-        shown = {"Accuracy", "Sufficient direction" if self.figure == "direction" else ""}
-        found = run_sections(groups) if groups else ()
-        return tuple(section for section in found if section.heading not in shown)
+
+_EXPLAINED = (
+    "Seconds per epoch are of training alone, all stages in turn in one process, beside other runs "
+    "on the same machine."
+)
 
 
 def _require_known(what: str, names: tuple[str, ...], known: Mapping[str, Any], at: str) -> None:
@@ -304,73 +286,68 @@ def _require_known(what: str, names: tuple[str, ...], known: Mapping[str, Any], 
             raise unknown(f"{what} in {at}", name, known, label=what)
 
 
-def _require_possible(runs: Sequence[PlannedRun]) -> None:
-    """Complain before anything starts, and not once for each run."""
-    if any(run.config.run.device == "cuda" for run in runs) and not torch.cuda.is_available():
-        raise ConfigError("too few GPUs (found: 0, needed: 1); use --scale cpu")
-    for run in runs:
-        run.config.check()
-    sources = {data: data.load() for data in {run.config.data for run in runs}}
-    networks = {(run.config.data, run.config.model, run.config.run.cuts): run for run in runs}
-    for run in networks.values():
-        source = sources[run.config.data]
-        try:
-            build_stages(run.config, source, torch.device("cpu"))
-        except PartitionError as error:
-            raise PartitionError(f"[{run.label}] {error}") from error
+def _series_row(
+    series: Series, group: RunGroup, groups: Sequence[RunGroup], planned: Sequence[PlannedRun]
+) -> dict[str, Any]:
+    finished = [one for one in groups if one.finished]
+    baseline = group.baseline_in(finished)
+    spread = None if baseline is None else baseline.spread("final_accuracy")
+    return {
+        **vars(series),
+        "series": series.slug,
+        "title": series.title,
+        "planned": sum(run.series == series for run in planned),
+        "done": len(group.finished) + group.count("diverged"),
+        "diverged": group.count("diverged"),
+        **group.to_json(finished),
+        "bp_sd": None if spread is None else spread.sd,
+    }
 
 
-def _workers(runs: Sequence[PlannedRun]) -> int:
-    if any(run.config.run.device == "cuda" for run in runs):
-        return max(torch.cuda.device_count(), 1)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max((cores or 1) // max(run.config.run.threads for run in runs), 1)
+def _run_row(planned: PlannedRun, run: Run) -> dict[str, Any]:
+    best, diverged = run.best_test, run.state == "diverged"
+    return {
+        "name": run.name,
+        "series": planned.series.slug,
+        "seed": planned.seed,
+        "diverged_at_epoch": float(run.events[-1]["epoch"]) if diverged else None,
+        "epochs": run.epochs,
+        "final_accuracy": run.final_accuracy,
+        "best_accuracy": None if best is None else 100 * best["accuracy"],
+        "best_epoch": None if best is None else best["epoch"],
+        "train_loss": run.train_loss,
+        "test_loss": run.test_loss,
+        "epoch_s": run.epoch_s,
+        "parameters_sha256": (run.summary or {}).get("parameters_sha256", ""),
+    }
 
 
-def _curve_panels(
-    groups: Sequence[RunGroup], known: Mapping[int, tuple[float, str]]
-) -> list[Panel]:
-    """Draw one recipe: loss against time, accuracy against epochs, and what it is minus BP's."""
-    seconds = epoch_seconds(groups, known)
+def projected_axis(groups: Sequence[RunGroup], speed_rows: Sequence[Row]) -> TimeAxis | None:
+    """Return an axis of the time with K processes; None where no speed-up of DDG is known.
 
-    def by_time(group: RunGroup, point: Point) -> float | None:
-        epoch_s = seconds.get(group.name)
-        return None if epoch_s is None else epoch_s * point.epoch
-
-    loss, accuracy = Measure("train", "loss"), Measure("test", "accuracy")
-    found = [
-        curve_panel(groups, loss, by_time, time_label(known)),
-        curve_panel(groups, accuracy, by_epoch, "epoch"),
-        difference_panel(groups, accuracy),
-    ]
-    return [panel for panel in found if panel is not None]
-
-
-def epoch_seconds(
-    groups: Sequence[RunGroup], known: Mapping[int, tuple[float, str]]
-) -> dict[str, float]:
-    """Return the seconds of an epoch by group name: in one process, or with K processes.
+    An epoch takes as long as one of backpropagation in one process, over the measured speed-up.
 
     Args:
         groups: of one recipe.
-        known: speed-ups of DDG with K processes, by K; empty: take what one process measured.
+        speed_rows: of the paper's targets of kind speed.
     """
-    own = {g.name: s.mean for g in groups if (s := g.spread("epoch_s")) is not None}
-    if not known:
-        return own
-    base = next((own.get(group.name) for group in groups if group.method == BASELINE), None)
-    if base is None:
-        return {}
-    ratios = {
-        group.name: 1.0 if group.method == BASELINE else known[group.num_stages][0]
-        for group in groups
-        if group.method == BASELINE or (group.method == "ddg" and group.num_stages in known)
-    }
-    return {name: base / ratio for name, ratio in ratios.items()}
+    base = next((group for group in groups if group.method == BASELINE), None)
+    own = None if base is None else base.spread("epoch_s")
+    if base is None or own is None:
+        return None
+    known = speed_ups(speed_rows, str(base.runs[0].config.get("model")))
+    seconds = {g.name: own.mean / known[g.num_stages] for g in groups if _has(g, known)}
+    if not seconds:
+        return None
+    seconds[base.name] = own.mean
+
+    def across(group: RunGroup, point: Point) -> float | None:
+        epoch_s = seconds.get(group.name)
+        return None if epoch_s is None else epoch_s * point.epoch
+
+    label = "s with K processes (BP's / speed-up)"
+    return TimeAxis(across=across, label=label, note="The speed-ups were measured separately.")
 
 
-def time_label(known: Mapping[int, tuple[float, str]]) -> str:
-    """Say what the axis of time shows."""
-    if not known:
-        return "s of one process, all stages in turn"
-    return "s with K processes (BP's / speed-up)"
+def _has(group: RunGroup, speed_ups: Mapping[int, float]) -> bool:
+    return group.method == "ddg" and group.num_stages in speed_ups

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from delaygrad.results.figure import Panel
-from delaygrad.results.group import BASELINE, RunGroup, by_recipe
+from delaygrad.results.group import BASELINE, RunGroup
 from delaygrad.results.lines import Line, line_panel
 from delaygrad.results.run import Run, number
 from delaygrad.results.spread import plural, spread_of, time_unit
@@ -171,15 +171,46 @@ def epoch_panels(groups: Sequence[RunGroup]) -> tuple[Panel, ...]:
     return tuple(found)
 
 
-def time_panels(groups: Sequence[RunGroup]) -> tuple[Panel, ...]:
-    """Draw the training loss and the accuracies of one recipe against elapsed time."""
+@dataclass(frozen=True)
+class TimeAxis:
+    """Where points lie on an axis of time, what the axis is called, and what readers must know."""
+
+    across: Across
+    label: str
+    note: str = ""
+
+
+def elapsed_axis(groups: Sequence[RunGroup]) -> TimeAxis:
+    """Return the axis of the time since each run began."""
     times = [event["elapsed_s"] for g in groups for run in g.runs for event in run.events]
     unit_s, unit = time_unit(max((t for t in times if math.isfinite(t)), default=0.0))
-    measures = [m for m in measures_of(groups) if m.split == "train" or m.field == "accuracy"]
-    return tuple(
-        curve_panel(groups, m, lambda _, p: p.elapsed_s / unit_s, f"elapsed time ({unit})")
-        for m in measures
+    turns = (
+        "Runs of the local runtime compute their stages in turn in one process; K processes take "
+        "another time."
     )
+    alternate = any(run.takes_turns for group in groups for run in group.runs)
+    return TimeAxis(
+        across=lambda _, point: point.elapsed_s / unit_s,
+        label=f"elapsed time ({unit})",
+        note=f"Elapsed time includes evaluations and checkpoints. {turns * alternate}".strip(),
+    )
+
+
+def time_panels(groups: Sequence[RunGroup], time: TimeAxis) -> tuple[Panel, ...]:
+    """Draw the training loss and the accuracies of one recipe against time."""
+    measures = [m for m in measures_of(groups) if m.split == "train" or m.field == "accuracy"]
+    return tuple(curve_panel(groups, m, time.across, time.label) for m in measures)
+
+
+def key_panels(groups: Sequence[RunGroup], time: TimeAxis) -> list[Panel]:
+    """Draw one recipe in short: loss against time, accuracy against epochs and minus BP's."""
+    loss, accuracy = Measure("train", "loss"), Measure("test", "accuracy")
+    found = [
+        curve_panel(groups, loss, time.across, time.label),
+        curve_panel(groups, accuracy, by_epoch, "epoch"),
+        difference_panel(groups, accuracy),
+    ]
+    return [panel for panel in found if panel is not None]
 
 
 def directions(run: Run, stage: int, field: str) -> Curve:
@@ -235,14 +266,3 @@ def caption(groups: Sequence[RunGroup]) -> str:
         size = math.ceil(count / _MOST_POINTS)
         found.append(f"Training losses are means of up to {plural(size, 'consecutive record')}.")
     return " ".join(found)
-
-
-def by_recipe_panels(
-    groups: Sequence[RunGroup],
-) -> dict[str, tuple[tuple[Panel, ...], tuple[Panel, ...]]]:
-    """Return for each recipe with records its panels against epochs and against time."""
-    return {
-        recipe: (epoch_panels(members), time_panels(members))
-        for recipe, members in by_recipe(groups).items()
-        if measures_of(members)
-    }

@@ -7,7 +7,6 @@ and the order of the data), then averaged.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -148,9 +147,11 @@ def series_numbers(names: Iterable[str], *, baseline: bool) -> dict[str, int]:
 
 
 def by_recipe(groups: Iterable[RunGroup]) -> dict[str, tuple[RunGroup, ...]]:
-    """Sort groups, which are in the order of ``group_runs``, by their recipe."""
-    found = itertools.groupby(groups, key=lambda group: group.recipe)
-    return {recipe: tuple(members) for recipe, members in found}
+    """Sort groups by their recipe."""
+    found: dict[str, tuple[RunGroup, ...]] = {}
+    for group in groups:
+        found[group.recipe] = (*found.get(group.recipe, ()), group)
+    return found
 
 
 def method_title(method: str, *options: str, num_stages: int | None = None) -> str:

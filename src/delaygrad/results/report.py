@@ -10,9 +10,17 @@ from typing import Any
 
 from delaygrad.errors import ConfigError
 from delaygrad.results.chrome_trace import write_chrome_trace
-from delaygrad.results.curves import by_recipe_panels, caption, direction_panels, epoch_panels
+from delaygrad.results.curves import (
+    TimeAxis,
+    caption,
+    direction_panels,
+    elapsed_axis,
+    epoch_panels,
+    measures_of,
+    time_panels,
+)
 from delaygrad.results.figure import write_png
-from delaygrad.results.group import RunGroup, group_runs
+from delaygrad.results.group import RunGroup, by_recipe, group_runs
 from delaygrad.results.page import Block, Figure, Page, Prose, Section, write_page
 from delaygrad.results.run import Run, read_run, read_runs
 from delaygrad.results.spread import plural, signed, spread_text
@@ -20,6 +28,7 @@ from delaygrad.results.tables import (
     accuracy_section,
     compare,
     configuration_section,
+    direction_table,
     environment_section,
     runs_section,
     setting_text,
@@ -109,11 +118,21 @@ def run_page(groups: Sequence[RunGroup], title: str = "") -> Page:
     )
 
 
-def run_sections(groups: Sequence[RunGroup]) -> tuple[Section, ...]:
-    """Compose everything about groups of runs; a section with nothing to show is left out."""
+def run_sections(
+    groups: Sequence[RunGroup],
+    published: Mapping[str, str] | None = None,
+    time: Mapping[str, TimeAxis] | None = None,
+) -> tuple[Section, ...]:
+    """Compose everything about groups of runs; a section with nothing to show is left out.
+
+    Args:
+        groups: of the runs.
+        published: what was published in the place of a group, by its label; None: no such column.
+        time: the axis of time, by recipe; by default the time since each run began.
+    """
     found = (
-        accuracy_section(groups),
-        curves_section(groups),
+        accuracy_section(groups, published),
+        curves_section(groups, time),
         stages_section(groups),
         timeline_section(groups),
         direction_section(groups),
@@ -124,24 +143,19 @@ def run_sections(groups: Sequence[RunGroup]) -> tuple[Section, ...]:
     return tuple(section for section in found if section is not None)
 
 
-def curves_section(groups: Sequence[RunGroup]) -> Section | None:
+def curves_section(
+    groups: Sequence[RunGroup], time: Mapping[str, TimeAxis] | None = None
+) -> Section | None:
     """Draw losses, accuracies and differences to backpropagation, recipe by recipe."""
-    turns = any(run.takes_turns for group in groups for run in group.runs)
-    said = (
-        "Runs of the local runtime compute their stages in turn in one process; K processes take "
-        "another time."
-    )
-    timed = f"Elapsed time includes evaluations and checkpoints. {said if turns else ''}".strip()
-    parts = [
-        Section(
-            recipe,
-            (
-                Figure(panels=by_epoch, caption=caption(groups) or "As recorded."),
-                Figure(panels=by_time, caption=timed),
-            ),
-        )
-        for recipe, (by_epoch, by_time) in by_recipe_panels(groups).items()
-    ]
+    elapsed, parts = elapsed_axis(groups), []
+    for recipe, members in by_recipe(groups).items():
+        if measures_of(members):
+            axis = (time or {}).get(recipe, elapsed)
+            by_epoch = Figure(
+                panels=epoch_panels(members), caption=caption(groups) or "As recorded."
+            )
+            by_time = Figure(panels=time_panels(members, axis), caption=axis.note)
+            parts.append(Section(recipe, (by_epoch, by_time)))
     if len(parts) == 1:
         return Section("Learning curves", parts[0].blocks)
     return Section("Learning curves", (), tuple(parts)) if parts else None
@@ -173,8 +187,10 @@ arXiv:1807.04511), here of each stage by itself; convergence needs it above 0. T
 
 
 def direction_section(groups: Sequence[RunGroup]) -> Section | None:
-    """Draw the direction constants of the groups whose runs recorded them."""
-    blocks: list[Block] = [
+    """Tabulate and draw the direction constants of the groups whose runs recorded them."""
+    table = direction_table(groups)
+    blocks: list[Block] = [table] if table is not None else []
+    blocks += [
         Figure(panels=panels, caption=f"{group.label}.")
         for group in groups
         if (panels := direction_panels(group))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from delaygrad.records import ACTIVITIES
 from delaygrad.results.bars import accuracy_panel, share_panel
+from delaygrad.results.curves import DIRECTIONS
 from delaygrad.results.group import RunGroup, by_recipe
 from delaygrad.results.page import Block, Cell, Column, Facts, Figure, Prose, Row, Section, Table
 from delaygrad.results.run import Run, number
@@ -17,16 +19,28 @@ from delaygrad.results.spread import (
     plural,
     spread_of,
     spread_text,
-    time_unit,
 )
 
 _PLACES = ("run_dir", "data_dir")  # on the machine that trained; of no use elsewhere
 
 
-def accuracy_section(groups: Sequence[RunGroup]) -> Section:
+def accuracy_section(
+    groups: Sequence[RunGroup], published: Mapping[str, str] | None = None
+) -> Section:
     """Tabulate and draw the final accuracy; the best one on the test set stands beside it."""
-    longest_s = max((s.mean for g in groups if (s := g.spread("train_s"))), default=0.0)
-    unit_s, unit = time_unit(longest_s)
+    panel = accuracy_panel(groups)
+    caption = "Each run a ring; the mean; a bar of one standard deviation on each side."
+    figures = (Figure(panels=(panel,), caption=caption),) if panel is not None else ()
+    return Section("Accuracy", (accuracy_table(groups, published), *figures))
+
+
+def accuracy_table(groups: Sequence[RunGroup], published: Mapping[str, str] | None = None) -> Table:
+    """Tabulate accuracies, losses and time, recipe by recipe.
+
+    Args:
+        groups: a row for each.
+        published: what was published in the place of a group, by its label; None: no such column.
+    """
     columns = (
         Column("runs"),
         Column("final test accuracy (%)", "after the last iteration", number=True),
@@ -34,19 +48,18 @@ def accuracy_section(groups: Sequence[RunGroup]) -> Section:
         Column("best test accuracy (%)", "chosen on the test set", number=True),
         Column("test loss", "final, nats", number=True),
         Column("train loss", "last epoch, nats", number=True),
-        Column(f"training time ({unit})", number=True),
+        Column("s per epoch", "training alone", number=True),
+        *([Column("published")] if published is not None else []),
     )
     rows: list[Row] = []
     for recipe, members in by_recipe(groups).items():
         rows += [(recipe,)] if recipe else []
-        rows += [_accuracy_row(group, groups, unit_s) for group in members]
-    table = Table(
+        for group in members:
+            quoted = [] if published is None else [published.get(group.label, MISSING)]
+            rows.append((*_accuracy_row(group, groups), *quoted))
+    return Table(
         caption="Accuracy by group of runs", columns=columns, rows=tuple(rows), note=_ACCURACY
     )
-    panel = accuracy_panel(groups)
-    caption = "Each run a ring; the mean; a bar of one standard deviation on each side."
-    figures = (Figure(panels=(panel,), caption=caption),) if panel is not None else ()
-    return Section("Accuracy", (table, *figures))
 
 
 _ACCURACY = (
@@ -57,20 +70,21 @@ _ACCURACY = (
 )
 
 
-def _accuracy_row(group: RunGroup, groups: Sequence[RunGroup], unit_s: float) -> Row:
+def _accuracy_row(group: RunGroup, groups: Sequence[RunGroup]) -> tuple[str | Cell, ...]:
     speed = group.spread("samples_per_s")
     seeds = f"seed{'s' * (len(group.runs) > 1)} {', '.join(str(run.seed) for run in group.runs)}"
     lost = [f"{n} {s}" for s in ("diverged", "unfinished") if (n := group.count(s))]
     final = group.spread("final_accuracy")
+    state = " or ".join(sorted({run.state for run in group.runs})) or "not begun"
     return (
-        Cell(group.name, "; ".join([seeds, *lost]), group.series),
-        spread_text(final, 2) if final else " or ".join(sorted({r.state for r in group.runs})),
+        Cell(group.name, "; ".join([seeds, *lost]) if group.runs else "", group.series),
+        spread_text(final, 2) if final else state,
         spread_text(group.minus_baseline_in(groups), 2, sign=True),
         spread_text(group.spread("best_accuracy"), 2),
         _loss(group.spread("test_loss")),
         _loss(group.spread("train_loss")),
         Cell(
-            spread_text(group.spread("train_s"), 1, 1 / unit_s),
+            spread_text(group.spread("epoch_s"), 1),
             "" if speed is None else f"{speed.mean:,.0f} samples/s",
         ),
     )
@@ -78,6 +92,55 @@ def _accuracy_row(group: RunGroup, groups: Sequence[RunGroup], unit_s: float) ->
 
 def _loss(spread: Spread | None) -> str:
     return "< 0.001" if spread is not None and spread.mean < 0.001 else spread_text(spread, 3)
+
+
+def direction_rows(run: Run) -> list[dict[str, Any]]:
+    """Return for each stage what the probes of a run have found; [] without probes."""
+    probes, rows = run.of_kind("direction"), []
+    for k in range(run.num_stages if probes else 0):
+        own = [probe["stages"][k] for probe in probes]
+        constants = [stage["sufficient_direction"] for stage in own]
+        rows.append(
+            {
+                "run": run.name,
+                "stage": k,
+                "delay": own[0]["delay"],
+                "probes": len(own),
+                "first": constants[0],
+                "least": min(constants),
+                "positive_share": sum(c > 0 for c in constants) / len(constants),
+                **{name: statistics.fmean(stage[name] for stage in own) for name in DIRECTIONS},
+            }
+        )
+    return rows
+
+
+def direction_table(groups: Sequence[RunGroup]) -> Table | None:
+    """Tabulate the direction constants over the probes of each run; None without probes."""
+    numbers = ("sufficient_direction", "first", "least", "cosine", "staleness_ratio")
+    headings = ("mean σ", "first", "least", "mean cosine", "mean ρ")
+    rows = [
+        (
+            row["run"],
+            *(str(row[name]) for name in ("stage", "delay", "probes")),
+            *(f"{row[name]:.3f}" for name in numbers),
+            f"{row['positive_share']:.0%}",
+        )
+        for group in groups
+        for run in group.runs
+        if run.state != "unfinished"
+        for row in direction_rows(run)
+    ]
+    columns = (*("stage", "delay", "probes"), *headings, "share of σ above 0")
+    return (
+        Table(
+            caption="Sufficient direction constant of each stage, over the probes",
+            columns=(Column("run"), *(Column(heading, number=True) for heading in columns)),
+            rows=tuple(rows),
+        )
+        if rows
+        else None
+    )
 
 
 def stages_section(groups: Sequence[RunGroup]) -> Section | None:

@@ -92,11 +92,11 @@ def test_speed(tmp_path: Path) -> None:
     assert "| 1.25 (1.20 to 1.30) | 4000.0 | 5000.0 | 1.43 | 25.0% | 1.4 [1] |" in table
     assert "| resnet8 | computing | 2 | ZB | no | – |" in table
     assert (folder / "speed.png").read_bytes().startswith(b"\x89PNG")
-    speed, shares = target.figures([measurement], [])["speed"][""]
+    speed, shares = target.findings([measurement]).figures["speed"][""]
     bar = "resnet8, computing, K=2: computing 1.25, T_F + T_B / K 1.429, Somebody 1.4"
     assert bar in speed.description
     assert "stage 1: forward 25, backward 25, update 0, send 6.25, wait 43.75" in shares.description
-    assert speed_ups([ours, other], "resnet8") == {2: (1.25, "measured")}
+    assert speed_ups([ours, other], "resnet8") == {2: 1.25}
     assert speed_ups([ours, other], "resnet110") == {}
 
 
@@ -105,8 +105,8 @@ def test_a_computing_speed_up_is_preferred_to_a_sleeping_one() -> None:
     computing = {**row, "how": "computing", "speedup": {"median": 1.5}}
     sleeping = {**row, "how": "sleeping", "speedup": {"median": 1.9}}
     for rows in ([computing, sleeping], [sleeping, computing]):
-        assert speed_ups(rows, "m") == {2: (1.5, "measured")}
-    assert speed_ups([sleeping], "m") == {2: (1.9, "with sleeping stages")}
+        assert speed_ups(rows, "m") == {2: 1.5}
+    assert speed_ups([sleeping], "m") == {2: 1.9}
     assert speed_ups([{**computing, "smoke": True}], "m") == {}
 
 
@@ -135,9 +135,9 @@ def test_memory(tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     assert "resnet8, DDG recompute, K=2: stage 0 50, 1 30, formula 90" in page
     assert "It grows." in page
-    on_gpu = [{**row, "stages": [{"measured_bytes": None}] * 2} for row in rows]
-    ((table_on_gpu,), _) = target.tables({"rows": on_gpu})
-    assert table_on_gpu.rows[1][-1] == "–"
+    found = json.loads(planned[1].path.read_text())  # on a GPU, the total alone is known
+    keep(planned[1], {**found, "stages": [{"measured_bytes": None}] * 2})
+    assert target.findings(planned).tables[0].rows[1][-1] == "–"
 
 
 def test_a_memory_line_says_what_is_measured() -> None:
@@ -167,9 +167,10 @@ def test_missing_gpus_are_told(text: str, old: str, obstacle: str, tmp_path: Pat
     assert isinstance(target, MeasuredTarget)
     planned = [one for one in target.plan("smoke", tmp_path, None) if one.obstacle]
     assert target.make(planned, None, None) == []  # nothing is measured
-    rows = target.results(planned)["rows"]
+    found = target.findings(planned)
+    rows = found.results["rows"]
     assert rows and all(row["does_not_run"].startswith(obstacle) for row in rows)
-    assert obstacle in target.tables({"rows": rows})[0][0].rows[0][4]
+    assert obstacle in found.tables[0].rows[0][4]
 
 
 def test_a_measurement_is_kept_and_another_one_is_not_taken_for_it(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from targets import by_name, record, runs_of
 
 from delaygrad.errors import ConfigError
 from delaygrad.reproduce import run_state, runner
-from delaygrad.reproduce.plan import PlannedRun
+from delaygrad.reproduce.grid import PlannedRun
 from delaygrad.reproduce.progress import RunsProgress
 from delaygrad.reproduce.runner import Runner
 from delaygrad.reproduce.target import Failure

@@ -14,8 +14,9 @@ from targets import TRAINING, by_name, record, write_target
 from delaygrad.errors import DataError
 from delaygrad.records import EventLog
 from delaygrad.reproduce import Reproduction, reproduce
-from delaygrad.reproduce.plan import PlannedRun
-from delaygrad.reproduce.training import TrainingTarget, epoch_seconds, time_label
+from delaygrad.reproduce.grid import PlannedRun
+from delaygrad.reproduce.training import TrainingTarget, projected_axis
+from delaygrad.results.curves import Point
 from delaygrad.training import load_config
 
 
@@ -37,7 +38,7 @@ def test_seeds_are_put_together(tmp_path: Path) -> None:
     record(runs["sgd-ddg-k2-seed1"], [0.60, 0.70])
     record(runs["sgd-ddg-k3-seed0"], [0.60, 0.50])
     record(runs["sgd-ddg-k3-seed1"], [0.40, 0.30], diverged=True)
-    results = target.results(list(runs.values()))
+    results = target.findings(list(runs.values())).results
     rows = {row["series"]: row for row in results["rows"]}
     assert list(rows) == [
         "sgd-bp-k1", "adam-bp-k1", "sgd-ddg-k2", "sgd-ddg-k3", "sgd-ddg-slack1-k3",
@@ -80,26 +81,26 @@ def test_a_target_leaves_table_figure_results_and_a_page(tmp_path: Path) -> None
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     table = (folder / "table.md").read_text()
     assert "delaygrad reproduce paper --target small --scale smoke" in table
-    assert "| BP | 1 | 2 | 82.00 ± 2.83 | 82.00 ± 2.83 | – | – |" in table
-    assert "| DDG | 2 | 2 (1 diverged) | 79.00 | 79.00 | −1.00 | – |" in table
+    assert "| BP (seeds 0, 1) | 82.00 ± 2.83 | – | 82.00 ± 2.83 |" in table
+    assert "| DDG K=2 (seeds 0, 1; 1 diverged) | 79.00 | −1.00 | 79.00 |" in table
     assert "| 91.5 [1] |" in table
     assert "[1] Somebody: their table 1 (read)" in table
-    assert "| DDG slack1 | 3 | 0 of 1 | – |" in table
+    assert "| DDG slack1 K=3 | not begun | – |" in table
 
     text = (tmp_path / "page.html").read_text()
     assert str(tmp_path) not in json.dumps(results) + table + text
     page = parse(text)
     headings = [element.text for element in page.all("h1", "h2", "h3")]
     assert headings[:2] == ["paper, reproduced", "A small comparison (smoke)"]
-    assert "Learning curves" in headings and "Accuracy" not in headings
+    assert "Learning curves" in headings and headings.count("Accuracy") == 1
     rows = [[cell.text for cell in row.all("td", "th")] for row in page.all("tr")]
-    assert ["DDG", "2", "2 (1 diverged)", "79.00", "79.00", "−1.00"] in [row[:6] for row in rows]
+    assert ["79.00", "−1.00", "79.00"] in [row[1:4] for row in rows]
     assert "DDG <wins>." in page.text and "[1] Somebody: their table 1 (read)" in page.text
     told = [str(svg.attributes["aria-label"]) for svg in page.all("svg")]
-    assert told[1] == (
+    assert (
         "Line plot: test accuracy (%), against epoch. BP ends at 82; DDG K=2 (1 of 2 diverged) "
         "ends at 79"
-    )
+    ) in told
 
 
 def test_runs_that_have_not_begun_have_a_table_and_no_figure(tmp_path: Path) -> None:
@@ -107,21 +108,14 @@ def test_runs_that_have_not_begun_have_a_table_and_no_figure(tmp_path: Path) -> 
     assert reproduce(request, quiet=True)["small"]["runs"] == []
     folder = request.folder(target)
     assert sorted(path.name for path in folder.iterdir()) == ["results.json", "table.md"]
-    assert target.sections(list(runs.values())) == ()
+    found = target.findings(list(runs.values()))
+    assert found.sections == () and found.is_empty
 
 
-@pytest.mark.parametrize(("ddg", "verdict"), [(0.81, "yes"), (0.7, "no")])
-def test_whether_a_gap_is_within_the_seeds_is_said_of_three(
-    tmp_path: Path, ddg: float, verdict: str
-) -> None:
-    text = TRAINING.replace("seeds = [0, 1]", "seeds = [0, 1, 2]").replace('"read"', '"recalled"')
-    request, target, runs = prepared(tmp_path, text)
-    for seed, accuracy in enumerate((0.8, 0.82, 0.84)):
-        record(runs[f"sgd-bp-k1-seed{seed}"], [accuracy])
-        record(runs[f"sgd-ddg-k2-seed{seed}"], [ddg])
+def test_a_recalled_number_is_marked(tmp_path: Path) -> None:
+    request, target, _ = prepared(tmp_path, TRAINING.replace('"read"', '"recalled"'))
     reproduce(request, quiet=True)
-    table = (request.folder(target) / "table.md").read_text()
-    assert f" | {verdict} |" in table and "| 91.5 [1, recalled] |" in table
+    assert "| 91.5 [1, recalled] |" in (request.folder(target) / "table.md").read_text()
 
 
 def test_there_is_a_figure_for_each_problem_that_has_begun(tmp_path: Path) -> None:
@@ -129,7 +123,7 @@ def test_there_is_a_figure_for_each_problem_that_has_begun(tmp_path: Path) -> No
     _, target, runs = prepared(tmp_path, TRAINING + problems)
     for name in ("one", "two"):
         record(runs[f"{name}-sgd-bp-k1-seed0"], [0.7, 0.8])
-    assert list(target.figures(list(runs.values()))) == ["curves-one", "curves-two"]
+    assert list(target.findings(list(runs.values())).figures) == ["curves-one", "curves-two"]
 
 
 def test_direction(tmp_path: Path) -> None:
@@ -155,22 +149,29 @@ def test_direction(tmp_path: Path) -> None:
     folder = request.folder(target)
     assert [path.name for path in folder.glob("*.png")] == ["direction.png"]
     assert (
-        "| sgd-ddg-k2-seed0 | 0 | 1 | 3 | 0.500 | -0.500 | -0.500 | 67% | 0.500 | 2.000 |"
+        "| sgd-ddg-k2-seed0 | 0 | 1 | 3 | 0.500 | -0.500 | -0.500 | 0.500 | 2.000 | 67% |"
         in (folder / "table.md").read_text()
     )
 
 
-def test_time_is_measured_in_one_process_or_projected_where_the_speed_up_is_known(
-    tmp_path: Path,
-) -> None:
+def test_time_is_projected_where_the_speed_up_is_known(tmp_path: Path) -> None:
     _, target, runs = prepared(tmp_path)
     for name, samples_per_s in (("bp-k1", 100.0), ("ddg-k2", 80.0), ("ddg-k3", 50.0)):
         record(runs[f"sgd-{name}-seed0"], [0.5, 0.6], samples_per_s=samples_per_s)
     groups = list(target.groups(list(runs.values())).values())
-    assert epoch_seconds(groups, {}) == {"BP": 10.0, "DDG K=2": 12.5, "DDG K=3": 20.0}
-    assert epoch_seconds(groups, {2: (1.6, "measured")}) == {"BP": 10.0, "DDG K=2": 6.25}
-    assert epoch_seconds(groups[2:], {2: (1.6, "measured")}) == {}
-    assert "one process" in time_label({}) and "K processes" in time_label({2: (1.6, "")})
+    bp, _, two, three = groups[:4]
+    rows = [
+        {
+            "workload": "mlp", "how": "computing", "contestant": "ddg", "stages": 2,
+            "smoke": False, "speedup": {"median": 1.6},
+        }
+    ]  # fmt: skip
+    axis = projected_axis(groups, rows)
+    assert axis is not None and "K processes" in axis.label
+    at = Point(epoch=2.0, elapsed_s=0.0, value=0.0)
+    assert [axis.across(group, at) for group in (bp, two, three)] == [20.0, 12.5, None]
+    assert projected_axis(groups, []) is None  # the time of one process is drawn
+    assert projected_axis(groups[2:], rows) is None
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,16 @@ from delaygrad.results import RunGroup, group_runs, read_run
 from delaygrad.results.curves import (
     Measure,
     by_epoch,
-    by_recipe_panels,
     caption,
     directions,
+    elapsed_axis,
     epoch_panels,
     group_line,
     measures_of,
     minus_baseline,
     time_panels,
 )
+from delaygrad.results.group import by_recipe
 from delaygrad.results.lines import Line
 
 ACCURACY, LOSS = Measure("test", "accuracy"), Measure("train", "loss")
@@ -93,7 +94,7 @@ def test_validation_takes_the_place_of_a_lone_test(tmp_path: Path) -> None:
     assert [measure.label for measure in measures_of(groups)] == [
         "train loss (nats)", "validation loss (nats)", "validation accuracy (%)",
     ]  # fmt: skip
-    assert "elapsed time (s)" in time_panels(groups)[0].description
+    assert "elapsed time (s)" in time_panels(groups, elapsed_axis(groups))[0].description
 
 
 def test_records_of_a_long_short_run_are_averaged_and_it_is_said(tmp_path: Path) -> None:
@@ -115,13 +116,13 @@ def test_each_recipe_has_its_own_panels(tmp_path: Path) -> None:
         for optimizer in ("sgd", "adam")
         for method in ("bp", "ddg")
     ]
-    found = by_recipe_panels(groups_of(*folders))
+    found = by_recipe(groups_of(*folders))
     assert list(found) == ["sgd", "adam"]
-    for panels, _ in found.values():
-        assert "BP ends at 70; DDG K=1 ends at 70" in panels[2].description
+    for members in found.values():
+        assert "BP ends at 70; DDG K=1 ends at 70" in epoch_panels(members)[2].description
     begun = record_run(tmp_path / "b", until=5)
     (begun / "records.jsonl").unlink()
-    assert by_recipe_panels(groups_of(begun)) == {}
+    assert measures_of(groups_of(begun)) == []
 
 
 def test_direction_constants_are_those_of_the_records(reported: Any) -> None:

@@ -1,4 +1,4 @@
-"""From the lines of a training target to the list of its runs."""
+"""The lines of a grid of runs, and the runs that they mean."""
 
 from __future__ import annotations
 

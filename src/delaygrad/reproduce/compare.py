@@ -1,0 +1,308 @@
+"""``compare``: methods against backpropagation at equal samples, and which of them to use.
+
+A comparison is a target whose grid comes from the command line. The stages are measured once: their
+times give the cuts, and predict an iteration of every method and of synchronous pipelines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from msgspec import Meta
+
+from delaygrad.plain_values import unknown
+from delaygrad.planning.link import Link, chosen_link
+from delaygrad.reproduce.grid import Choice, PlannedRun
+from delaygrad.reproduce.paper import failed, put_together, target_section
+from delaygrad.reproduce.stage_costs import StageCosts, stage_costs
+from delaygrad.reproduce.target import Findings, Row
+from delaygrad.reproduce.training import TrainingScale, TrainingTarget
+from delaygrad.results.group import BASELINE
+from delaygrad.results.page import Page, write_page
+from delaygrad.results.time_to_loss import recommendation, target_loss, time_table, times_to_loss
+from delaygrad.training.choices import (
+    CHOICES,
+    SGD,
+    Cosine,
+    Count,
+    CountOrNone,
+    Data,
+    Digits,
+    Few,
+    LRSchedule,
+    Model,
+    Optimizer,
+    Positive,
+    ResNet,
+)  # fmt: skip
+from delaygrad.training.component import Component, Config, defaults_of, options_of
+from delaygrad.training.config import TrainConfig
+
+SCALE = "compare"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid(Component):
+    """What is compared with backpropagation on one stage.
+
+    Args:
+        methods: names of methods; options follow after commas, such as ddg,slack=1.
+        stages: K, one or several.
+        micro_batches: M of the methods that have micro-batches, one or several; by default the
+            method's own, or K where the method has none.
+        lrs: learning rates, one or several; by default the optimizer's own.
+        seeds: seeds, one or several.
+        within: the loss to reach, as a fraction above the final one of backpropagation.
+    """
+
+    methods: tuple[str, ...] = ("ddg", "lookahead")
+    stages: tuple[Few, ...] = (4,)
+    micro_batches: tuple[Few, ...] = ()
+    lrs: tuple[Positive, ...] = ()
+    seeds: tuple[Annotated[int, Meta(ge=0)], ...] = (0,)
+    within: Annotated[float, Meta(ge=0, le=10)] = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length(Component):
+    """How long every run is, and where the stages would compute.
+
+    Args:
+        epochs: passes over the training data.
+        iterations: stop after this many batches instead of whole epochs.
+        batch_size: samples per batch.
+        threads: CPU threads of each process.
+        device: where to compute.
+        runtime: with local, a run computes its stages in turn, and the seconds are predicted; with
+            distributed, every stage has a process, and the seconds are measured.
+        log_every: iterations per record of the training loss.
+        checkpoint_every: iterations from one checkpoint to the next; 0: none.
+    """
+
+    epochs: Count = 10
+    iterations: Count | None = None
+    batch_size: Count = 64
+    threads: Few = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+    runtime: Literal["local", "distributed"] = "local"
+    log_every: Count = 10
+    checkpoint_every: CountOrNone = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Devices(Component):
+    """The link between two stages, for the prediction of seconds.
+
+    Args:
+        bandwidth: bandwidth of the link, such as 1Gbit or 2.5GB/s; by default the loopback of this
+            machine is measured.
+        latency_ms: latency of the link, one way, in milliseconds.
+    """
+
+    bandwidth: str | None = None
+    latency_ms: float | None = None
+
+    def link(self) -> Link | Literal["loopback"]:
+        """Return the link that was given, or say which one to measure."""
+        return chosen_link(self.bandwidth, self.latency_ms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(Config):
+    """What is compared: a grid of methods on one network, data set and optimizer."""
+
+    choices: ClassVar = {n: CHOICES[n] for n in ("data", "model", "optimizer", "lr_schedule")}
+
+    grid: Grid = Grid()
+    data: Data = Digits()
+    model: Model = ResNet()
+    optimizer: Optimizer = SGD()
+    lr_schedule: LRSchedule = Cosine()
+    length: Length = Length()
+    devices: Devices = Devices()
+
+    def settings(self) -> dict[str, Any]:
+        """Return what all runs have in common, as the flat form of a run has it."""
+        aside = {*options_of(Grid), *options_of(Devices)}
+        return {name: v for name, v in self.to_json().items() if name not in aside}
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines of the grid, backpropagation first."""
+        for text in dict.fromkeys((BASELINE, *self.grid.methods)):
+            name, options = _parse(text)
+            kind = CHOICES["method"].kinds()[name]
+            for stages in self.grid.stages if name != BASELINE else (1,):
+                counts: Sequence[int | None] = (None,)
+                if "micro_batches" in options_of(kind) and "micro_batches" not in options:
+                    required = defaults_of(kind)["micro_batches"] is dataclasses.MISSING
+                    own = () if name == BASELINE else self.grid.micro_batches
+                    counts = own or ((stages,) if required else (None,))
+                for count in counts:
+                    chosen = options if count is None else {"micro_batches": count, **options}
+                    words = [_word(option, value) for option, value in chosen.items()]
+                    line = {"method": name, "stages": [stages], "variant": "-".join(words)}
+                    yield {**line, **chosen}
+
+
+def _parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Read a method with its options.
+
+    Example:
+        >>> _parse("ddg,slack=1,weights=live")
+        ('ddg', {'slack': 1, 'weights': 'live'})
+    """
+    name, *options = text.split(",")
+    kinds = CHOICES["method"].kinds()
+    if name not in kinds:
+        raise unknown("method", name, kinds)
+    found: dict[str, Any] = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in options_of(kinds[name]):
+            raise unknown(f"option of {name}", key, options_of(kinds[name]), label="option")
+        try:
+            found[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:  # a word needs no quotes
+            found[key] = value
+    return name, found
+
+
+def _word(option: str, value: Any) -> str:
+    """Write an option as part of a folder's name.
+
+    Example:
+        >>> _word("micro_batches", 4), _word("recompute", True)
+        ('m4', 'recompute')
+    """
+    name = "m" if option == "micro_batches" else option.replace("_", "-")
+    return name if value is True else f"{name}{value}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(TrainingTarget):
+    """A grid from the command line.
+
+    Attributes:
+        costs: of the stages.
+        within: the loss to reach, as a fraction above the final one of backpropagation.
+        words: of the command.
+    """
+
+    costs: StageCosts
+    within: float
+    words: str
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return "comparison"
+
+    def command(self, scale: str) -> str:
+        """The command that makes it."""
+        return self.words
+
+    def findings(self, planned: Sequence[PlannedRun], speed_rows: Sequence[Row] = ()) -> Findings:
+        """Put the runs together, with the time to loss of each method first."""
+        found, by_series = super().findings(planned), self.groups(planned)
+        groups = list(by_series.values())
+        loss = target_loss(groups, self.within)
+        if loss is None:
+            return dataclasses.replace(found, summary=_NO_VERDICT)
+        batch_size = planned[0].config.run.batch_size
+        seconds = {}
+        for run in {run.series: run for run in planned}.values():
+            method = run.config.method.build()
+            speed = by_series[run.series].spread("samples_per_s")
+            if run.config.run.runtime == "distributed" and speed is not None:
+                seconds[run.series.name] = 1 / speed.mean
+            elif not method.error_gradient.is_local:  # whose synthesizers are not measured
+                seconds[run.series.name] = (
+                    self.costs.iteration_s(method, run.series.stages) / batch_size
+                )
+        synchronous = {
+            name: iteration_s / batch_size
+            for name, iteration_s in (
+                self.costs.best_synchronous(k, batch_size)
+                for k in dict.fromkeys(run.series.stages for run in planned)
+                if k > 1
+            )
+        }
+        times = times_to_loss(groups, seconds, synchronous, loss)
+        verdict = {"loss": loss, "times": [one.to_json() for one in times]}
+        return dataclasses.replace(
+            found,
+            results={**found.results, "verdict": verdict},
+            tables=(time_table(times, loss), *found.tables),
+            notes=(_EXPLAINED, *found.notes),
+            summary=recommendation(times, loss),
+        )
+
+
+_NO_VERDICT = (
+    "No verdict: no run of backpropagation has finished with a training loss that has fallen."
+)
+_EXPLAINED = (
+    "Time to loss: samples until the training loss is reached, times seconds per sample in steady "
+    "state. Seconds are predicted for K devices like this one, unless every stage of the runs had "
+    "a process; those of synchronous pipelines are always predicted. A synchronous pipeline needs "
+    "the samples of backpropagation."
+)
+
+
+def compare(
+    config: CompareConfig,
+    output: Path,
+    *,
+    command: str = "",
+    workers: int | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Make the runs of a grid that are missing, and put everything together.
+
+    Args:
+        config: the grid.
+        output: folder for runs, results.json, table.md, figures and page.html.
+        command: that asked for it, for the results.
+        workers: runs at a time; None: as many as the cores or GPUs allow.
+        quiet: show no progress.
+
+    Returns:
+        What results.json holds; ``summary`` says which method to use, ``verdict`` holds the times.
+
+    Raises:
+        ConfigError: a setting is wrong, or results with other settings are in the way.
+        ReproductionError: runs have failed; everything else has been done.
+    """
+    lines = tuple(config.lines())
+    rates = config.grid.lrs or (config.optimizer.lr,)
+    costs = stage_costs(
+        TrainConfig.from_json(config.settings()), config.devices.link(), config.grid.stages, output
+    )
+    about = f"{config.model.name} on {config.data.name}, batches of {config.length.batch_size}"
+    target = Comparison(
+        title=f"{about}: {', '.join(config.grid.methods)} against backpropagation",
+        kind="training",
+        reference="Every run is trained on the same samples.",
+        scales={SCALE: TrainingScale(about=about, lines=lines, seeds=config.grid.seeds)},
+        recipes={f"lr{lr:g}": Choice(title=f"lr {lr:g}", settings={"lr": lr}) for lr in rates},
+        settings={**config.settings(), "keep_checkpoints": 1},
+        cuts={config.model.name: {str(k): costs.cuts(k) for k in config.grid.stages}},
+        costs=costs,
+        within=config.grid.within,
+        words=command,
+    )
+    planned = target.plan(SCALE, output)
+    failures = target.make(planned, workers, None if quiet else print)
+    findings = target.findings(planned)
+    results = put_together(target, SCALE, output, findings)
+    section = target_section(target, SCALE, findings)
+    page = Page(title=target.title, lead=(findings.summary,), sections=(section,), source=command)
+    write_page(page, output / "page.html")
+    if failures:
+        raise failed(failures)
+    return results

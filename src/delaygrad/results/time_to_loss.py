@@ -1,0 +1,212 @@
+"""Time to loss: samples until a training loss is reached, times seconds per sample.
+
+    samples   of the runs, up to where the curve of the training loss meets the loss
+    seconds   per sample in steady state, measured or predicted, by group
+    loss      a little above the one that the best backpropagation ends at
+
+A method counts with its best recipe, so with the learning rate at which it is fastest.
+Synchronous pipelines compute backpropagation's gradients: they need its samples.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from delaygrad.results.curves import Measure
+from delaygrad.results.group import BASELINE, RunGroup
+from delaygrad.results.page import Column, Table
+from delaygrad.results.run import Run
+from delaygrad.results.spread import MISSING, Spread, spread_json, spread_of, spread_text, time_unit
+
+_WORTH = 1.05  # less is not worth another arithmetic
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeToLoss:
+    """How long a method takes.
+
+    Attributes:
+        name: of the method, its K and options.
+        recipe: its best one; "" if there is only one.
+        kind: delayed: a method of delayed gradients; synchronous: a pipeline that computes
+            backpropagation's gradients; baseline: backpropagation on one device.
+        reached: runs that reached the loss.
+        runs: all runs.
+        samples: until then.
+        sample_s: seconds per sample; None: not known.
+    """
+
+    name: str
+    recipe: str
+    kind: str
+    reached: int
+    runs: int
+    samples: Spread | None
+    sample_s: float | None
+
+    @property
+    def seconds(self) -> float | None:
+        """Mean seconds until the loss; None if a run did not reach it, or no time is known."""
+        if self.samples is None or self.sample_s is None or self.reached < self.runs:
+            return None
+        return self.samples.mean * self.sample_s
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**vars(self), "samples": spread_json(self.samples), "seconds": self.seconds}
+
+
+def target_loss(groups: Sequence[RunGroup], within: float) -> float | None:
+    """Return the loss to reach.
+
+    None before backpropagation has finished, and where its loss has not fallen below that one.
+
+    Args:
+        groups: of all recipes.
+        within: how far above the lowest final training loss of backpropagation, as a fraction.
+    """
+    found = [
+        (spread.mean * (1 + within), group)
+        for group in groups
+        if group.method == BASELINE and (spread := group.spread("train_loss")) is not None
+    ]
+    if not found:
+        return None
+    loss, group = min(found, key=lambda one: one[0])
+    firsts = [_points(run)[0][1] for run in group.finished]
+    return loss if loss < min(firsts) else None
+
+
+def _points(run: Run) -> list[tuple[float, float]]:
+    """Return epochs and training losses of the curve that reports draw."""
+    curve = Measure("train", "loss").curve(run)
+    return [(point.epoch, point.value) for _, point in sorted(curve.items())]
+
+
+def samples_to(run: Run, loss: float) -> float | None:
+    """Return the samples that a run trained on until its training loss was reached.
+
+    The curve is the one that reports draw; between its points it is a straight line.
+    """
+    points, training = _points(run), run.of_kind("training")
+    for (before, high), (epoch, low) in itertools.pairwise([points[0], *points] if points else []):
+        if low <= loss:
+            part = (high - loss) / (high - low) if high > loss else 1.0
+            per_epoch = training[-1]["iteration"] / training[-1]["epoch"]
+            return float((before + part * (epoch - before)) * per_epoch * run.config["batch_size"])
+    return None
+
+
+def times_to_loss(
+    groups: Sequence[RunGroup],
+    seconds: Mapping[str, float],
+    synchronous: Mapping[str, float],
+    loss: float,
+) -> list[TimeToLoss]:
+    """Return every method and synchronous pipeline, the fastest first, unknown times last.
+
+    Args:
+        groups: of all recipes.
+        seconds: per sample, by the name of a group.
+        synchronous: seconds per sample of pipelines that compute backpropagation's gradients, by
+            their names.
+        loss: to reach.
+    """
+    best: dict[str, TimeToLoss] = {}
+    for group in groups:
+        known = [samples_to(run, loss) for run in group.finished]
+        found = TimeToLoss(
+            name=group.name,
+            recipe=group.recipe,
+            kind="baseline" if group.method == BASELINE else "delayed",
+            reached=sum(samples is not None for samples in known),
+            runs=len(group.runs),
+            samples=spread_of(known),
+            sample_s=seconds.get(group.name),
+        )
+        best[group.name] = min(best.get(group.name, found), found, key=_rank)
+    baselines = [one for one in best.values() if one.kind == "baseline"]
+    rivals = [
+        replace(base, name=name, recipe="", kind="synchronous", sample_s=sample_s)
+        for base in sorted(baselines, key=_rank)[:1]
+        for name, sample_s in synchronous.items()
+    ]
+    return sorted([*best.values(), *rivals], key=_rank)
+
+
+def _rank(one: TimeToLoss) -> tuple[float, int, float]:
+    """Order by time; then by the runs that did not reach the loss, then by samples."""
+    seconds = float("inf") if one.seconds is None else one.seconds
+    samples = float("inf") if one.samples is None else one.samples.mean
+    return seconds, one.runs - one.reached, samples
+
+
+def recommendation(times: Sequence[TimeToLoss], loss: float) -> str:
+    """Say in a sentence which method to use.
+
+    A method of delayed gradients has to be 5 % faster than everything else.
+
+    Args:
+        times: from ``times_to_loss``.
+        loss: that is reached.
+    """
+    best: dict[str, TimeToLoss] = {}
+    for one in sorted(times, key=_rank):
+        if one.seconds is not None:
+            best.setdefault(one.kind, one)
+    delayed = best.pop("delayed", None)
+    if not best:
+        return "No verdict: backpropagation has no time to compare with."
+    rival = min(best.values(), key=_rank)
+    used = delayed if delayed and _ratio(rival, delayed) >= _WORTH else rival
+    start = f"Use {_named(used)}: it reaches the training loss {loss:.4g} in {_time(used)}"
+    if used is delayed:
+        sooner = [f"{_ratio(one, used):.2f} times sooner than {one.name}" for one in best.values()]
+        return f"{start}, {' and '.join(sooner)}."
+    if delayed is None:
+        return f"{start}; no method of delayed gradients reaches that loss in all runs."
+    return f"{start}; {_named(delayed)} takes {_ratio(delayed, used):.2f} times as long."
+
+
+def _ratio(slow: TimeToLoss, fast: TimeToLoss) -> float:
+    assert slow.seconds is not None and fast.seconds is not None
+    return slow.seconds / fast.seconds
+
+
+def _named(one: TimeToLoss) -> str:
+    return f"{one.name} ({one.recipe})" if one.recipe else one.name
+
+
+def _time(one: TimeToLoss) -> str:
+    assert one.seconds is not None
+    unit_s, unit = time_unit(one.seconds)
+    return f"{one.seconds / unit_s:.3g} {unit}"
+
+
+def time_table(times: Sequence[TimeToLoss], loss: float) -> Table:
+    """Tabulate time to loss; ratios are to backpropagation on one device."""
+    base = next((one for one in times if one.kind == "baseline" and one.seconds is not None), None)
+    rows = [
+        (
+            _named(one),
+            f"{one.reached} of {one.runs}",
+            spread_text(one.samples, 0),
+            MISSING if one.sample_s is None else f"{1e6 * one.sample_s:,.3g}",
+            MISSING if one.seconds is None else _time(one),
+            f"{_ratio(base, one):.2f}" if base and one.seconds is not None else MISSING,
+        )
+        for one in times
+    ]
+    columns = (
+        Column("method"),
+        Column("reached", "runs", number=True),
+        Column("samples", "to the loss", number=True),
+        Column("µs per sample", number=True),
+        Column("time to loss", number=True),
+        Column("faster than BP", "times", number=True),
+    )
+    caption = f"Time to the training loss {loss:.4g}, each method with its best recipe"
+    return Table(caption=caption, columns=columns, rows=tuple(rows))
