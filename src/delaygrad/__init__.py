@@ -27,7 +27,7 @@ from delaygrad.errors import (
 from delaygrad.methods import BP, DDG, DNI, FDG, FR, Lookahead, Method
 from delaygrad.partition import check, merge, split
 from delaygrad.planning import plan
-from delaygrad.runtime import DistributedPipeline, LocalPipeline, gather
+from delaygrad.runtime import DistributedPipeline, LocalPipeline, gather, saved_cuts
 
 __version__ = version("delaygrad")
 
@@ -57,5 +57,6 @@ __all__ = [
     "gather",
     "merge",
     "plan",
+    "saved_cuts",
     "split",
 ]

@@ -1,6 +1,15 @@
 """Checkpoints: files that cannot run code, whole or not there, and alike on all ranks."""
 
-from delaygrad.checkpoint.files import find, name_aside, path_of, read_stage, rewind, synchronise
+from delaygrad.checkpoint.files import (
+    find,
+    name_aside,
+    path_of,
+    read_about,
+    read_stage,
+    rewind,
+    stages_in,
+    synchronise,
+)
 from delaygrad.checkpoint.together import Newest, Share, all_do, find_newest, write
 
 __all__ = [
@@ -11,8 +20,10 @@ __all__ = [
     "find_newest",
     "name_aside",
     "path_of",
+    "read_about",
     "read_stage",
     "rewind",
+    "stages_in",
     "synchronise",
     "write",
 ]

@@ -112,6 +112,13 @@ def find(checkpoints: Path) -> list[int]:
     return _iterations(checkpoints, unfinished=False)
 
 
+def stages_in(checkpoints: Path, iteration: int) -> list[int]:
+    """List the stages whose files a finished checkpoint holds here."""
+    files = path_of(checkpoints, iteration).glob(_STAGE.format("*"))
+    numbers = (path.name.removeprefix("stage").partition(".")[0] for path in files)
+    return sorted(int(number) for number in numbers if number.isdecimal())
+
+
 def path_of(checkpoints: Path, iteration: int) -> Path:
     """Return the folder of a finished checkpoint."""
     return checkpoints / _FOLDER.format(iteration)

@@ -10,8 +10,9 @@ from torch import nn
 from delaygrad.errors import PartitionError
 from delaygrad.partition.graph.stage import GraphStage
 from delaygrad.partition.layers import layer_names
+from delaygrad.partition.merge import is_marked
 
-__all__ = ["cuts_of", "resolve_cuts"]
+__all__ = ["cuts_of", "first_block", "known_cuts", "resolve_cuts"]
 
 
 def cuts_of(stages: Sequence[nn.Module]) -> list[str]:
@@ -31,6 +32,22 @@ def cuts_of(stages: Sequence[nn.Module]) -> list[str]:
         stage.block_names[0] if isinstance(stage, GraphStage) else layer_names(stage)[0]
         for stage in stages[1:]
     ]
+
+
+def first_block(stage: nn.Module) -> str | None:
+    """Name the first layer or block of a stage; None if `split` has not made it."""
+    return cuts_of([stage, stage])[0] if is_marked(stage) else None
+
+
+def known_cuts(first_blocks: Sequence[str | None]) -> list[str] | None:
+    """Turn the first blocks of all stages into cuts; None if `split` has not made the stages.
+
+    Example:
+        >>> known_cuts(["stem", "body", "head"]), known_cuts(["stem", None])
+        (['body', 'head'], None)
+    """
+    found = [name for name in first_blocks if name is not None]
+    return found[1:] if len(found) == len(first_blocks) else None
 
 
 def resolve_cuts(cuts: Sequence[str | int], names: Sequence[str], num_stages: int) -> list[int]:

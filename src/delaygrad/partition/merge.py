@@ -12,7 +12,7 @@ from delaygrad.errors import PartitionError
 from delaygrad.partition.graph.stage import GraphStage, join_stages
 from delaygrad.partition.layers import is_chain, is_container
 
-__all__ = ["mark_stage", "merge"]
+__all__ = ["is_marked", "mark_stage", "merge"]
 
 # A plain attribute of each stage, (stage_index, num_stages): it survives deepcopy and pickle, is in
 # no state_dict, and lets merge see a wrong order that names alone do not show.
@@ -53,7 +53,7 @@ def merge(stages: Sequence[nn.Module]) -> nn.Module:
                 f"stage {stage_index} is not a plain nn.Sequential with layers (type: "
                 f"{type(stage).__name__}); pass the stages made by split, without wrappers or hooks"
             )
-    if all(hasattr(stage, _MARK) for stage in stages):
+    if all(map(is_marked, stages)):
         _check_marks(stages)
         return _join(stages, prefix="")
     model = _join(stages, prefix="")
@@ -64,6 +64,11 @@ def merge(stages: Sequence[nn.Module]) -> nn.Module:
 def mark_stage(stage: nn.Module, stage_index: int, num_stages: int) -> None:
     """Note on a stage which one it is, for `merge` to check."""
     setattr(stage, _MARK, (stage_index, num_stages))
+
+
+def is_marked(stage: nn.Module) -> bool:
+    """Whether `split` has made the stage."""
+    return hasattr(stage, _MARK)
 
 
 def _join(parts: Sequence[nn.Module], prefix: str) -> nn.Sequential:

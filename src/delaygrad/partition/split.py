@@ -59,8 +59,8 @@ def split(
             pass the inputs of every step in the same way. Layers that share a buffer (but for
             constants, ``persistent=False``) are kept in one stage, and so are the layers of an
             nn.Sequential that share a parameter.
-        cuts: the first layer or block of stages 1 … num_stages-1, by dotted path or index; of an
-            nn.Sequential (see `layer_names`) instead of sample_inputs, else beside them.
+        cuts: the first layer or block of stages 1 … num_stages-1, by dotted path or index; nothing
+            is measured then. Only an nn.Sequential (see `layer_names`) needs no sample_inputs.
         blocks: dotted paths of modules that stay whole, beside those that the rule chooses.
         make_optimizer: ``make_optimizer(params)``; with sample_inputs: its update counts too.
         recompute: with sample_inputs: all stages but the last run each forward twice.
@@ -78,10 +78,6 @@ def split(
     network = cuttable(model, sample_inputs, blocks)
     _check_num_stages(num_stages, network)
     if cuts is not None:
-        if sample_inputs is not None and not network.captured:
-            raise PartitionError(
-                "both cuts and sample_inputs given, so nothing is left to measure; pass one of them"
-            )
         starts = resolve_cuts(cuts, [layer.name for layer in network.layers], num_stages)
         check_cuts(starts, network.ties)
     elif num_stages == 1:

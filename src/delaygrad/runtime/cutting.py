@@ -13,7 +13,6 @@ from torch import nn
 from delaygrad.boundary import Tree
 from delaygrad.errors import DelaygradError, PartitionError
 from delaygrad.partition import cuts_of, split
-from delaygrad.partition.layers import keeps_forward
 from delaygrad.stage import MakeOptimizer
 
 __all__ = ["cut_alike"]
@@ -28,18 +27,16 @@ def cut_alike(
     make_optimizer: MakeOptimizer,
     recompute: bool,
     group: dist.ProcessGroup | None,
-) -> tuple[nn.Module, list[str]]:
-    """Return this rank's stage, and the cuts, which rank 0 has chosen.
+) -> nn.Module:
+    """Return this rank's stage, cut where rank 0 has chosen.
 
     Raises:
         PartitionError: rank 0 could not cut the network; raised on every rank.
     """
     num_stages, index = dist.get_world_size(group), dist.get_rank(group)
-    captured = blocks is not None or not keeps_forward(model)
 
     def at(places: Sequence[str | int]) -> list[nn.Module]:
-        sample = sample_inputs if captured else None
-        return split(model, num_stages, sample_inputs=sample, cuts=places, blocks=blocks)
+        return split(model, num_stages, sample_inputs=sample_inputs, cuts=places, blocks=blocks)
 
     stages: list[nn.Module] = []
     told: dict[str, Any] = {}
@@ -71,7 +68,7 @@ def cut_alike(
             raise type(error)(
                 f"rank {index} cannot cut the network as rank 0 does (cuts: {found}): {error}"
             ) from error
-    return stages[index], found
+    return stages[index]
 
 
 def _broadcast(value: dict[str, Any], group: dist.ProcessGroup | None) -> dict[str, Any]:

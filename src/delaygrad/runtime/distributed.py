@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from delaygrad.boundary import Tree
 from delaygrad.errors import DelaygradError, TransportError
 from delaygrad.methods import Method, method_or_ddg
+from delaygrad.partition.cuts import first_block, known_cuts
 from delaygrad.runtime import exchange
 from delaygrad.runtime.cutting import cut_alike
 from delaygrad.runtime.links import Links
@@ -68,9 +69,6 @@ class DistributedPipeline(Pipeline):
         DelaygradWarning: two ranks hold equal parameters under two names.
     """
 
-    cuts: list[str] | None = None
-    """Where ``from_model`` has cut the model: the first block of each stage but the first."""
-
     def __init__(
         self,
         stage: nn.Module,
@@ -95,7 +93,7 @@ class DistributedPipeline(Pipeline):
         device = device_of(stage) if device is None else device
         links = Links(device, group, timeout_s, method.schedule)
         try:
-            seed = links.agree(method)
+            seed, first_blocks = links.agree(method, first_block(stage))
             links.require_untied(stage)
             arithmetic = Stage(
                 stage,
@@ -124,7 +122,7 @@ class DistributedPipeline(Pipeline):
         self._prediction_receiver = links.predictions_from_below
         self._prediction_sender = links.predictions_to_above
         self._worker = worker
-        super().__init__([worker], num_stages, method)
+        super().__init__([worker], num_stages, method, known_cuts(first_blocks))
 
     @classmethod
     def from_model(
@@ -144,8 +142,7 @@ class DistributedPipeline(Pipeline):
 
         Rank 0 measures where to cut and tells the others. Every rank calls this, with the same
         model and sample inputs of the same shapes. Drop the model afterwards: the pipeline keeps
-        this rank's stage only. ``pipe.cuts`` is where it was cut; save it with your checkpoints and
-        pass it as ``cuts`` to continue.
+        this rank's stage only. To continue, pass ``cuts=delaygrad.saved_cuts(folder)``.
 
         Args:
             model: the whole network, equal on every rank.
@@ -159,7 +156,7 @@ class DistributedPipeline(Pipeline):
         if not dist.is_initialized():
             raise TransportError(_NOT_INITIALISED)
         method = method_or_ddg(method)
-        stage, found = cut_alike(
+        stage = cut_alike(
             model,
             sample_inputs=sample_inputs,
             cuts=cuts,
@@ -168,9 +165,7 @@ class DistributedPipeline(Pipeline):
             recompute=method.recompute,
             group=group,
         )
-        pipe = cls(stage, loss_fn, make_optimizer, method=method, group=group, **options)
-        pipe.cuts = found
-        return pipe
+        return cls(stage, loss_fn, make_optimizer, method=method, group=group, **options)
 
     @property
     def stage(self) -> nn.Module:

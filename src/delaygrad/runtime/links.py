@@ -69,21 +69,26 @@ class Links:
                 wire(below, "an activation", "from", predictions)
             )
 
-    def agree(self, method: Method) -> int:
-        """Check that all ranks have the same method; return the seed of stage 0's process.
+    def agree(self, method: Method, first_block: str | None) -> tuple[int, list[str | None]]:
+        """Check that all ranks have the same method.
+
+        Args:
+            first_block: of this rank's stage, if `split` has made it.
+
+        Returns:
+            seed, first_blocks: of stage 0's process; of all stages.
 
         Raises:
             ScheduleError: the methods differ.
             TransportError: a rank is missing.
         """
         with self._meeting():
-            own = method.to_json(), repr(method), torch.initial_seed()
+            own = method.to_json(), repr(method), torch.initial_seed(), first_block
             said = exchange.all_gather(own, self.groups.first)
-        if any(identity != said[0][0] for identity, _, _ in said):
-            given = ", ".join(f"stage {k}: {name}" for k, (_, name, _) in enumerate(said))
+        if any(identity != said[0][0] for identity, *_ in said):
+            given = ", ".join(f"stage {k}: {name}" for k, (_, name, *_) in enumerate(said))
             raise ScheduleError(f"the ranks were given different methods ({given})")
-        seed: int = said[0][2]
-        return seed
+        return said[0][2], [block for *_, block in said]
 
     def require_untied(self, stage: nn.Module) -> None:
         """Compare the parameters of all stages; see ``delaygrad.runtime.tied_parameters``.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from delaygrad.boundary import Tree
 from delaygrad.errors import StageError
 from delaygrad.methods import Method, method_or_ddg
+from delaygrad.partition.cuts import first_block, known_cuts
 from delaygrad.partition.layers import Layer
 from delaygrad.partition.sharing import check_cuts, find_ties
 from delaygrad.runtime.pipeline import Pipeline, require_free
@@ -99,7 +100,7 @@ class LocalPipeline(Pipeline):
             )
             for k, module in enumerate(stages)
         ]
-        super().__init__(workers, len(stages), method)
+        super().__init__(workers, len(stages), method, known_cuts([*map(first_block, stages)]))
 
     @property
     def stages(self) -> list[nn.Module]:

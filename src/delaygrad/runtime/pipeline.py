@@ -37,13 +37,18 @@ class Pipeline(ABC):
         workers: of the stages that this process holds.
         num_stages: K.
         method: the rule to train by.
+        cuts: the first block of each stage but the first; None if `split` has not made the stages.
     """
 
-    def __init__(self, workers: Sequence[Worker], num_stages: int, method: Method) -> None:
+    def __init__(
+        self, workers: Sequence[Worker], num_stages: int, method: Method, cuts: list[str] | None
+    ) -> None:
         _check_schedule(method.schedule, num_stages)
         self._workers = {worker.stage.stage_index: worker for worker in workers}
         self.num_stages = num_stages
         self.method = method
+        self.cuts = cuts
+        """The first block of each stage but the first; None if `split` has not made the stages."""
         self._schedule = method.schedule
         near = {k + step for k in self._workers for step in (-1, 0, 1)}
         # Stages whose actions concern the workers: their own, and the neighbours that send to them.
@@ -242,6 +247,7 @@ class Pipeline(ABC):
             "format": _FORMAT,
             "num_stages": self.num_stages,
             "method": self.method.to_json(),
+            "cuts": self.cuts,
             "iteration": self.iteration,
             "first_batch": self._first_batch,
             "stages": stages,
@@ -261,6 +267,12 @@ class Pipeline(ABC):
                     f"the checkpoint is of another pipeline ({key} there: {theirs.get(key)}, "
                     f"here: {here})"
                 )
+        cuts = state.get("cuts")
+        if None not in (cuts, self.cuts) and cuts != self.cuts:
+            raise CheckpointError(
+                f"the network was cut elsewhere (cuts there: {cuts}, here: {self.cuts}); cut it as "
+                "there, with cuts=delaygrad.saved_cuts(folder)"
+            )
         missing = [k for k in self._workers if str(k) not in state["stages"]]
         if missing:
             raise CheckpointError(f"the checkpoint lacks stages (missing: {missing})")

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import secrets
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from delaygrad import checkpoint
-from delaygrad.errors import CheckpointError, DelaygradWarning, PartitionError
+from delaygrad.errors import (
+    CheckpointError,
+    DamagedCheckpointError,
+    DelaygradWarning,
+    PartitionError,
+)
 
 if TYPE_CHECKING:
     from delaygrad.runtime.pipeline import Pipeline
@@ -42,7 +48,7 @@ def save(pipe: Pipeline, folder: Path, extra: dict[str, Any], keep: int) -> None
         )
     stages = state.pop("stages").items()
     states = {int(k): {**state, "stage": of_stage, "extra": extra} for k, of_stage in stages}
-    about = {"saved": told[0][2]}  # of one call, on all ranks
+    about = {"saved": told[0][2], "cuts": pipe.cuts}  # of one call, alike on all ranks
     checkpoint.write(folder, iteration, states, pipe._share, about=about, keep=keep)
 
 
@@ -70,6 +76,31 @@ def load_newest(pipe: Pipeline, folder: Path) -> dict[str, Any] | None:
     for note in newest.notes(folder):
         warnings.warn(note, DelaygradWarning, stacklevel=3)  # who calls load_newest
     return dict(state.get("extra") or {})
+
+
+def saved_cuts(folder: str | Path) -> list[str] | None:
+    """Return where the network of a folder's newest checkpoint was cut, for ``split``.
+
+    So a program that continues gets the stages of before, without measuring them.
+
+    Args:
+        folder: of ``pipe.save``.
+
+    Returns:
+        The first block of each stage but the first; None if there is no checkpoint, which leaves
+        the choice to ``split``.
+
+    Example:
+        >>> saved_cuts("no such folder") is None
+        True
+    """
+    folder = Path(folder)
+    for iteration in reversed(checkpoint.find(folder)):
+        for stage in checkpoint.stages_in(folder, iteration):
+            with suppress(DamagedCheckpointError):
+                cuts: list[str] | None = checkpoint.read_about(folder, iteration, stage).get("cuts")
+                return cuts
+    return None
 
 
 def gather(pipe: Pipeline) -> dict[str, Tensor]:
