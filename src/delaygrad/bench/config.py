@@ -10,7 +10,14 @@ from delaygrad.errors import ConfigError
 
 WorkloadName: TypeAlias = Literal["resnet8", "resnet56", "resnet110", "gpt25m", "mlp", "sleep"]
 
-_LEAST = {"rounds": 1, "stages": 1, "threads": 1, "iterations": 1, "boundary_bytes": 4}
+_LEAST = {
+    "rounds": 1,
+    "stages": 1,
+    "threads": 1,
+    "iterations": 1,
+    "boundary_bytes": 4,
+    "batch_size": 1,
+}
 _OF_SLEEPERS = (
     "forward_s", "backward_s", "boundary_bytes", "stage_forward_s", "stage_backward_s",
 )  # fmt: skip
@@ -29,6 +36,12 @@ class ContestConfig:
 
     workload: WorkloadName = "resnet56"
     """What all contestants train; sleep: stages that sleep instead of computing."""
+    model: str = ""
+    """Your own network instead: PACKAGE.MODULE:FUNCTION returns a torch.nn.Module; with --data."""
+    data: str = ""
+    """The data of your own network: PACKAGE.MODULE:FUNCTION returns a delaygrad.data.DataSource."""
+    batch_size: int | None = None
+    """Samples in a batch of your own data (default 32)."""
     stages: int = 2
     """K: worker processes, one stage each."""
     contestants: tuple[str, ...] = ()
@@ -72,6 +85,7 @@ class ContestConfig:
             value = getattr(self, name)
             _require(value is None or value > 0, name, value, "use more than 0 seconds")
         self._check_stage_times()
+        self._check_own_network()
         for name in _OF_SLEEPERS if self.workload != "sleep" else ():
             if (value := getattr(self, name)) not in (None, ()):
                 raise ConfigError(
@@ -85,6 +99,17 @@ class ContestConfig:
             )
         if len(set(self.contestants)) < len(self.contestants):
             raise ConfigError(f"a contestant is named twice ({', '.join(self.contestants)})")
+
+    def _check_own_network(self) -> None:
+        own = {"model": self.model, "data": self.data}
+        if any(own.values()) or self.batch_size is not None:
+            for name, function in own.items():
+                if ":" not in function:
+                    raise ConfigError(
+                        f"your own network needs --model and --data, each PACKAGE.MODULE:FUNCTION "
+                        f"({name}: {function or 'not given'}); give both, or a --workload"
+                    )
+            _require(not self.smoke, "smoke", True, "it shrinks a --workload; leave it out")
 
     def _check_stage_times(self) -> None:
         forward_s, backward_s = self.stage_forward_s, self.stage_backward_s

@@ -23,7 +23,7 @@ from delaygrad.bench.throughput import evaluate
 from delaygrad.bench.workload import Workload, load_workload
 from delaygrad.errors import PartitionError
 from delaygrad.launch import Launch, joined, launched_by_torchrun, run_workers
-from delaygrad.partition import cuts_of, split
+from delaygrad.partition import cuts_of
 from delaygrad.runtime import exchange
 
 # All ranks meet before and after everything; torch.compile may keep rank 0 for minutes before.
@@ -62,7 +62,9 @@ def run_contest(config: ContestConfig, *, quiet: bool = False) -> dict[str, Any]
     for name in names:
         entry(name)  # complain before anything starts
     if config.cuts:
-        split(load_workload(config).model(), config.stages, cuts=config.cuts)  # here too
+        load_workload(config).stages(config.stages, list(config.cuts))  # here too
+    elif config.model:
+        load_workload(config).model()
     launch = Launch(num_workers=config.stages, threads=config.threads, timeout_s=_MEETING_TIMEOUT_S)
     if launched_by_torchrun():
         return _rank_main(config, names, launch, quiet)
@@ -130,7 +132,7 @@ class _Contest:
             return None
         contestants = rounds.records()
         return {
-            "workload": config.workload,
+            "workload": config.model or config.workload,
             "description": self._workload.description,
             "parameters": sum(p.numel() for p in self._workload.model().parameters()),
             "smoke": smoke,
@@ -184,13 +186,7 @@ class _Contest:
 def _balanced_cuts(workload: Workload, num_stages: int) -> list[str]:
     if workload.known_cuts is not None:
         return workload.known_cuts(num_stages)
-    stages = split(
-        workload.model(),
-        num_stages,
-        sample_inputs=workload.batch()[0],
-        make_optimizer=workload.make_optimizer,
-    )
-    return cuts_of(stages)
+    return cuts_of(workload.stages(num_stages))
 
 
 def _chunk_cuts(workload: Workload, num_stages: int) -> list[str] | None:

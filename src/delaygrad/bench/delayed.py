@@ -6,7 +6,6 @@ from typing import Any
 
 from delaygrad.bench.contestant import Contestant, Setting
 from delaygrad.methods import DDG
-from delaygrad.partition import split
 from delaygrad.runtime import DistributedPipeline
 
 
@@ -22,7 +21,7 @@ class Delayed(Contestant):
         workload, method = setting.workload, DDG(**options)
         self._inputs, self._targets = workload.batch()
         self._pipeline = DistributedPipeline(
-            split(workload.model(), setting.num_stages, cuts=setting.cuts)[setting.rank],
+            workload.stages(setting.num_stages, setting.cuts)[setting.rank],
             workload.loss_fn,
             workload.make_optimizer,
             method=method,

@@ -12,7 +12,6 @@ from torch.distributed import pipelining
 
 from delaygrad.bench.contestant import Contestant, Setting
 from delaygrad.boundary import to_row_major
-from delaygrad.partition import split
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def _stages(setting: Setting, chunks: int) -> list[nn.Module]:
     if chunks > 1 and setting.chunk_cuts is None:
         raise ValueError(f"the network has too few layers for {chunks} stages on each rank")
     cuts = setting.cuts if chunks == 1 else setting.chunk_cuts
-    return split(setting.workload.model(), chunks * setting.num_stages, cuts=cuts)
+    return setting.workload.stages(chunks * setting.num_stages, cuts)
 
 
 def _crossing(modules: list[nn.Module], inputs: Tensor, num_micro_batches: int) -> list[Tensor]:
@@ -119,6 +118,8 @@ def _crossing(modules: list[nn.Module], inputs: Tensor, num_micro_batches: int) 
     with torch.no_grad():
         for module in copy.deepcopy(modules):  # copies: running statistics would change
             crossing.append(module(crossing[-1]))
+    if not all(isinstance(tensor, Tensor) for tensor in crossing):
+        raise ValueError("several tensors cross a boundary; this contestant sends one")
     return [crossing[0], *(tensor.requires_grad_() for tensor in crossing[1:])]
 
 

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 
 from delaygrad.bench.config import ContestConfig
 from delaygrad.bench.sleeping import sleeper
+from delaygrad.data import batch_indices
 from delaygrad.models import gpt, mlp, resnet
+from delaygrad.partition import split
+from delaygrad.training.choices import OwnData, OwnModel
+from delaygrad.training.evaluation import cross_entropy
 
 _SEED = 0
 _CHARACTERS = 65
@@ -33,14 +37,14 @@ class Workload:
     """
 
     description: str
-    make_model: Callable[[], nn.Sequential]
+    make_model: Callable[[], nn.Module]
     make_batch: Callable[[], tuple[Tensor, Tensor]]
     loss_fn: Callable[[Tensor, Tensor], Tensor]
     make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
     known_cuts: Callable[[int], list[str]] | None = None
     device: torch.device = torch.device("cpu")
 
-    def model(self) -> nn.Sequential:
+    def model(self) -> nn.Module:
         """Build the network, with the same parameters each time."""
         torch.manual_seed(_SEED)
         return self.make_model().to(self.device)
@@ -51,10 +55,22 @@ class Workload:
         inputs, targets = self.make_batch()
         return inputs.to(self.device), targets.to(self.device)
 
+    def stages(self, num_stages: int, cuts: list[str] | None = None) -> list[nn.Module]:
+        """Cut the network; without cuts where stages take equal time."""
+        return split(
+            self.model(),
+            num_stages,
+            sample_inputs=self.batch()[0],
+            cuts=cuts,
+            make_optimizer=self.make_optimizer,
+        )
+
 
 def load_workload(config: ContestConfig) -> Workload:
     """Make the workload that a contest asks for; a smaller one of its kind for a smoke test."""
     small = config.smoke
+    if config.model:
+        return _own(config.model, config.data, config.batch_size or 32)
     if config.workload == "resnet8":
         return _images(8, batch_size=16 if small else 128)
     if config.workload == "resnet56":
@@ -66,6 +82,24 @@ def load_workload(config: ContestConfig) -> Workload:
     if config.workload == "mlp":
         return _perceptron(small)
     return _sleep(config)
+
+
+def _own(model: str, data: str, batch_size: int) -> Workload:
+    network, source = OwnModel(name=model, channels_last=False), OwnData(name=data).load()
+
+    def batch() -> tuple[Tensor, Tensor]:
+        indices = batch_indices(
+            seed=_SEED, iteration=0, num_samples=source.train.num_samples, batch_size=batch_size
+        )
+        return source.train.inputs(indices), source.train.targets(indices)
+
+    return Workload(
+        description=f"{model}, {batch_size} samples of {data}, SGD with momentum",
+        make_model=lambda: network.build(source),
+        make_batch=batch,
+        loss_fn=cross_entropy,
+        make_optimizer=_sgd,
+    )
 
 
 def _sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -87,3 +88,33 @@ def test_a_function_that_makes_no_network_is_named(name: str, message: str) -> N
         main(["train", "--model", name, "--run-dir", "run"])
     assert message in str(caught.value.code)
     assert not Path("run").exists()
+
+
+def test_a_network_of_the_users_takes_part_in_a_contest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = ("bp", "1f1b-m2", "ddp", "ddg")
+    short = ("--iterations", "2", "--rounds", "1", "--batch-size", "8")
+    found = printed(capsys, "bench", *OWN, "--contestants", *names, *short)
+    assert found["workload"] == "our_net:Net" and found["cuts"][0].startswith(("blocks", "head"))
+    assert found["description"].startswith("our_net:Net, 8 samples of our_net:few_digits")
+    assert [each["name"] for each in found["contestants"]] == list(names)
+    assert not any("does_not_run" in each for each in found["contestants"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--model", "our_net:Net"), "needs --model and --data.*data: not given"),
+        (("--data", "our_net:few_digits"), "needs --model and --data.*model: not given"),
+        (("--batch-size", "8"), "needs --model and --data"),
+        ((*OWN, "--smoke"), "it shrinks a --workload"),
+        (("--model", "our_net:nothing", *OWN[2:]), "returned no network"),
+    ],
+)
+def test_a_contest_of_ones_own_needs_a_network_and_data(
+    flags: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", *flags])
+    assert re.search(message, str(caught.value.code))
