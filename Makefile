@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test package lint format typecheck clean FORCE
+.PHONY: help setup train test package docs lint format typecheck clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,11 @@ test: lint typecheck  ## all checks: format, lint, types, spelling, tests and do
 
 package: setup  ## build the wheel, and run README's example with the required packages alone
 	$(BIN)/python .ci/package.py
+
+docs: setup  ## build the site from docs/ into build/docs
+	$(BIN)/python -c 'import furo, myst_parser' 2>/dev/null || $(BIN)/python -m pip install -e '.[docs]'
+	$(BIN)/python -m sphinx --fail-on-warning --quiet docs build/docs
+	@echo 'the site: build/docs/index.html'
 
 lint: setup  ## check format, style and spelling
 	$(BIN)/python -m ruff format --check .

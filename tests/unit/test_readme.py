@@ -98,8 +98,22 @@ def test_links_between_pages_lead_somewhere():
 
 def test_every_page_is_in_the_index():
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    for page in (ROOT / "docs").iterdir():
+    for page in (ROOT / "docs").glob("*.[mh][dt]*"):
         assert page.name == "README.md" or f"({page.name})" in index, page.name
+
+
+def test_every_public_name_has_its_page_on_the_site():
+    site = runpy.run_path(str(ROOT / "docs" / "conf.py"))
+    pages = site["reference"]()
+    for name in dg.__all__:
+        assert (
+            f"auto{'class' if isinstance(getattr(dg, name), type) else 'function'}::"
+            in (pages[f"delaygrad.{name}"])
+        )
+    for method in dg.methods.METHODS.values():
+        name = method.__name__
+        assert f"delaygrad.{name}" in pages or f"delaygrad.methods.{name}" in pages
+    assert {"delaygrad.theory.promise", "delaygrad.methods.axes.Predicted"} <= set(pages)
 
 
 def test_contributing_names_files_that_exist():
