@@ -183,3 +183,16 @@ def test_hosts_with_different_data_are_told_so(tmp_path: Path) -> None:
     )
     assert found and found[1] != found[2]
     assert run_ranks(begin_with_texts, 1, args=(tmp_path,)) == ["nothing was raised"]
+
+
+def test_clipped_and_narrow_runs_end_alike_in_both_runtimes(tmp_path: Path) -> None:
+    def digest(*flags: str) -> str:
+        folder = tmp_path / "-".join(("run", *flags))
+        here(train(folder, 2, "--iterations", 4, *flags))
+        found: str = summary(folder)["parameters_sha256"]
+        return found
+
+    both = ("--clip-norm", "0.05", "--amp", "bf16")
+    local = [digest(), digest(*both[:2]), digest(*both[2:]), digest(*both)]
+    assert len(set(local)) == 4
+    assert digest(*both, "--runtime", "distributed") == local[3]

@@ -8,6 +8,7 @@
                                                                             Synthetic
     boundary_dtype   in which type do tensors cross boundaries?
     update           what happens around the optimizer's step?              a chain of Updates
+    loss_scale       by what is the loss multiplied, for float16?           LossScale
 
 The optimizer is the user's. A published method is a function in its own file, beside its paper,
 that returns a ``Method``; ``published`` puts it into ``METHODS``, from which the command line takes
@@ -25,11 +26,13 @@ from typing import Any, ParamSpec
 import torch
 
 from delaygrad.methods.axes import (
+    ClipNorm,
     ErrorGradient,
     ForwardWeights,
     Graph,
     Linearise,
     Live,
+    LossScale,
     Predicted,
     Received,
     Replay,
@@ -55,6 +58,7 @@ class Method:
         boundary_dtype: ``torch.bfloat16`` or ``torch.float16`` for float32 tensors that cross
             boundaries; None sends them as they are.
         update: transformations of every stage's update, in order.
+        loss_scale: of float16 under autocast; None does not scale.
         title: one line for people; None is the name.
 
     Raises:
@@ -73,6 +77,7 @@ class Method:
     error_gradient: ErrorGradient = Received()
     boundary_dtype: torch.dtype | None = None
     update: tuple[Update, ...] = ()
+    loss_scale: LossScale | None = None
     title: str | None = field(default=None, compare=False)
     call: str | None = field(default=None, compare=False)
     """How a published method was made, for people; ``published`` sets it."""
@@ -91,6 +96,12 @@ class Method:
                 f"micro-batches (forward_weights: {self.forward_weights}, micro_batches: "
                 f"{self.schedule.micro_batches})"
             )
+        if self.error_gradient.is_local and self.loss_scale is not None:
+            raise ValueError(
+                "with a local error gradient there is no loss to scale; leave out loss_scale"
+            )
+        if sum(isinstance(update, ClipNorm) for update in self.update) > 1:
+            raise ValueError(f"a chain clips once (update: {self.update}); leave out one ClipNorm")
 
     def __repr__(self) -> str:
         if self.call is not None:
@@ -112,6 +123,30 @@ class Method:
         if self.error_gradient.is_local and not is_last:
             return 0
         return self.schedule.delay(stage_index, num_stages)
+
+    def with_options(
+        self, clip_norm: float | ClipNorm | None, loss_scale: float | LossScale | None
+    ) -> Method:
+        """Return the method with what pipelines take beside it; None leaves it as it is.
+
+        Raises:
+            ValueError: a number is out of range, or the method clips or scales already.
+        """
+        changed: dict[str, Any] = {}
+        if clip_norm is not None:
+            clip = clip_norm if isinstance(clip_norm, ClipNorm) else ClipNorm(clip_norm)
+            changed["update"] = (clip, *self.update)
+        if loss_scale is not None:
+            if self.loss_scale is not None:
+                raise ValueError("the method has a loss_scale already; leave out one")
+            scale = loss_scale if isinstance(loss_scale, LossScale) else LossScale(loss_scale)
+            changed["loss_scale"] = scale
+        return replace(self, **changed, call=None) if changed else self
+
+    @property
+    def clips(self) -> ClipNorm | None:
+        """The ``ClipNorm`` of the chain; None if there is none."""
+        return next((update for update in self.update if isinstance(update, ClipNorm)), None)
 
     @property
     def recompute(self) -> bool:

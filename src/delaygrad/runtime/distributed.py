@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from delaygrad.boundary import Tree
 from delaygrad.errors import DelaygradError, TransportError
 from delaygrad.methods import Method, method_or_ddg
+from delaygrad.methods.axes import ClipNorm, LossScale
 from delaygrad.partition.cuts import first_block, known_cuts
 from delaygrad.runtime import exchange
 from delaygrad.runtime.cutting import cut_alike
@@ -51,7 +52,7 @@ class DistributedPipeline(Pipeline):
         make_optimizer: ``make_optimizer(params)``.
         method: the rule to train by; the same on every rank.
         loss_weight: see ``LocalPipeline``; used on the last rank.
-        allow_nonfinite_loss: see ``LocalPipeline``.
+        allow_nonfinite_loss, clip_norm, loss_scale: see ``LocalPipeline``.
         group: one rank for each stage, in order; None is the default group. Needs an initialised
             process group: gloo for stages on the CPU, NCCL (with gloo beside it, for example
             ``cpu:gloo,cuda:nccl``) for stages on GPUs.
@@ -78,6 +79,8 @@ class DistributedPipeline(Pipeline):
         method: Method | None = None,
         loss_weight: LossWeight = None,
         allow_nonfinite_loss: bool = False,
+        clip_norm: float | ClipNorm | None = None,
+        loss_scale: float | LossScale | None = None,
         group: dist.ProcessGroup | None = None,
         device: torch.device | None = None,
         timeout_s: float = 600.0,
@@ -85,7 +88,7 @@ class DistributedPipeline(Pipeline):
         if not dist.is_initialized():
             raise TransportError(_NOT_INITIALISED)
         require_free([stage])
-        method = method_or_ddg(method)
+        method = method_or_ddg(method).with_options(clip_norm, loss_scale)
         require_exact_ties(stage, method)
         index, num_stages = dist.get_rank(group), dist.get_world_size(group)
         if index < 0:

@@ -61,8 +61,8 @@ class HabitGuard:
             self._told = True
             warnings.warn(
                 f"gradients were changed after pipe.step had applied them (stage: "
-                f"{self._stage_index}), which does nothing; clip in a step pre-hook of the "
-                "stage's optimizer (docs/your-own-loop.md has an example)",
+                f"{self._stage_index}), which does nothing; to clip, give the pipeline "
+                "clip_norm=1.0 (docs/your-own-loop.md)",
                 DelaygradWarning,
                 stacklevel=4,  # who calls pipe.step
             )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from delaygrad.boundary import Tree
 from delaygrad.errors import StageError
 from delaygrad.methods import Method, method_or_ddg
+from delaygrad.methods.axes import ClipNorm, LossScale
 from delaygrad.partition.cuts import first_block, known_cuts
 from delaygrad.partition.layers import Layer
 from delaygrad.partition.sharing import check_cuts, find_ties
@@ -37,6 +38,10 @@ class LocalPipeline(Pipeline):
             valid items: by its value; a part of weight 0 does not count.
         allow_nonfinite_loss: accept a loss that is NaN or infinite. Otherwise such a loss is an
             error, on a GPU some steps later.
+        clip_norm: largest norm of the gradients of all stages together; a stage knows those of the
+            others from messages. ``ClipNorm(max_norm, wait=True)`` waits for all.
+        loss_scale: the first scale of the loss, for float16; a batch whose gradients are not
+            finite is skipped. ``LossScale(...)`` has more options.
 
     Raises:
         StageError: the stages belong to another pipeline, which is not closed.
@@ -72,11 +77,13 @@ class LocalPipeline(Pipeline):
         method: Method | None = None,
         loss_weight: LossWeight = None,
         allow_nonfinite_loss: bool = False,
+        clip_norm: float | ClipNorm | None = None,
+        loss_scale: float | LossScale | None = None,
     ) -> None:
         if not stages:
             raise StageError("a pipeline needs at least one stage (stages: 0)")
         require_free(stages)
-        method = method_or_ddg(method)
+        method = method_or_ddg(method).with_options(clip_norm, loss_scale)
         for stage in stages:
             require_exact_ties(stage, method)
         ties = find_ties([Layer("", stage) for stage in stages])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +22,7 @@ from delaygrad.runtime import saving
 from delaygrad.runtime.batch_identity import BatchId, require_batch_id
 from delaygrad.runtime.habits import HabitGuard
 from delaygrad.runtime.worker import Worker
-from delaygrad.schedule import Action, Schedule, validate
+from delaygrad.schedule import Action, Kind, Schedule, validate
 from delaygrad.state_check import loading
 
 _FORMAT = 6
@@ -53,6 +54,9 @@ class Pipeline(ABC):
         near = {k + step for k in self._workers for step in (-1, 0, 1)}
         # Stages whose actions concern the workers: their own, and the neighbours that send to them.
         self._stages = [k for k in range(num_stages) if k in near]
+        self._waits = method.clips is not None and method.clips.wait
+        if self._waits:  # all must know when one of them updates
+            self._stages = list(range(num_stages))
         self.iteration = 0
         """How many batches have entered the network."""
         self._first_batch = 0
@@ -105,6 +109,21 @@ class Pipeline(ABC):
                 f"{len(self._workers)}); use pipe.optimizers, a list"
             )
         return self.optimizers[0]
+
+    @property
+    def loss_scale(self) -> float | None:
+        """The scale of the next batch's loss; None without one, or where stage 0 is not here.
+
+        Reading it waits for the device.
+        """
+        signals = self._workers[0].stage.signals if 0 in self._workers else None
+        return signals.loss_scale if signals is not None and signals.scales else None
+
+    @property
+    def skipped(self) -> list[int]:
+        """How many batches each stage of this process has skipped; reading waits for the device."""
+        stages = [worker.stage for worker in self._workers.values()]
+        return [0 if stage.signals is None else stage.signals.skipped for stage in stages]
 
     @property
     def wants_targets(self) -> bool:
@@ -363,7 +382,7 @@ class Pipeline(ABC):
                 worker.stage.partial.take_up()
                 for action in actions:
                     worker.announce(action)
-            for action in actions:
+            for action in self._in_order(actions):
                 if action.stage_index in self._workers:
                     result = self._workers[action.stage_index].run(action)
                     if result is not None:
@@ -377,6 +396,29 @@ class Pipeline(ABC):
             for guard in self._habits:
                 guard.end()
         return loss
+
+    def _in_order(self, actions: list[Action]) -> Iterator[Action]:
+        """Yield the actions; where stages wait for each other's norms, updates come last."""
+        if not self._waits:
+            yield from actions
+            return
+        for _, each in groupby(
+            actions, lambda action: self._schedule.iteration_of(action, self.num_stages)
+        ):
+            iteration = list(each)
+            updates = [action for action in iteration if action.kind is Kind.UPDATE]
+            yield from (action for action in iteration if action.kind is not Kind.UPDATE)
+            if updates:
+                self._agree_on_norm({action.stage_index for action in updates})
+                yield from updates
+
+    def _agree_on_norm(self, updating: set[int]) -> None:
+        """Tell the stages of this process the norm of what all these stages apply."""
+        found = {k: s for k, worker in self._workers.items() if (s := worker.stage.signals)}
+        own = [signals.applied() if k in updating else 0.0 for k, signals in found.items()]
+        total = sum(value for values in self._share(own) for value in values)
+        for signals in found.values():
+            signals.total.fill_(total)
 
     def _holds(self, parameters: set[int]) -> bool:
         """Whether this pipeline may still train one of these parameters, given by identity."""

@@ -261,7 +261,7 @@ class Worker:
 
     def _forward(self, batch_index: int) -> Tensor | None:
         stage = self.stage
-        identity = self._identities.pop(batch_index, None)
+        identity, scalars = self._identities.pop(batch_index, None), None
         if self._activations is None:
             inputs = self._inputs.pop(batch_index)
         else:
@@ -270,6 +270,9 @@ class Worker:
             if identity is not None:
                 require_same(received.identity, identity)
             inputs, identity = received.activation(), received.identity
+            scalars = received.scalars
+        if stage.signals is not None:
+            stage.signals.enter(batch_index, scalars)
         with self._measure("forward", Kind.FORWARD, batch_index):
             targets, share = None, 1.0
             if stage.wants_targets:
@@ -283,21 +286,29 @@ class Worker:
         if self._above is None:
             return outputs if isinstance(outputs, Tensor) else None
         with self._measure("send", Kind.FORWARD, batch_index) as span:
-            message = Message.of_activation(batch_index, outputs, self.phase, identity)
+            scalars = None if stage.signals is None else stage.signals.upwards()
+            message = Message.of_activation(batch_index, outputs, self.phase, identity, scalars)
             span.num_bytes = message.num_bytes
             _send(message, self._above, self._gradients)
         return None
 
     def _backward(self, batch_index: int) -> None:
         grad_outputs: list[Tensor | None] | None = None
+        signals = self.stage.signals
         if self._gradients is not None:
             with self._measure("wait", Kind.BACKWARD, batch_index):
-                grad_outputs = list(self._gradients.take(batch_index, self.phase).tensors)
+                received = self._gradients.take(batch_index, self.phase)
+            grad_outputs = list(received.tensors)
+            if signals is not None and received.scalars is not None:
+                signals.returned(received.scalars)
         with self._measure("backward", Kind.BACKWARD, batch_index):
             grad_inputs = self.stage.backward(batch_index, grad_outputs)
         if self._below is not None:
             with self._measure("send", Kind.BACKWARD, batch_index) as span:
-                message = Message(batch_index, tuple(grad_inputs), phase=self.phase)
+                scalars = None if signals is None else signals.downwards()
+                message = Message(
+                    batch_index, tuple(grad_inputs), phase=self.phase, scalars=scalars
+                )
                 span.num_bytes = message.num_bytes
                 _send(message, self._below, self._activations)
 

@@ -46,6 +46,7 @@ from delaygrad.stage.network import (
     require_no_replicas,
 )
 from delaygrad.stage.references import References
+from delaygrad.stage.signals import Signals
 from delaygrad.stage.unused_parameters import UnusedParameters
 from delaygrad.stage.update import UpdateChain
 from delaygrad.stash import (
@@ -143,7 +144,7 @@ class Stage:
                 device=self.device,
                 micro_batches=method.schedule.micro_batches,
                 loss_weight=loss_weight,
-                allow_nonfinite=allow_nonfinite_loss,
+                allow_nonfinite=allow_nonfinite_loss or method.loss_scale is not None,
             )
         seed = torch.initial_seed() if seed is None else seed
         own_seed = stage_seed(seed, stage_index) if num_stages > 1 else None
@@ -159,6 +160,10 @@ class Stage:
         if is_local:
             gradients = method.error_gradient.make_local(self.device)
             self._local = LocalTraining(gradients, self._random, self.device)
+        self.signals: Signals | None = None
+        """What messages carry beside tensors, if the method clips or scales."""
+        if method.clips is not None or method.loss_scale is not None:
+            self.signals = Signals(method, self.device, stage_index, num_stages)
         self._newest: ParameterVersion | None = None  # that a backward has met, for the chain
         self._pending: Stash[Pending] = Stash("forward pass")
 
@@ -211,6 +216,7 @@ class Stage:
             random_state=self._random.state() if self._waits else None,
             autocast=autocast_dtype(self.device) if self._waits else None,
             buffers=self._buffers.enter() if self._waits else {},
+            scale=None if self.signals is None else self.signals.passing,
         )
         if self.loss is not None:
             self.loss.begin(batch_index)
@@ -256,7 +262,10 @@ class Stage:
         if batch.roots is None:
             self._rebuild(batch)
         assert batch.roots is not None
-        grads = [None] * len(batch.roots) if grad_outputs is None else grad_outputs
+        grads = grad_outputs or [None] * len(batch.roots)
+        if self.signals is not None and self.is_last:
+            assert batch.roots[0] is not None and batch.scale is not None
+            grads = [self.signals.first_gradient(batch.roots[0], batch.scale)]
         ends = [
             (root, None if grad is None else grad.to(root.device, root.dtype))
             for root, grad in zip(batch.roots, grads, strict=True)
@@ -274,6 +283,8 @@ class Stage:
         if not len(self._pending):
             self._parameters.forget()
         self.partial.count += 1
+        if self.signals is not None:
+            self.signals.settle(batch_index, self._parameter_list)
         return [self._outgoing(leaf) for leaf in batch.inputs]
 
     def update(self) -> None:
@@ -342,6 +353,7 @@ class Stage:
             "previous": self._parameters.previous(),
             "updates": self._chain.state_dict(),
             "local": None if self._local is None else self._local.state_dict(),
+            "signals": None if self.signals is None else self.signals.state_dict(),
         }
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
@@ -374,6 +386,8 @@ class Stage:
         self._chain.load_state_dict(state["updates"])
         if self._local is not None:
             self._local.load_state_dict(state["local"])
+        if self.signals is not None:
+            self.signals.load_state_dict(state["signals"])
         for entry, weights in self._parameters.restored(state):
             buffers = self._buffers.current()
             batch = Pending.from_description(entry, weights, buffers, self.device)
@@ -384,6 +398,8 @@ class Stage:
     def _train_at_once(self, local: LocalTraining, batch_index: int, batch: Pending) -> None:
         """Go backward with the stage's own error gradient, and update; no graph waits."""
         outputs = local.backward(batch)
+        if self.signals is not None:
+            self.signals.settle(batch_index, self._parameter_list)
         self._step()
         grad_inputs = [self._outgoing(leaf) for leaf in batch.inputs]
         local.keep(batch_index, outputs, batch.targets, grad_inputs)
@@ -391,9 +407,11 @@ class Stage:
     def _step(self) -> None:
         self._parameters.before_update()
         self._unused.look()
-        if self.optimizer is not None:
+        signals = self.signals
+        if self.optimizer is not None and not (signals and signals.skips(self.optimizer)):
             met = None if self._newest is None else self._newest.named()
-            self._chain.step(self.optimizer, self.version, met)
+            norm = None if signals is None else signals.norm()
+            self._chain.step(self.optimizer, self.version, met, norm)
             self._newest = None
             forget_casts(self.device)
         self._parameters.after_update()

@@ -29,7 +29,11 @@ class UpdateChain:
         return bool(self._updates)
 
     def step(
-        self, optimizer: torch.optim.Optimizer, index: int, met: Mapping[str, Tensor] | None
+        self,
+        optimizer: torch.optim.Optimizer,
+        index: int,
+        met: Mapping[str, Tensor] | None,
+        norm: Tensor | None = None,
     ) -> None:
         """Let the optimizer step.
 
@@ -37,6 +41,7 @@ class UpdateChain:
             optimizer: of the stage.
             index: updates before this one.
             met: what the forward of the newest gradient met, by name; None is the live values.
+            norm: of the gradients of all stages, for ``ClipNorm``.
         """
         if not self._updates:
             optimizer.step()
@@ -49,6 +54,7 @@ class UpdateChain:
                 live=live,
                 met=live if met is None else met,
                 optimizer=optimizer,
+                norm=norm,
                 state=state,
             )
             for state in self._states

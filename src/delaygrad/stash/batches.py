@@ -84,6 +84,7 @@ class Pending:
         random_state: before the forward; None where no replay is ever needed.
         autocast: what the forward computed in under ``torch.autocast``; None: it was off.
         buffers: what the forward met, by name.
+        scale: of its loss; None where none is used.
         checksum: of the outputs, where the forward is to be computed again.
         roots: ends of the graph, one per output tensor; None for an output without a gradient.
             The whole list is None while the graph is not built (or not built again).
@@ -97,6 +98,7 @@ class Pending:
     random_state: RandomState | None
     autocast: torch.dtype | None = None
     buffers: dict[str, Tensor | None] = field(default_factory=dict)
+    scale: Tensor | None = None
     checksum: list[int] | None = None
     roots: list[Tensor | None] | None = None
 
@@ -124,6 +126,7 @@ class Pending:
             "structure": self.structure,
             "targets": {"tensors": tensors, "structure": structure},
             "share": self.share,
+            "scale": self.scale,
             "edition": None if self.weights is None else self.weights.edition,
             "changed": [] if self.weights is None else self.weights.changed(),
             "random": self.random_state,
@@ -159,6 +162,7 @@ class Pending:
             structure=described["structure"],
             targets=unflatten(targets["structure"], on_device),
             share=described["share"],
+            scale=None if described.get("scale") is None else described["scale"].to(device),
             weights=weights,
             random_state=described["random"],
             autocast=described["autocast"] and getattr(torch, described["autocast"]),

@@ -106,6 +106,7 @@ def build_pipeline(
             config.optimizer.make,
             method=method,
             allow_nonfinite_loss=True,
+            clip_norm=config.run.clip_norm,
         )
     return DistributedPipeline(
         stages[rank],
@@ -113,6 +114,7 @@ def build_pipeline(
         config.optimizer.make,
         method=method,
         allow_nonfinite_loss=True,
+        clip_norm=config.run.clip_norm,
         device=device,
         timeout_s=config.run.timeout_s,
     )

@@ -27,6 +27,7 @@ from delaygrad.training.choices import (
     MethodOptions,
     Model,
     Optimizer,
+    Positive,
     ResNet,
     Text,
 )
@@ -49,6 +50,8 @@ class Run(Component):
         iterations: stop after this many batches instead of whole epochs.
         batch_size: samples per batch; the last batch of an epoch may be shorter.
         seed: decides initial weights, data order, augmentation and dropout.
+        clip_norm: largest norm of the gradient, over all stages; by default nothing is clipped.
+        amp: with bf16, compute under autocast to bfloat16.
     """
 
     stages: Few = 2
@@ -61,6 +64,8 @@ class Run(Component):
     iterations: Count | None = None
     batch_size: Count = 64
     seed: Annotated[int, Meta(ge=0)] = 0
+    clip_norm: Positive | None = None
+    amp: Literal["bf16"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -285,4 +285,6 @@ def _run(
         for optimizer in filter(None, pipeline.optimizers):  # the configuration decides
             for group in optimizer.param_groups:
                 group.update(optimizer.defaults)
-    return TrainingLoop(config, source, pipeline, team, device, quiet=quiet).run()
+    narrow = torch.autocast(device.type, torch.bfloat16, enabled=config.run.amp is not None)
+    with narrow:
+        return TrainingLoop(config, source, pipeline, team, device, quiet=quiet).run()

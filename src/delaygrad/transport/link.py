@@ -23,6 +23,7 @@ class Message:
         structure: rebuilds an activation; see ``delaygrad.boundary``.
         phase: the first batch since the sender's last flush.
         identity: of an activation's batch, made by stage 0; a JSON value.
+        scalars: what else the stages tell each other, float64; None if nothing.
     """
 
     batch_index: int
@@ -30,6 +31,7 @@ class Message:
     structure: Structure = None
     phase: int = 0
     identity: dict[str, Any] | None = None
+    scalars: Tensor | None = None
 
     @classmethod
     def of_activation(
@@ -38,10 +40,11 @@ class Message:
         activation: Tree,
         phase: int = 0,
         identity: dict[str, Any] | None = None,
+        scalars: Tensor | None = None,
     ) -> Message:
         """Pack what ``Stage.forward`` returned."""
         tensors, structure = flatten(activation)
-        return cls(batch_index, tuple(tensors), structure, phase, identity)
+        return cls(batch_index, tuple(tensors), structure, phase, identity, scalars)
 
     @classmethod
     def of_flush(cls, batch_index: int, loads: int) -> Message:
@@ -75,6 +78,7 @@ class Message:
             "structure": self.structure,
             "phase": self.phase,
             "identity": self.identity,
+            "scalars": self.scalars,
         }
 
     @classmethod
@@ -84,7 +88,8 @@ class Message:
             None if tensor is None else tensor.detach().clone().requires_grad_(wanted)
             for tensor, wanted in zip(state["tensors"], state["requires_grad"], strict=True)
         )
-        return cls(state["batch"], tensors, state["structure"], state["phase"], state["identity"])
+        about = state["structure"], state["phase"], state["identity"], state.get("scalars")
+        return cls(state["batch"], tensors, *about)
 
 
 class Sender(Protocol):

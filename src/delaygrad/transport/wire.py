@@ -1,8 +1,9 @@
 """A link over torch.distributed: one direction, from one rank to another.
 
 A message is a header and a payload. The header is a JSON text after its length: batch, phase,
-identity of the batch, structure, and for each tensor its dtype, shape, memory order and whether it
-requires a gradient. The payload is the tensors' bytes.
+identity of the batch, structure, scalars, and for each tensor its dtype, shape, memory order and
+whether it requires a gradient. The payload is the tensors' bytes. From a GPU the scalars travel as
+one tensor more, since the header could not be written before the GPU has computed them.
 
     sender    isend(header)  isend(payload)          waits for older messages only
     receiver  irecv(header)  irecv(payload)          posted before the message is asked for
@@ -135,17 +136,22 @@ class WireSender:
         """
         while len(self._in_flight) >= self._max_in_flight:
             self._finish_oldest()
-        parts = [None if t is None else to_row_major(t.detach()) for t in message.tensors]
+        tensors, scalars = message.tensors, message.scalars
+        on_device = scalars is not None and self._wire.device.type != "cpu"
+        if on_device:  # a header would have to wait for the device
+            tensors = (*tensors, scalars)
+        parts = [None if t is None else to_row_major(t.detach()) for t in tensors]
         payload = self._pack([part[0].reshape(-1) for part in parts if part is not None])
         header = {
             "batch": message.batch_index,
             "phase": message.phase,
             "identity": message.identity,
             "structure": message.structure,
+            "scalars": on_device or (None if scalars is None else scalars.tolist()),
             "bytes": payload.numel(),
             "tensors": [
                 None if t is None or part is None else _describe(*part, wanted=t.requires_grad)
-                for part, t in zip(parts, message.tensors, strict=True)
+                for part, t in zip(parts, tensors, strict=True)
             ],
         }
         self._latest.append(payload.numel())
@@ -236,10 +242,13 @@ class WireReceiver:
         self._latest.append(num_bytes)
         self._capacity = wire.next_capacity(self._latest)
         self._post_ahead()
-        tensors = _unpack(payload, header["tensors"], shared=shared)
-        return Message(
-            header["batch"], tensors, header["structure"], header["phase"], header["identity"]
-        )
+        tensors, scalars = _unpack(payload, header["tensors"], shared=shared), header["scalars"]
+        if scalars is True:
+            tensors, scalars = tensors[:-1], tensors[-1]
+        elif scalars is not None:
+            scalars = torch.tensor(scalars, dtype=torch.float64)
+        about = header["structure"], header["phase"], header["identity"], scalars
+        return Message(header["batch"], tensors, *about)
 
     def _read_header(self) -> tuple[dict[str, Any], Tensor]:
         """Return the header, and the payload behind it, which may be empty."""

@@ -24,6 +24,8 @@ class Step:
         met: parameters that the forward of the newest gradient met, by name; the live values on
             a stage without delay.
         optimizer: the user's.
+        norm: of the gradients of all stages, as ``ClipNorm`` defines it; None where no
+            transformation of the chain is a ``ClipNorm``.
         state: what this transformation keeps from update to update, in plain containers; saved
             in checkpoints.
     """
@@ -33,6 +35,7 @@ class Step:
     live: Mapping[str, nn.Parameter]
     met: Mapping[str, Tensor]
     optimizer: torch.optim.Optimizer
+    norm: Tensor | None = None
     state: dict[str, Any] = field(default_factory=dict)
 
 
