@@ -142,18 +142,19 @@ class WireSender:
             tensors = (*tensors, scalars)
         parts = [None if t is None else to_row_major(t.detach()) for t in tensors]
         payload = self._pack([part[0].reshape(-1) for part in parts if part is not None])
-        header = {
+        header: dict[str, Any] = {
             "batch": message.batch_index,
             "phase": message.phase,
             "identity": message.identity,
             "structure": message.structure,
-            "scalars": on_device or (None if scalars is None else scalars.tolist()),
             "bytes": payload.numel(),
             "tensors": [
                 None if t is None or part is None else _describe(*part, wanted=t.requires_grad)
                 for part, t in zip(parts, tensors, strict=True)
             ],
         }
+        if scalars is not None:
+            header["scalars"] = on_device or scalars.tolist()
         self._latest.append(payload.numel())
         if self._capacity == 0 and self._wire.is_small(payload.numel()):
             behind, payload = payload, payload[:0]
@@ -242,7 +243,8 @@ class WireReceiver:
         self._latest.append(num_bytes)
         self._capacity = wire.next_capacity(self._latest)
         self._post_ahead()
-        tensors, scalars = _unpack(payload, header["tensors"], shared=shared), header["scalars"]
+        tensors = _unpack(payload, header["tensors"], shared=shared)
+        scalars = header.get("scalars")
         if scalars is True:
             tensors, scalars = tensors[:-1], tensors[-1]
         elif scalars is not None:
