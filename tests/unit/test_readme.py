@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import delaygrad as dg
 from delaygrad.cli import main as command_line
 from delaygrad.reproduce.catalogue import load_target
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md")}
+PAGES = {**DOCS, "docs/README.md": DOCS["README.md"], "README.md": README}
 
 
 def test_python_example_runs_and_saves_a_model_with_the_unsplit_names(tmp_path, monkeypatch):
@@ -29,39 +32,51 @@ def test_python_example_runs_and_saves_a_model_with_the_unsplit_names(tmp_path, 
     assert list(saved) == list(names["model"].state_dict())
 
 
-@pytest.mark.parametrize(
-    ("page", "least"), [("README.md", 6), ("docs/quickstart.md", 8), ("docs/planning.md", 1)]
-)
-def test_commands_name_flags_that_exist(page, least, capsys):
-    code = re.sub(r"\\\n\s+", "", (ROOT / page).read_text(encoding="utf-8"))
-    known = "train|resume|plan|trace|report|reproduce|bench|download"
-    commands = re.findall(rf"^    (delaygrad (?:{known}).*)$", code, re.MULTILINE)
-    assert len(commands) >= least
-    for command in commands:
-        name, *arguments = shlex.split(command.split("#")[0])[1:]
+def commands_of(page):
+    """The commands in the indented blocks of a page, and those within its sentences."""
+    code = re.sub(r"\\\n\s+", "", re.sub(r"^```.*?^```", "", PAGES[page], flags=re.S | re.M))
+    known = "|".join(command_line.COMMANDS)
+    shown = re.findall(rf"^    .*?\bdelaygrad ((?:{known})\b[^#\n]*)", code, re.MULTILINE)
+    return shown, re.findall(rf"`delaygrad ((?:{known})\b[^`]*)`", code)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_name_flags_that_exist(page, capsys):
+    shown, mentioned = commands_of(page)
+    for command in shown + mentioned:
+        name, *arguments = shlex.split(command)
+        given = arguments if command in shown else []  # a sentence may say --method NAME
         with warnings.catch_warnings(), pytest.raises(SystemExit) as exit_info:
-            command_line.main([name, *arguments, "--help"])
+            command_line.main([name, *given, "--help"])
         assert exit_info.value.code in (0, None)
         help_text = capsys.readouterr().out
         for flag in (argument for argument in arguments if argument.startswith("--")):
             assert flag in help_text, f"{flag} is not a flag of {name}"
 
 
-def test_loop_in_the_docs_trains_and_its_clipping_clips():
-    docs = (ROOT / "docs" / "your-own-loop.md").read_text(encoding="utf-8")
-    loop, _ = re.findall(r"```python\n(.*?)```", docs, re.DOTALL)
-    names: dict = {}
-    exec(loop, names)
-    assert names["pipe"].iteration == 20
-    assert names["outputs"].shape == (32, 3)
-    names["pipe"].close()
-    (example,) = re.findall(r"\n    (pipe = .*clip_norm=1.0\))", docs)
-    exec(example, {**names, "loss_fn": lambda out, _: 100 * out.square().mean()}, names)
-    for inputs, targets in names["batches"]:
-        names["pipe"].step(100 * inputs, targets)
-    for stage in names["stages"]:
-        norm = torch.nn.utils.get_total_norm([p.grad for p in stage.parameters()])
-        assert norm.item() <= 1.001
+def test_commands_are_found():
+    least = {"README.md": 6, "quickstart.md": 8, "multi-host.md": 2, "semantics.md": 1}
+    for page, number in least.items():
+        assert sum(map(len, commands_of(page))) >= number
+
+
+def test_scripts_in_the_docs_exist_with_their_flags():
+    found = [
+        command
+        for text in PAGES.values()
+        for command in re.findall(
+            r"^    (?!#).*?((?:benchmarks|examples|experiments)/.*)$", text, re.M
+        )
+    ]
+    assert len(found) >= 4
+    for command in found:
+        path, *arguments = command.split()
+        if "*" in path or "$" in path or path.endswith("/"):
+            continue
+        source = (ROOT / path).read_text(encoding="utf-8")
+        for flag in (argument for argument in arguments if argument.startswith("--")):
+            names = (flag, flag.removeprefix("--").replace("-", "_"))
+            assert any(name in source for name in names), command
 
 
 def test_target_in_the_docs_plans_the_runs_that_it_names(tmp_path):
