@@ -9,6 +9,7 @@ Example:
 """
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from delaygrad.errors import (
     CheckpointError,
@@ -29,6 +30,9 @@ from delaygrad.partition import check, merge, split
 from delaygrad.planning import plan
 from delaygrad.runtime import DistributedPipeline, LocalPipeline, gather, saved_cuts
 
+if TYPE_CHECKING:
+    from delaygrad.runtime.torch_schedule import ScheduleDDG
+
 __version__ = version("delaygrad")
 
 __all__ = [
@@ -48,6 +52,7 @@ __all__ = [
     "Method",
     "NonFiniteLossError",
     "PartitionError",
+    "ScheduleDDG",
     "ScheduleError",
     "StageError",
     "StashError",
@@ -60,3 +65,12 @@ __all__ = [
     "saved_cuts",
     "split",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch's pipelining, which takes a second, only where it is used."""
+    if name == "ScheduleDDG":
+        from delaygrad.runtime.torch_schedule import ScheduleDDG
+
+        return ScheduleDDG
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -196,15 +196,19 @@ class DistributedPipeline(Pipeline):
 
     def flush(self) -> None:
         """See ``Pipeline.flush``; also waits until the neighbours have taken everything."""
+        self._announce_flush()
+        super().flush()
+        with self._naming("flush"):
+            self._finish_sending()
+
+    def _announce_flush(self) -> None:
+        """Tell the neighbours that no batch follows before the flush ends."""
         with self._naming("flush"):
             self._check_usable()
             loads = max((inbox.loads for inbox in self._worker.inboxes), default=0)
             for sender in self._senders:  # a neighbour that goes on would wait in vain
                 with suppress(TransportError):  # who has flushed and left does not wait
                     sender.send(Message.of_flush(self._ticks(self.iteration), loads))
-        super().flush()
-        with self._naming("flush"):
-            self._finish_sending()
 
     def state_dict(self) -> dict[str, Any]:
         """See ``Pipeline.state_dict``; also waits until the neighbours have taken everything."""

@@ -29,6 +29,7 @@ class HabitGuard:
         self._parameters: list[nn.Parameter] = []
         self._applied: tuple[nn.Parameter, int, int] | None = None
         self._told = False
+        self._optimizer = optimizer
         self.training = False
         """Whether the pipeline is running: the optimizer may step."""
         if optimizer is None:
@@ -50,6 +51,10 @@ class HabitGuard:
     def begin(self) -> None:
         """Note that the pipeline starts to run."""
         self.training = True
+        if self._optimizer is not None:
+            # Schedulers of torch follow iterations, and warn where no optimizer step came first.
+            # In the fill none does, and that is right.
+            self._optimizer._opt_called = True  # type: ignore[attr-defined]
         applied, self._applied = self._applied, None
         if applied is None:
             return

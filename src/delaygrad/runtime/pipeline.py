@@ -184,6 +184,10 @@ class Pipeline(ABC):
         for worker in self._workers.values():
             worker.clock.begin_iteration(self.iteration)
             worker.offer(self.iteration, inputs, targets, batch_id)
+        return self._iterate()
+
+    def _iterate(self) -> Tensor | None:
+        """Run the iteration of the batch that the workers have; return its loss, as ``step``."""
         first, end = self._ticks(self.iteration), self._ticks(self.iteration + 1)
         phase = self._enter_phase()
         loss = self._run(
@@ -211,6 +215,10 @@ class Pipeline(ABC):
         self._run(
             self._schedule.drain(end, self.num_stages, stages=self._stages, first_batch=phase)
         )
+        self._end_phase()
+
+    def _end_phase(self) -> None:
+        """Note that nothing is in flight any more."""
         self._first_batch = self.iteration
         for worker in self._workers.values():
             worker.stage.partial.forget_applied()
@@ -388,7 +396,7 @@ class Pipeline(ABC):
                     if result is not None:
                         loss = result if loss is None else loss + result
             for worker in self._workers.values():
-                worker.stage.partial.set_aside()
+                worker.stage.rest()
         except BaseException as error:
             self._failure = f"{type(error).__name__}: {error}"
             raise

@@ -129,6 +129,7 @@ class Worker:
         self._schedule = stage.method.schedule
         self._offset = self._schedule.offset(stage.stage_index, stage.num_stages)
         self._inputs: dict[int, Tree] = {}
+        self._beside: dict[int, int] = {}  # inputs of a batch in flight that were not received
         self._targets: dict[int, Any] = {}
         self._shares: dict[int, float] = {}
         self._identities: dict[int, Identity] = {}
@@ -167,6 +168,25 @@ class Worker:
                 self._identities.update(dict.fromkeys(parts, identity_of(batch_id, targets)))
         except DelaygradError as error:
             raise type(error)(f"[{self.place}, iteration {iteration}] {error}") from error
+
+    def offer_parts(
+        self, iteration: int, inputs: list[Tree], targets: list[Any] | None, share: float
+    ) -> None:
+        """Take a batch that is split already.
+
+        Args:
+            inputs: of each micro-batch. Above the first stage they go beside what is received: the
+                module takes the pair.
+            targets: of each, where the stage wants targets.
+            share: of each in the batch's loss.
+        """
+        first = iteration * self._schedule.micro_batches
+        self._inputs.update(
+            enumerate(inputs if self.stage.is_first else map(_copied, inputs), first)
+        )
+        if targets is not None:
+            self._targets.update(enumerate(targets, first))
+            self._shares.update(dict.fromkeys(range(first, first + len(targets)), share))
 
     def _offer(self, iteration: int, inputs: Tree, targets: Any) -> None:
         num_parts = self._schedule.micro_batches
@@ -243,6 +263,7 @@ class Worker:
             "activations": [m.state_dict() for m in _collected(self._activations)],
             "gradients": [m.state_dict() for m in _collected(self._gradients)],
             "inputs": _saved(self._inputs),
+            "beside": {str(batch): number for batch, number in self._beside.items()},
             "targets": _saved(self._targets),
             "shares": {str(batch): share for batch, share in self._shares.items()},
             "identities": {str(batch): known for batch, known in self._identities.items()},
@@ -252,6 +273,7 @@ class Worker:
         """Continue from what ``state_dict`` returned."""
         self.stage.load_state_dict(state)
         self._inputs = _restored(state["inputs"])
+        self._beside = {int(batch): number for batch, number in state.get("beside", {}).items()}
         self._targets = _restored(state["targets"])
         self._shares = {int(batch): share for batch, share in state["shares"].items()}
         self._identities = {int(batch): known for batch, known in state["identities"].items()}
@@ -271,6 +293,10 @@ class Worker:
                 require_same(received.identity, identity)
             inputs, identity = received.activation(), received.identity
             scalars = received.scalars
+            if batch_index in self._inputs:
+                beside = self._inputs.pop(batch_index)
+                self._beside[batch_index] = len(flatten(beside)[0])
+                inputs = (inputs, beside)
         if stage.signals is not None:
             stage.signals.enter(batch_index, scalars)
         with self._measure("forward", Kind.FORWARD, batch_index):
@@ -306,9 +332,8 @@ class Worker:
         if self._below is not None:
             with self._measure("send", Kind.BACKWARD, batch_index) as span:
                 scalars = None if signals is None else signals.downwards()
-                message = Message(
-                    batch_index, tuple(grad_inputs), phase=self.phase, scalars=scalars
-                )
+                tensors = tuple(grad_inputs[: len(grad_inputs) - self._beside.pop(batch_index, 0)])
+                message = Message(batch_index, tensors, phase=self.phase, scalars=scalars)
                 span.num_bytes = message.num_bytes
                 _send(message, self._below, self._activations)
 

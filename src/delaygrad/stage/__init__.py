@@ -1,7 +1,13 @@
 """One stage: its arithmetic, written once, for every runtime."""
 
 from delaygrad.stage.losses import LossWeight
-from delaygrad.stage.network import LossFunction, MakeOptimizer, device_of, require_one_batch
+from delaygrad.stage.network import (
+    LossFunction,
+    MakeOptimizer,
+    by_caller,
+    device_of,
+    require_one_batch,
+)
 from delaygrad.stage.stage import Stage
 
 __all__ = [
@@ -9,6 +15,7 @@ __all__ = [
     "LossWeight",
     "MakeOptimizer",
     "Stage",
+    "by_caller",
     "device_of",
     "require_one_batch",
 ]

@@ -82,10 +82,15 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
+def by_caller(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """In the place of ``make_optimizer``: the caller's own optimizer steps, between two steps."""
+    raise NotImplementedError
+
+
 def make_own_optimizer(
     make_optimizer: MakeOptimizer, parameters: list[nn.Parameter], stage_index: int
 ) -> torch.optim.Optimizer | None:
-    """Return a stage's optimizer; None if it has no parameters.
+    """Return a stage's optimizer; None if it has no parameters, or the caller has the optimizer.
 
     Raises:
         StageError: ``make_optimizer`` is no function, or returns no optimizer, or the optimizer
@@ -97,7 +102,7 @@ def make_own_optimizer(
             f"make_optimizer is no function (given: {_kind(make_optimizer)}), and each stage needs "
             f"an optimizer of its own; {remedy}"
         )
-    if not parameters:
+    if not parameters or make_optimizer is by_caller:
         return None
     optimizer = make_optimizer(list(parameters))
     if not hasattr(optimizer, "param_groups"):

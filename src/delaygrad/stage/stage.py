@@ -21,7 +21,8 @@ stage whose first layer works in place (``nn.ReLU(inplace=True)``). Where a meth
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ from delaygrad.stage.network import (
     LossFunction,
     MakeOptimizer,
     apart_from,
+    by_caller,
     device_of,
     evaluating,
     forget_casts,
@@ -72,7 +74,8 @@ class Stage:
     Args:
         module: takes what the stage below returns, as one argument.
         make_optimizer: called once with the list of the module's parameters; not called for a
-            stage without parameters.
+            stage without parameters. ``by_caller``: an update only completes ``.grad``, and the
+            caller's optimizer steps after ``rest``.
         stage_index: 0..num_stages-1, from the input.
         num_stages: K.
         method: the rule to train by.
@@ -136,6 +139,7 @@ class Stage:
         """Gradients since the last update."""
         self._parameter_list = list(module.parameters())
         self.optimizer = make_own_optimizer(make_optimizer, self._parameter_list, stage_index)
+        self._hands_over = make_optimizer is by_caller
         self.loss = None
         """Of the last stage."""
         if self.is_last:
@@ -289,7 +293,9 @@ class Stage:
 
     def update(self) -> None:
         """Let the optimizer step; waiting graphs keep the parameters they were built on."""
-        if self._local is not None:
+        if self._hands_over:
+            self._unused.look()
+        elif self._local is not None:
             self._local.update()
             forget_casts(self.device)
         else:
@@ -297,6 +303,13 @@ class Stage:
         self.partial.end()
         self.version += 1
         self._clear = False
+
+    def rest(self) -> None:
+        """End an iteration: ``.grad`` holds what was applied, or what the caller shall apply."""
+        self.partial.set_aside()
+        if self._hands_over:
+            self._parameters.before_update()
+            forget_casts(self.device)
 
     def predict(self, inputs: Tree) -> Tree:
         """Compute outputs with the live parameters in evaluation mode; disturbs nothing.
@@ -312,14 +325,19 @@ class Stage:
         """
         tensors, structure = flatten(inputs)
         tensors = [tensor.to(self.device) for tensor in tensors]
-        here = self._random.replaying(self._random.state())
         watch = self._predictions.watching()
-        with torch.no_grad(), evaluating(self.module), here, watch:
+        with self.undisturbed(), evaluating(self.module), watch:
             outputs = self.module(unflatten(structure, tensors))
         if self.is_last:
             return outputs
         tensors, structure = flatten(outputs)
         return unflatten(structure, [dense(tensor.detach()) for tensor in tensors])
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Within the block nothing gets a graph, and random numbers are drawn from a copy."""
+        with torch.no_grad(), self._random.replaying(self._random.state()):
+            yield
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything the stage holds, waiting batches included, in plain containers.
