@@ -1,4 +1,4 @@
-"""Two stages under torch's Schedule1F1B, and the same two stages under delaygrad, timed in turn:
+"""One training step under torch's Schedule1F1B and under ScheduleDDG, timed in turn:
 
 torchrun --nproc-per-node 2 examples/instead_of_1f1b.py
 """
@@ -14,11 +14,6 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 import delaygrad as dg
 
-
-def make_optimizer(parameters):
-    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
-
-
 dist.init_process_group("gloo")
 rank, world_size = dist.get_rank(), dist.get_world_size()
 torch.set_num_threads(1)  # this process's share of the host's cores
@@ -29,48 +24,42 @@ model = nn.Sequential(*blocks, nn.Linear(256, 10))
 cuts = [str(32 * stage_index // world_size) for stage_index in range(1, world_size)]
 module = dg.split(model, world_size, cuts=cuts)[rank]
 
-# torch: four micro-batches, so that the stages overlap; the gradient is backpropagation's.
-stage = PipelineStage(copy.deepcopy(module), rank, world_size, torch.device("cpu"))
-schedule = Schedule1F1B(stage, n_microbatches=4, loss_fn=nn.functional.cross_entropy)
-optimizer = make_optimizer(stage.submod.parameters())
+
+class Trainer:
+    def __init__(self, kind, n_microbatches):
+        self.name = f"{kind.__name__}, n_microbatches={n_microbatches}"
+        self.stage = PipelineStage(copy.deepcopy(module), rank, world_size, torch.device("cpu"))
+        self.schedule = kind(self.stage, n_microbatches, loss_fn=nn.functional.cross_entropy)
+        self.optimizer = torch.optim.SGD(self.stage.submod.parameters(), lr=0.01, momentum=0.9)
+        self.seconds = []
+
+    def step(self):
+        self.optimizer.zero_grad()
+        self.schedule.step(
+            *([inputs] if self.stage.is_first else []),
+            target=targets if self.stage.is_last else None,
+            return_outputs=False,
+        )
+        self.optimizer.step()
+
+    def take_time(self, iterations=15):
+        dist.barrier()
+        start = time.perf_counter()
+        for _ in range(iterations):
+            self.step()
+        self.seconds.append((time.perf_counter() - start) / iterations)
 
 
-def step_1f1b():
-    optimizer.zero_grad()
-    schedule.step(
-        *([inputs] if stage.is_first else []),
-        target=targets if stage.is_last else None,
-        return_outputs=False,
-    )
-    optimizer.step()
-
-
-# delaygrad: whole batches. It calls the optimizer itself, once a stage's delayed gradient is there.
-pipe = dg.DistributedPipeline(module, nn.functional.cross_entropy, make_optimizer)
-
-
-def step_ddg():
-    pipe.step(inputs, targets)
-
-
-def seconds_per_iteration(step, iterations=15):
-    dist.barrier()
-    start = time.perf_counter()
-    for _ in range(iterations):
-        step()
-    return (time.perf_counter() - start) / iterations
-
-
-times = {step_1f1b: [], step_ddg: []}
-for round_index in range(6):
-    for step, seconds in times.items():
-        measured = seconds_per_iteration(step)
-        if round_index:  # the first warms up
-            seconds.append(measured)
-pipe.flush()  # every stage has now used every batch
-pipe.close()
-if rank == 0:
-    torch_ms, ours_ms = (1e3 * statistics.median(seconds) for seconds in times.values())
-    print(f"Schedule1F1B {torch_ms:.1f} ms, delaygrad {ours_ms:.1f} ms per iteration: ", end="")
-    print(f"{torch_ms / ours_ms:.2f} times the throughput")
+trainers = [Trainer(Schedule1F1B, 4), Trainer(dg.ScheduleDDG, 4), Trainer(dg.ScheduleDDG, 1)]
+for _ in range(6):
+    for trainer in trainers:
+        trainer.take_time()
+seconds = [statistics.median(trainer.seconds[1:]) for trainer in trainers]  # the first warms up
+for trainer, own in zip(trainers, seconds, strict=True):
+    if rank == 0:
+        print(f"{trainer.name}: {1e3 * own:.1f} ms, {seconds[0] / own:.2f} times the throughput")
+    if isinstance(trainer.schedule, dg.ScheduleDDG):
+        for _ in trainer.schedule.flush():  # every stage has then used every batch
+            trainer.optimizer.step()
+        trainer.schedule.close()
 dist.destroy_process_group()

@@ -77,7 +77,7 @@ def first_losses(records: list[dict[str, Any]]) -> dict[str, list[float]]:
 def test_everyone_trains_the_same_network_on_the_same_batch(
     workload: str, synchronous: tuple[str, ...]
 ) -> None:
-    names = [*synchronous, "ddg", "ddg-slack1", "ddg-bf16"]
+    names = [*synchronous, "ddg", "ddg-slack1", "scheduleddg-m1", "ddg-bf16"]
     losses = first_losses(run_ranks(contest, 2, args=(workload, names))[0])
     assert losses["bp"][0] > losses["bp"][1] > losses["bp"][2]
     for name in synchronous:  # the same loss after two updates: the same gradients too
@@ -85,6 +85,7 @@ def test_everyone_trains_the_same_network_on_the_same_batch(
     for name in ("ddg", "ddg-slack1"):  # the same parameters before the first update only
         assert losses[name][0] == pytest.approx(losses["bp"][0], abs=ROUNDING), name
         assert losses[name][1] != losses["bp"][1], name
+    assert losses["scheduleddg-m1"] == losses["ddg"]
     assert losses["ddg-bf16"][0] == pytest.approx(losses["bp"][0], rel=1e-3)
 
 

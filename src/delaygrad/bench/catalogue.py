@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from delaygrad.bench.backpropagation import Backpropagation
-from delaygrad.bench.contestant import Entry
+from delaygrad.bench.contestant import Entry, Family
 from delaygrad.bench.data_parallel import DataParallel
 from delaygrad.bench.delayed import Delayed
 from delaygrad.bench.pipelining import SCHEDULES, TorchPipeline
@@ -81,7 +81,8 @@ def entry(name: str) -> Entry:
         schedule, count = SCHEDULES[match[1]], int(match[2])
         start = partial(TorchPipeline, schedule=schedule, num_micro_batches=count)
         title = f"{schedule.title}, {count} micro-batches"
-        return Entry(name, title, "pipeline", start, chunked=schedule.chunks > 1)
+        family: Family = "ddg" if match[1] == "scheduleddg" else "pipeline"
+        return Entry(name, title, family, start, chunked=schedule.chunks > 1)
     first, *options = name.split("-")
     if first == "ddg":
         parsed = [_ddg_option(name, option) for option in options]

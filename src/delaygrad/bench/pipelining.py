@@ -1,4 +1,4 @@
-"""The synchronous schedules of ``torch.distributed.pipelining``, on the same stages as ours."""
+"""The schedules of ``torch.distributed.pipelining`` and ours in their place, on the same stages."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch.distributed import pipelining
 
 from delaygrad.bench.contestant import Contestant, Setting
 from delaygrad.boundary import to_row_major
+from delaygrad.runtime.torch_schedule import ScheduleDDG
 
 
 @dataclass(frozen=True)
 class TorchSchedule:
-    """One of torch's schedules.
+    """A schedule under torch's interface.
 
     Attributes:
         title: its usual name.
@@ -48,11 +49,12 @@ SCHEDULES = {
     "interleaved": TorchSchedule("interleaved 1F1B", pipelining.ScheduleInterleaved1F1B, 2),
     "zb": TorchSchedule("interleaved zero bubble", pipelining.ScheduleInterleavedZeroBubble, 2),
     "zbv": TorchSchedule("zero bubble V", pipelining.ScheduleZBVZeroBubble, 2, folded=True),
+    "scheduleddg": TorchSchedule("ScheduleDDG", ScheduleDDG),
 }
 
 
 class TorchPipeline(Contestant):
-    """One of torch's schedules with a number of micro-batches.
+    """One of the schedules with a number of micro-batches.
 
     The stages are told the shapes at their boundaries (static arguments): otherwise torch runs each
     module once on uninitialised memory to find them out, which leaves BatchNorm statistics
@@ -84,6 +86,8 @@ class TorchPipeline(Contestant):
         self._arguments = (self._inputs,) if any(stage.is_first for stage in stages) else ()
         self._holds_last = any(stage.is_last for stage in stages)
         self._losses: list[Tensor] = []
+        if isinstance(self._schedule, ScheduleDDG):
+            self.fill = setting.num_stages - 1
 
     def step(self) -> None:
         self._optimizer.zero_grad()
@@ -94,6 +98,11 @@ class TorchPipeline(Contestant):
             return_outputs=False,
         )
         self._optimizer.step()
+
+    def finish(self) -> None:
+        if isinstance(self._schedule, ScheduleDDG):
+            for _ in self._schedule.flush():
+                self._optimizer.step()
 
     def loss(self) -> float | None:
         if not self._losses:

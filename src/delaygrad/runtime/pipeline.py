@@ -184,22 +184,21 @@ class Pipeline(ABC):
         for worker in self._workers.values():
             worker.clock.begin_iteration(self.iteration)
             worker.offer(self.iteration, inputs, targets, batch_id)
-        return self._iterate()
-
-    def _iterate(self) -> Tensor | None:
-        """Run the iteration of the batch that the workers have; return its loss, as ``step``."""
-        first, end = self._ticks(self.iteration), self._ticks(self.iteration + 1)
-        phase = self._enter_phase()
-        loss = self._run(
-            action
-            for tick in range(first, end)
-            for action in self._schedule.actions(
-                tick, self.num_stages, stages=self._stages, first_batch=phase
-            )
-        )
+        loss = self._run(self._actions())
         self.iteration += 1
         self._failure = None
         return loss
+
+    def _actions(self) -> list[Action]:
+        """List the actions of the next iteration."""
+        phase = self._enter_phase()
+        return [
+            action
+            for tick in range(self._ticks(self.iteration), self._ticks(self.iteration + 1))
+            for action in self._schedule.actions(
+                tick, self.num_stages, stages=self._stages, first_batch=phase
+            )
+        ]
 
     def flush(self) -> None:
         """Run the outstanding backward passes: every stage has then used every batch exactly once.

@@ -292,7 +292,9 @@ class _Engine(DistributedPipeline):
         left = [(p, p.grad) for p in self.stage.parameters() if p.grad is not None]
         for parameter, _ in left:
             parameter.grad = None
-        self._iterate()
+        self._run(self._actions())
+        self.iteration += 1
+        self._failure = None
         for parameter, gradient in left:
             parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
 
