@@ -3,41 +3,25 @@
 K stages run in K processes, a thread each, past the fill; what is measured, and how:
 ``delaygrad.bench.memory``.
 
-Run: python benchmarks/memory/bench.py --output benchmarks/memory/results.json
+Run: python -m benchmarks.memory.bench --output benchmarks/memory/results.json
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 from torch import Tensor, nn
 
 import delaygrad as dg
+from benchmarks.alternating import write
 from delaygrad.bench.memory import MemoryCase, balanced_cuts, measure_peaks, predict_peaks
 from delaygrad.models import gpt, resnet
 from delaygrad.training.evaluation import cross_entropy
-from delaygrad.training.run_folder import environment
-
-
-@dataclass(frozen=True)
-class Case:
-    """A workload, its stages and a method."""
-
-    workload: str
-    num_stages: int
-    method: dg.DDG
-
-    @property
-    def name(self) -> str:
-        return f"{self.workload}, K={self.num_stages}, {self.method!r}"
-
 
 BF16 = torch.bfloat16
 METHODS = [
@@ -48,9 +32,9 @@ METHODS = [
     dg.DDG(stash_dtype=BF16),
 ]
 CASES = [
-    *(Case("resnet56 b64", 2, method) for method in METHODS[:1]),
-    *(Case("resnet56 b64", 4, method) for method in METHODS),
-    *(Case("gpt 8x128", 4, method) for method in METHODS),
+    ("resnet56 b64", 2, METHODS[0]),
+    *(("resnet56 b64", 4, method) for method in METHODS),
+    *(("gpt 8x128", 4, method) for method in METHODS),
 ]
 
 
@@ -65,17 +49,17 @@ def network(workload: str) -> tuple[nn.Sequential, Tensor, Tensor]:
     return model, tokens, torch.randint(64, (8, 128))
 
 
-def run(case: Case) -> dict[str, Any]:
-    memory_case = MemoryCase(
-        make=partial(network, case.workload),
+def run(named: tuple[str, int, dg.Method]) -> dict[str, Any]:
+    workload, num_stages, method = named
+    case = MemoryCase(
+        make=partial(network, workload),
         loss_fn=cross_entropy,
-        num_stages=case.num_stages,
-        method=case.method,
+        num_stages=num_stages,
+        method=method,
         resident=True,
     )
-    cuts = balanced_cuts(memory_case)
-    measured = measure_peaks(memory_case, cuts)
-    predicted = predict_peaks(memory_case, cuts)
+    cuts = balanced_cuts(case)
+    measured, predicted = measure_peaks(case, cuts), predict_peaks(case, cuts)
     stages = [
         {
             "predicted_mib": mib(memory.total_bytes),
@@ -86,26 +70,19 @@ def run(case: Case) -> dict[str, Any]:
         }
         for k, memory in enumerate(predicted)
     ]
-    return {"case": case.name, "cuts": cuts, "stages": stages}
+    return {"case": f"{workload}, K={num_stages}, {method!r}", "cuts": cuts, "stages": stages}
 
 
 def mib(num_bytes: int) -> float:
     return round(num_bytes / 2**20, 1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
-    output = parser.parse_args().output
+def main(output: Path) -> None:
+    """Measure all cases, with one thread."""
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    results = []
-    for case in CASES:
-        results.append(run(case))
-        print(json.dumps(results[-1]), flush=True)
-    report = {"environment": environment(), "results": results}
-    output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write(output, results=[run(case) for case in CASES])
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -5,34 +5,38 @@ then train with those cuts in two processes of one thread each, and time it. The
 machine corrects for what two processes lose side by side; that for devices of their own is kept
 beside it.
 
-Run: python benchmarks/plan_accuracy/bench.py --output benchmarks/plan_accuracy/results.json
+Run: python -m benchmarks.plan_accuracy.bench --output benchmarks/plan_accuracy/results.json
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+import tyro
 from torch import Tensor, nn
 
 import delaygrad as dg
+from benchmarks.alternating import write
 from delaygrad.launch import Launch, joined, keep_freed_memory, run_workers
 from delaygrad.models import gpt, resnet
-from delaygrad.training.run_folder import environment
 
 STAGES = 2
 TURNS = 5  # of so many iterations each; the median counts
-WORKLOADS = {"resnet56, batch 32": 24, "resnet110, batch 128": 6, "gpt 25M, 8 x 128": 6}
+Workload = Literal["resnet56, batch 32", "resnet110, batch 128", "gpt 25M, 8 x 128"]
+WORKLOADS: dict[Workload, int] = {
+    "resnet56, batch 32": 24,
+    "resnet110, batch 128": 6,
+    "gpt 25M, 8 x 128": 6,
+}
 LAUNCH = Launch(num_workers=STAGES, threads=1)
 
 
-def network(workload: str) -> nn.Sequential:
+def network(workload: Workload) -> nn.Sequential:
     torch.manual_seed(0)
     if workload.startswith("gpt"):  # 25.3 million parameters
         return gpt(vocabulary_size=65, context_length=128, width=512, num_layers=8, num_heads=8)
@@ -40,7 +44,7 @@ def network(workload: str) -> nn.Sequential:
     return resnet(depth, num_classes=10).to(memory_format=torch.channels_last)
 
 
-def batch(workload: str) -> tuple[Tensor, Tensor]:
+def batch(workload: Workload) -> tuple[Tensor, Tensor]:
     torch.manual_seed(1)
     if workload.startswith("gpt"):
         text = torch.randint(65, (8, 129))
@@ -58,7 +62,7 @@ def make_sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.001, momentum=0.9, weight_decay=5e-4)
 
 
-def predict(workload: str) -> dict[str, Any]:
+def predict(workload: Workload) -> dict[str, Any]:
     model, (inputs, targets) = network(workload), batch(workload)
     start = time.perf_counter()
     plan = dg.plan(
@@ -85,7 +89,7 @@ def predict(workload: str) -> dict[str, Any]:
     }
 
 
-def train(workload: str, cuts: list[str]) -> dict[str, Any]:
+def train(workload: Workload, cuts: list[str]) -> dict[str, Any]:
     """What each rank does: time turns of iterations in steady state."""
     with joined(LAUNCH, torch.device("cpu")) as rank:
         stage = dg.split(network(workload), STAGES, cuts=cuts)[rank]
@@ -106,7 +110,7 @@ def train(workload: str, cuts: list[str]) -> dict[str, Any]:
     return {"iteration_s": statistics.median(times), "busy_s": busy}
 
 
-def compare(workload: str, rounds: int) -> dict[str, Any]:
+def compare(workload: Workload, rounds: int) -> dict[str, Any]:
     found = []
     for _ in range(rounds):
         prediction = predict(workload)
@@ -120,12 +124,6 @@ def compare(workload: str, rounds: int) -> dict[str, Any]:
                 "predicted_over_measured": prediction["here_s"] / measured_s,
             }
         )
-        print(
-            f"{workload}: cuts {prediction['cuts']}, predicted {1e3 * prediction['here_s']:.1f} ms "
-            f"(own devices {1e3 * prediction['own_devices_s']:.1f}, slowdown "
-            f"{prediction['slowdown']:.3f}), measured {1e3 * measured_s:.1f} ms",
-            flush=True,
-        )
     ratios = [one["predicted_over_measured"] for one in found]
     return {
         "workload": workload,
@@ -138,18 +136,12 @@ def compare(workload: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
-    given = parser.parse_args()
+def main(output: Path, rounds: int = 3, workloads: tuple[Workload, ...] = tuple(WORKLOADS)) -> None:
+    """Predict and measure every workload."""
     torch.set_num_threads(1)
     keep_freed_memory()  # as `delaygrad plan` does, and every rank that trains
-    results = [compare(workload, given.rounds) for workload in given.workloads]
-    report = {"environment": environment(), "results": results}
-    given.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write(output, results=[compare(workload, rounds) for workload in workloads])
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -3,30 +3,29 @@
 The same pipeline trains on and on. Each round has two halves, one with a trace and one without, in
 changing order. Beside that, what one event costs is timed on its own. Run:
 
-    python benchmarks/trace_cost/bench.py --output benchmarks/trace_cost/results.json
+    python -m benchmarks.trace_cost.bench --output benchmarks/trace_cost/results.json
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 from torch import nn
 
 import delaygrad as dg
+from benchmarks.alternating import alternate, seconds, write
 from delaygrad.launch import Launch, joined, run_workers
 from delaygrad.models import mlp, resnet
 from delaygrad.partition import cuts_of
 from delaygrad.records import StageClock
 from delaygrad.runtime import Pipeline
 from delaygrad.runtime.exchange import broadcast
-from delaygrad.training.run_folder import environment
 
 HALF_S = {1: 0.25, 2: 1.0}  # of a round, by the number of stages
 
@@ -40,38 +39,26 @@ def batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return inputs, torch.randint(10, (size,))
 
 
-def seconds(pipeline: Pipeline, data: Any, iterations: int, *, traced: bool) -> float:
-    """Seconds per iteration; one more comes before them, so that both halves begin alike."""
-    pipeline.step(*data)
+def train(pipeline: Pipeline, data: Any, iterations: int, *, traced: bool = False) -> None:
+    """Train on one batch."""
     if traced:
         pipeline.start_trace(iterations)
-    start = time.perf_counter()
     for _ in range(iterations):
         pipeline.step(*data)
-    return (time.perf_counter() - start) / iterations
 
 
 def contest(
     name: str, pipeline: Pipeline, data: Any, iterations: int, rounds: int
 ) -> dict[str, Any]:
-    times: dict[bool, list[float]] = {False: [], True: []}
-    for traced in (False, True):  # warm up
-        seconds(pipeline, data, iterations, traced=traced)
-    for index in range(rounds):
-        for traced in (False, True) if index % 2 == 0 else (True, False):
-            times[traced].append(seconds(pipeline, data, iterations, traced=traced))
-    ratios = [on / off for off, on in zip(times[False], times[True], strict=True)]
-    events = sum(len(stage.events) for stage in pipeline.stage_traces())
-    return {
-        "workload": name,
-        "untraced_ms": round(1e3 * statistics.median(times[False]), 4),
-        "traced_ms": round(1e3 * statistics.median(times[True]), 4),
-        "ratio": round(statistics.median(ratios), 4),
-        "ratio_quartiles": [round(q, 4) for q in statistics.quantiles(ratios, n=4)[::2]],
-        "events_per_iteration": round(events / iterations, 2),
-        "rounds": rounds,
-        "iterations_per_round": iterations,
+    ways = {
+        "untraced": partial(train, pipeline, data),
+        "traced": partial(train, pipeline, data, traced=True),
     }
+    for work in ways.values():  # warm up
+        work(iterations)
+    found = alternate(ways, rounds=rounds, iterations=iterations)
+    events = sum(len(stage.events) for stage in pipeline.stage_traces())
+    return {"workload": name, **found, "events_per_iteration": round(events / iterations, 2)}
 
 
 def event_us(count: int = 20_000) -> dict[str, float]:
@@ -98,7 +85,7 @@ def measure_mlp(rounds: int) -> dict[str, Any]:
     model = mlp(sample_shape=(3, 32, 32), num_classes=10)
     pipeline = dg.LocalPipeline([model], nn.functional.cross_entropy, make_sgd, method=dg.DDG())
     data = batch(32)
-    iterations = max(1, round(HALF_S[1] / seconds(pipeline, data, 50, traced=False)))
+    iterations = max(1, round(HALF_S[1] / seconds(partial(train, pipeline, data), 50)))
     return contest("mlp 3072-128-128-128-10, batch 32, K=1", pipeline, data, iterations, rounds)
 
 
@@ -115,7 +102,7 @@ def resnet_worker(launch: Launch, rounds: int) -> dict[str, Any]:
         cuts = broadcast(cuts)
         stage = dg.split(network(), 2, cuts=cuts)[rank]
         pipeline = dg.DistributedPipeline(stage, nn.functional.cross_entropy, make_sgd)
-        iterations = max(1, round(HALF_S[2] / seconds(pipeline, data, 5, traced=False)))
+        iterations = max(1, round(HALF_S[2] / seconds(partial(train, pipeline, data), 5)))
         iterations = broadcast(iterations)  # all take the same steps
         name = "resnet20, batch 32, K=2"
         result = contest(name, pipeline, data, iterations, rounds)
@@ -123,27 +110,14 @@ def resnet_worker(launch: Launch, rounds: int) -> dict[str, Any]:
     return {**result, "cuts": cuts}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=41)
-    options = parser.parse_args()
+def main(output: Path, rounds: int = 41) -> None:
+    """Measure one stage in this process, and two stages in two processes."""
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     launch = Launch(num_workers=2)
-    results = [
-        measure_mlp(options.rounds),
-        run_workers(resnet_worker, launch, launch, options.rounds)[0],
-    ]
-    report = {
-        "threads": 1,
-        "environment": environment(),
-        "event_us": event_us(),
-        "results": results,
-    }
-    print(json.dumps(report, indent=2))
-    options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    found = [measure_mlp(rounds), run_workers(resnet_worker, launch, launch, rounds)[0]]
+    write(output, threads=1, event_us=event_us(), results=found)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

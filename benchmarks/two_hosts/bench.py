@@ -15,7 +15,6 @@ Run: python benchmarks/two_hosts/bench.py --output-dir benchmarks/two_hosts/resu
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import signal
@@ -24,7 +23,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+import tyro
 
 # Name, also tc's -> in words, and a bucket that holds what comes in a tick of the kernel's timer.
 LINKS = {"1gbit": ("1 Gbit/s", "1mb"), "100mbit": ("100 Mbit/s", "128kb")}
@@ -38,6 +41,19 @@ HOSTS = tuple(f"delaygrad-bench-{os.getpid()}-{index}" for index in range(2))
 CABLE = tuple(f"db{os.getpid()}-{index}" for index in range(2))
 ADDRESSES = ("10.214.0.1", "10.214.0.2")
 PORT = 29450
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to run, and where the results go."""
+
+    output_dir: Path
+    workload: str = "gpt25m"
+    links: tuple[Literal["1gbit", "100mbit"], ...] = ("1gbit", "100mbit")
+    contestants: tuple[str, ...] = CONTESTANTS
+    rounds: int = 5
+    turn_s: float = 20.0
+    smoke: bool = False
 
 
 def obstacle() -> str | None:
@@ -93,12 +109,12 @@ def start(host: int, arguments: list[str]) -> subprocess.Popen[bytes]:
     )
 
 
-def contest(link: str, options: argparse.Namespace) -> int:
+def contest(link: str, options: Options) -> int:
     """Run one contest; return its exit status."""
     arguments = [
         "--workload", options.workload, "--stages", "2", "--link", f"{LINKS[link][0]}, two hosts",
         "--rounds", str(options.rounds), "--turn-s", str(options.turn_s),
-        "--contestants", *(options.contestants or CONTESTANTS),
+        "--contestants", *options.contestants,
         *(["--smoke"] if options.smoke else []),
     ]  # fmt: skip
     stem = options.output_dir / f"{options.workload}-{link}"
@@ -129,16 +145,7 @@ def end(rank: subprocess.Popen[bytes]) -> None:
             rank.wait()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--workload", default="gpt25m")
-    parser.add_argument("--links", nargs="+", choices=LINKS, default=list(LINKS))
-    parser.add_argument("--contestants", nargs="+")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--turn-s", type=float, default=20.0)
-    parser.add_argument("--smoke", action="store_true")
-    options = parser.parse_args()
+def main(options: Options) -> None:
     if (reason := obstacle()) is not None:
         print(f"skipped: {reason}")
         return
@@ -155,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Options, description=__doc__))

@@ -7,21 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from delaygrad.records.spread import quartiles
+
 BASELINE = "bp"
-
-
-def spread(values: Sequence[float], digits: int) -> dict[str, Any]:
-    """Give the median and the quartiles.
-
-    Example:
-        >>> spread([1.0, 2.0, 3.0, 4.0, 5.0], digits=1)
-        {'median': 3.0, 'quartiles': [2.0, 4.0]}
-    """
-    low, middle, high = np.quantile(np.asarray(values), [0.25, 0.5, 0.75])
-    return {
-        "median": round(float(middle), digits),
-        "quartiles": [round(float(low), digits), round(float(high), digits)],
-    }
 
 
 def throughput_ratios(baseline_s: Sequence[float], own_s: Sequence[float]) -> dict[str, Any]:
@@ -35,7 +23,7 @@ def throughput_ratios(baseline_s: Sequence[float], own_s: Sequence[float]) -> di
         >>> throughput_ratios([2.0, 2.0, 4.0], [1.0, 1.0, 1.0])["median"]
         2.0
     """
-    return spread([one / two for one, two in zip(baseline_s, own_s, strict=True)], digits=3)
+    return quartiles([one / two for one, two in zip(baseline_s, own_s, strict=True)], digits=3)
 
 
 def evaluate(contestants: list[dict[str, Any]]) -> dict[str, Any]:
@@ -60,7 +48,7 @@ def evaluate(contestants: list[dict[str, Any]]) -> dict[str, Any]:
     for contestant in contestants:
         if (own := times.get(contestant["name"])) is None:
             continue
-        contestant["iteration"] = spread(own, digits=6)
+        contestant["iteration"] = quartiles(own, digits=6)
         contestant["throughput_against"] = {
             role: throughput_ratios(times[name], own)
             for role, name in against.items()

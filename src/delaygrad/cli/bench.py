@@ -15,6 +15,7 @@ from rich.table import Table
 
 from delaygrad.bench import ContestConfig, run_contest
 from delaygrad.errors import ConfigError
+from delaygrad.records.spread import quartiles_text
 from delaygrad.results import write_png
 from delaygrad.results.bars import contest_panel
 from delaygrad.training.run_folder import environment, write_json
@@ -104,7 +105,7 @@ def print_contest(results: dict[str, Any]) -> None:
             continue
         ratios = (contestant["throughput_against"][role] for role in compared)
         milliseconds = f"{1e3 * contestant['iteration']['median']:.1f}"
-        table.add_row(contestant["title"], milliseconds, *map(_with_quartiles, ratios))
+        table.add_row(contestant["title"], milliseconds, *map(quartiles_text, ratios))
     console.print(table)
     for contestant in results["contestants"]:
         if "does_not_run" in contestant:
@@ -113,11 +114,6 @@ def print_contest(results: dict[str, Any]) -> None:
     _print_stages(results, console)
     if results["smoke"]:
         console.print("a smoke test: these figures say nothing about speed")
-
-
-def _with_quartiles(ratio: dict[str, Any]) -> str:
-    low, high = ratio["quartiles"]
-    return f"{ratio['median']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _print_stages(results: dict[str, Any], console: Console) -> None:

@@ -18,7 +18,7 @@ __all__ = ["CIFAR10", "CIFAR100", "CifarArchive", "CifarFile", "CifarLayout", "C
 
 @dataclass(frozen=True, kw_only=True)
 class CifarFile:
-    """One file of a layout; ``md5`` of its decompressed content, None where none is published."""
+    """One file of a layout; ``md5`` of its content, None where none is published."""
 
     name: str
     num_records: int

@@ -13,16 +13,16 @@ _ADDRESS = "https://www.cs.toronto.edu/~kriz/"
 
 
 def download(name: str, data_dir: Path) -> Path:
-    """Fetch the official archive into a folder, for ``load`` to find.
+    """Fetch the official archive into a folder and unpack it there, for ``load`` to find.
 
-    ``load`` never downloads. A correct archive that is already there is kept. A download is checked
-    against the archive's md5 before it gets its name.
+    ``load`` never downloads. A correct archive that is already there is unpacked. An archive is
+    checked against its md5 before that.
 
     Args:
         name: "cifar10" or "cifar100".
         data_dir: the folder; made if missing.
     Returns:
-        The archive, in its binary version.
+        The folder of the unpacked files, in their binary version.
     Raises:
         DataError: nothing to download under this name, no connection, or a wrong checksum.
     References:
@@ -33,20 +33,19 @@ def download(name: str, data_dir: Path) -> Path:
         raise DataError(f"nothing to download (name: {name!r}); use {' or '.join(specs)}")
     import pooch  # the library alone does not install it
 
-    archive = specs[name].binary.archive
+    layout = specs[name].binary
+    archive = layout.archive
     try:
-        path = pooch.retrieve(
+        pooch.retrieve(
             url=_ADDRESS + archive.name,
             known_hash=f"md5:{archive.md5}",
             fname=archive.name,
             path=data_dir,
+            processor=pooch.Untar(extract_dir="."),
         )
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # requests' errors are OSErrors, a wrong md5 a ValueError
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError: wrong md5
         raise DataError(
             f"download failed ({_ADDRESS}{archive.name}: {error}); try again, or put the archive "
             f"into {data_dir} yourself"
         ) from error
-    return Path(path)
+    return data_dir / layout.folder

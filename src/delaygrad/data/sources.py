@@ -28,8 +28,8 @@ def load(
 
     Args:
         name: "digits" (bundled), "cifar10", "cifar100" (fine labels) or "text".
-        data_dir: where the files lie. CIFAR: a folder with any of the official versions, binary
-            (plain or .xz) or Python, unpacked or as an archive. Text: the file, or a folder with
+        data_dir: where the files lie. CIFAR: a folder with the unpacked files of an
+            official version, binary or Python. Text: the file, or a folder with
             ``input.txt``. Digits take none.
         holdout: training samples set aside as the validation split, the same samples in every run.
         augment: let the training split augment where its ``inputs`` is given an rng. Only CIFAR

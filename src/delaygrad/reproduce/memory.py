@@ -22,12 +22,12 @@ from delaygrad.bench.memory import (
 )
 from delaygrad.errors import ConfigError
 from delaygrad.plain_values import unknown
+from delaygrad.records.spread import MISSING
 from delaygrad.reproduce.measured import MeasuredTarget, Measurement
 from delaygrad.reproduce.target import Findings, Row, Scale, text_table
 from delaygrad.results.bars import Bar, bar_panel
 from delaygrad.results.figure import colour
 from delaygrad.results.group import method_title
-from delaygrad.results.spread import MISSING
 from delaygrad.training import TrainConfig
 from delaygrad.training.evaluation import cross_entropy
 

@@ -16,12 +16,12 @@ from delaygrad.bench.workload import load_workload
 from delaygrad.errors import ConfigError
 from delaygrad.partition.measured_cuts import measured_cuts
 from delaygrad.partition.measurement import measuring
+from delaygrad.records.spread import MISSING, quartiles_text
 from delaygrad.reproduce.measured import MeasuredTarget, Measurement
 from delaygrad.reproduce.target import Findings, Published, Row, Scale, Sources, text_table
 from delaygrad.results.bars import Bar, bar_panel, share_panel
 from delaygrad.results.figure import Panel, colour
 from delaygrad.results.group import BASELINE
-from delaygrad.results.spread import MISSING
 
 _HEADINGS = (
     "workload", "stages", "K", "method", "speed-up (quartiles)", "ms per iteration", "ms of BP",
@@ -216,11 +216,10 @@ def _cells(row: Row, published: Sequence[Published], sources: Sources) -> list[s
     quoted = sources.quote([n for n in own if n.problem in ("", row["workload"])])
     if "does_not_run" in row:
         return [*names, row["does_not_run"], *[MISSING] * 4, quoted]
-    low, high = row["speedup"]["quartiles"]
     share, rule = row["communication_share"], row["paper_rule"]
     return [
         *names,
-        f"{row['speedup']['median']:.2f} ({low:.2f} to {high:.2f})",
+        quartiles_text(row["speedup"]),
         f"{1e3 * row['iteration_s']:.1f}",
         f"{1e3 * row['baseline_s']:.1f}",
         MISSING if rule is None else f"{rule:.2f}",

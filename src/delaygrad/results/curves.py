@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from delaygrad.records.spread import plural, spread_of, time_unit
 from delaygrad.results.figure import Panel
 from delaygrad.results.group import BASELINE, RunGroup
 from delaygrad.results.lines import Line, line_panel
 from delaygrad.results.run import Run, number
-from delaygrad.results.spread import plural, spread_of, time_unit
 
 _LONG = 4  # epochs; runs at least as long have one training loss per epoch
 _MOST_POINTS = 300  # of a line; more records are averaged, several in a row

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from delaygrad.records.spread import Spread, spread_json, spread_of
 from delaygrad.results.run import Run
-from delaygrad.results.spread import Spread, spread_json, spread_of
 from delaygrad.training.config import TrainConfig
 
 BASELINE = "bp"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from delaygrad.errors import ConfigError
+from delaygrad.records.spread import plural, signed, spread_text
 from delaygrad.results.chrome_trace import write_chrome_trace
 from delaygrad.results.curves import (
     TimeAxis,
@@ -23,7 +24,6 @@ from delaygrad.results.figure import write_png
 from delaygrad.results.group import RunGroup, by_recipe, group_runs
 from delaygrad.results.page import Block, Figure, Page, Prose, Section, write_page
 from delaygrad.results.run import Run, read_run, read_runs
-from delaygrad.results.spread import plural, signed, spread_text
 from delaygrad.results.tables import (
     accuracy_section,
     compare,

@@ -7,12 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from delaygrad.records import ACTIVITIES
-from delaygrad.results.bars import accuracy_panel, share_panel
-from delaygrad.results.curves import DIRECTIONS
-from delaygrad.results.group import RunGroup, by_recipe
-from delaygrad.results.page import Block, Cell, Column, Facts, Figure, Prose, Row, Section, Table
-from delaygrad.results.run import Run, number
-from delaygrad.results.spread import (
+from delaygrad.records.spread import (
     MISSING,
     Spread,
     number_text,
@@ -20,6 +15,11 @@ from delaygrad.results.spread import (
     spread_of,
     spread_text,
 )
+from delaygrad.results.bars import accuracy_panel, share_panel
+from delaygrad.results.curves import DIRECTIONS
+from delaygrad.results.group import RunGroup, by_recipe
+from delaygrad.results.page import Block, Cell, Column, Facts, Figure, Prose, Row, Section, Table
+from delaygrad.results.run import Run, number
 
 _PLACES = ("run_dir", "data_dir")  # on the machine that trained; of no use elsewhere
 

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from delaygrad.records.spread import MISSING, Spread, spread_json, spread_of, spread_text, time_unit
 from delaygrad.results.curves import Measure
 from delaygrad.results.group import BASELINE, RunGroup
 from delaygrad.results.page import Column, Table
 from delaygrad.results.run import Run
-from delaygrad.results.spread import MISSING, Spread, spread_json, spread_of, spread_text, time_unit
 
 _WORTH = 1.05  # less is not worth another arithmetic
 

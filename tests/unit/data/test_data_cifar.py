@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import lzma
 import os
 import pickle
-import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -50,26 +47,8 @@ def small(official: CifarSpec, python2_batch: Callable[..., bytes]) -> tuple[Cif
             contents[file.name] = content
             digest = md5(content) if file.md5 else None
             files.append(replace(file, num_records=records, md5=digest))
-        archive = packed({f"{layout.folder}/{file.name}": contents[file.name] for file in files})
-        contents[layout.archive.name] = archive
-        layouts[version] = replace(
-            layout,
-            train=tuple(files[:-1]),
-            test=files[-1],
-            archive=replace(layout.archive, md5=md5(archive)),
-        )
+        layouts[version] = replace(layout, train=tuple(files[:-1]), test=files[-1])
     return replace(official, **layouts), contents
-
-
-def packed(members: Contents) -> bytes:
-    """An archive, its members in reverse order: the order must not matter."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name in sorted(members, reverse=True):
-            info = tarfile.TarInfo(name)
-            info.size = len(members[name])
-            archive.addfile(info, io.BytesIO(members[name]))
-    return buffer.getvalue()
 
 
 def write(folder: Path, layout: CifarLayout, contents: Contents) -> None:
@@ -111,30 +90,6 @@ def test_unpacked_files_are_read(
     check(spec, tmp_path)
 
 
-@SPECS
-@VERSIONS
-def test_archive_is_read_and_nothing_is_written(
-    tmp_path: Path, python2_batch: Callable[..., bytes], official: CifarSpec, version: str
-) -> None:
-    spec, contents = small(official, python2_batch)
-    archive = getattr(spec, version).archive.name
-    (tmp_path / archive).write_bytes(contents[archive])
-    check(spec, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [archive]
-
-
-@SPECS
-def test_compressed_files_are_read_beside_plain_ones(
-    tmp_path: Path, python2_batch: Callable[..., bytes], official: CifarSpec
-) -> None:
-    spec, contents = small(official, python2_batch)
-    write(tmp_path, spec.binary, contents)
-    test_file = tmp_path / spec.binary.test.name
-    test_file.with_name(f"{test_file.name}.xz").write_bytes(lzma.compress(test_file.read_bytes()))
-    test_file.unlink()
-    check(spec, tmp_path)
-
-
 @pytest.fixture
 def cifar10(
     tmp_path: Path, python2_batch: Callable[..., bytes]
@@ -144,12 +99,12 @@ def cifar10(
     return spec, tmp_path, contents
 
 
-def test_complete_archive_makes_up_for_incomplete_files(
+def test_complete_files_of_the_other_version_make_up_for_missing_ones(
     cifar10: tuple[CifarSpec, Path, Contents],
 ) -> None:
     spec, folder, contents = cifar10
     (folder / "data_batch_3.bin").unlink()
-    (folder / spec.python.archive.name).write_bytes(contents[spec.python.archive.name])
+    write(folder / spec.python.folder, spec.python, contents)
     check(spec, folder)
 
 
@@ -206,42 +161,6 @@ def test_real_tables_hold_an_md5_for_every_file_but_two() -> None:
     for layout in layouts:
         assert sum(file.num_records for file in layout.train) == 50_000
         assert layout.test.num_records == 10_000
-
-
-def test_wrong_archive_is_not_even_opened(
-    tmp_path: Path, python2_batch: Callable[..., bytes]
-) -> None:
-    spec, contents = small(CIFAR10, python2_batch)
-    (tmp_path / spec.binary.archive.name).write_bytes(b"something else")
-    with pytest.raises(DataError, match=r"binary.tar.gz: expected md5 \w+, found \w+\)"):
-        read_cifar(spec, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"no archive at all", "cannot read"),
-        (packed({"elsewhere/train.bin": b""}), "not in the archive .*cifar-100-binary/train.bin"),
-    ],
-    ids=["not an archive", "without the files"],
-)
-def test_archive_with_the_right_md5_but_unusable_is_refused(
-    tmp_path: Path, content: bytes, message: str
-) -> None:
-    archive = replace(CIFAR100.binary.archive, md5=md5(content))
-    (tmp_path / archive.name).write_bytes(content)
-    spec = replace(CIFAR100, binary=replace(CIFAR100.binary, archive=archive))
-    with pytest.raises(DataError, match=message):
-        read_cifar(spec, tmp_path)
-
-
-def test_broken_compression_is_refused(cifar10: tuple[CifarSpec, Path, Contents]) -> None:
-    spec, folder, contents = cifar10
-    (folder / "test_batch.bin").unlink()
-    compressed = lzma.compress(contents["test_batch.bin"])
-    (folder / "test_batch.bin.xz").write_bytes(compressed[:100])
-    with pytest.raises(DataError, match=r"cannot read \(.*test_batch.bin.xz: "):
-        read_cifar(spec, folder)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_methods_count_with_their_best_recipe_and_pipelines_with_the_samples_of_
 
 
 def alone(name: str, kind: str, sample_s: float | None, samples: float = 100.0) -> TimeToLoss:
-    from delaygrad.results.spread import spread_of
+    from delaygrad.records.spread import spread_of
 
     return TimeToLoss(
         name=name, recipe="", kind=kind, reached=1, runs=1, samples=spread_of([samples]),

@@ -1,12 +1,18 @@
-"""What several runs measured: mean, sample standard deviation, and the texts of tables."""
+"""What several measurements show together, and the texts of tables.
+
+Runs with several seeds: mean and sample standard deviation. Times, which have outliers: median and
+quartiles.
+"""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 MISSING = "–"
 
@@ -38,6 +44,31 @@ def spread_of(values: Iterable[float | None]) -> Spread | None:
         return None
     sd = statistics.stdev(finite) if len(finite) > 1 else None
     return Spread(mean=statistics.fmean(finite), sd=sd, n=len(finite))
+
+
+def quartiles(values: Sequence[float], digits: int) -> dict[str, Any]:
+    """Return median and quartiles, as records hold them.
+
+    Example:
+        >>> quartiles([1.0, 2.0, 3.0, 4.0, 5.0], digits=1)
+        {'median': 3.0, 'quartiles': [2.0, 4.0]}
+    """
+    low, middle, high = (float(q) for q in np.quantile(np.asarray(values), [0.25, 0.5, 0.75]))
+    return {
+        "median": round(middle, digits),
+        "quartiles": [round(low, digits), round(high, digits)],
+    }
+
+
+def quartiles_text(spread: Mapping[str, Any]) -> str:
+    """Write median and quartiles.
+
+    Example:
+        >>> quartiles_text({"median": 1.5, "quartiles": [1.25, 2.0]})
+        '1.50 (1.25 to 2.00)'
+    """
+    low, high = spread["quartiles"]
+    return f"{spread['median']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def spread_json(spread: Spread | None) -> dict[str, Any] | None:
