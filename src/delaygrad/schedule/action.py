@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from delaygrad.errors import ScheduleError
 
@@ -17,8 +17,7 @@ class Kind(StrEnum):
     UPDATE = "U"
 
 
-@dataclass(frozen=True)
-class Action:
+class Action(NamedTuple):
     """A stage, what it does, and for which batch; prints as ``2F0``.
 
     An action includes receiving what it needs and sending its result.

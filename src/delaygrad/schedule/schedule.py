@@ -20,13 +20,17 @@ ceil(lag / M): it falls with M.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 from delaygrad.errors import ScheduleError
 from delaygrad.schedule.action import Action, Kind
+
+_Column: TypeAlias = list[tuple[int, Kind, int]]
+"""Stage, kind and age: ticks from a micro-batch's entry into the network to the action."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -157,39 +161,32 @@ class Schedule:
             first_batch: the first micro-batch of this phase; earlier ones do not exist (fill).
             end_batch: one more than the last micro-batch (drain); None while batches keep coming.
         """
+        chosen = tuple(range(num_stages) if stages is None else stages)
+        end = math.inf if end_batch is None else end_batch
+        return [
+            Action(k, kind, tick - age)
+            for k, kind, age in self._column(num_stages, chosen)
+            if first_batch <= tick - age < end
+            and (kind is not Kind.UPDATE or (tick - age + 1) % self.micro_batches == 0)
+        ]
 
-        def present(batch_index: int) -> bool:
-            return first_batch <= batch_index and (end_batch is None or batch_index < end_batch)
-
-        forward, backward = [], []
-        ages = self._ages(num_stages)
-        for k in range(num_stages) if stages is None else stages:
-            offset, lag = ages[k]
-            batch_index = tick - offset
-            if present(batch_index):
-                forward.append(Action(k, Kind.FORWARD, batch_index))
-            batch_index -= lag
-            if present(batch_index):
-                own = [Action(k, Kind.BACKWARD, batch_index)]
-                if (batch_index + 1) % self.micro_batches == 0:
-                    own.append(Action(k, Kind.UPDATE, batch_index))
-                backward.append(own)
-        # Activations run down the stages and gradients run up, so this order always has what it
-        # needs, whether a gradient was made in this tick or in an earlier one.
-        return forward + [action for own in reversed(backward) for action in own]
+    def _column(self, num_stages: int, stages: tuple[int, ...]) -> _Column:
+        """Return what these stages do in every tick; cached, because every tick needs it."""
+        column = self._columns.get((num_stages, stages))
+        if column is None:
+            forward = [(k, Kind.FORWARD, self.offset(k, num_stages)) for k in stages]
+            # Activations run down the stages and gradients run up, so this order always has what it
+            # needs, whether a gradient was made in this tick or in an earlier one.
+            column = self._columns[num_stages, stages] = forward + [
+                (k, kind, offset + self.lag(k, num_stages))
+                for k, _, offset in reversed(forward)
+                for kind in (Kind.BACKWARD, Kind.UPDATE)
+            ]
+        return column
 
     @cached_property
-    def _known_ages(self) -> dict[int, list[tuple[int, int]]]:
+    def _columns(self) -> dict[tuple[int, tuple[int, ...]], _Column]:
         return {}
-
-    def _ages(self, num_stages: int) -> list[tuple[int, int]]:
-        """Return offset and lag of each stage; cached, because every tick needs them."""
-        if num_stages not in self._known_ages:
-            stages = range(num_stages)
-            self._known_ages[num_stages] = [
-                (self.offset(k, num_stages), self.lag(k, num_stages)) for k in stages
-            ]
-        return self._known_ages[num_stages]
 
     def iteration_of(self, action: Action, num_stages: int) -> int:
         """Return the iteration in which an action takes place: the inverse of ``actions``.
