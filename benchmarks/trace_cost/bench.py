@@ -73,8 +73,8 @@ def event_us(count: int = 20_000) -> dict[str, float]:
             clock.begin_iteration(iteration)
             start = time.perf_counter()
             for index in range(count):
-                with clock.measure("forward", "F", index, 0):
-                    pass
+                clock.start("F", index, version=0)
+                clock.lap("forward")
             times.append((time.perf_counter() - start) / count)
         found[name] = round(1e6 * min(times), 3)
     return found

@@ -1,6 +1,6 @@
 """What a run writes down: how each stage spent its time, a log of events, a timeline."""
 
-from delaygrad.records.clock import ACTIVITIES, Span, StageClock
+from delaygrad.records.clock import ACTIVITIES, StageClock
 from delaygrad.records.log import (
     EventLog,
     log_line,
@@ -26,7 +26,6 @@ __all__ = [
     "Event",
     "EventLog",
     "Iteration",
-    "Span",
     "StageClock",
     "StageTrace",
     "Trace",

@@ -1,8 +1,9 @@
 """Count, and on demand record, how a stage spends its time.
 
-Each activity of a worker runs in a ``with clock.measure(...)``, which adds up its duration. While a
-trace is on, each activity is also kept in memory, as one plain tuple. Nothing is written, and
-nothing leaves the process, until the trace is read.
+A worker's action is a row of activities, such as wait, forward, send. ``start`` begins an action;
+``lap`` ends one activity, and begins the next. While a trace is on, each activity is also kept in
+memory, as one plain tuple. Nothing is written, and nothing leaves the process, until the trace is
+read.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class StageClock:
         >>> clock = StageClock()
         >>> clock.start_trace(1)
         >>> clock.begin_iteration(0)
-        >>> with clock.measure("forward", "F", batch_index=0, version=0):
-        ...     pass
+        >>> clock.start("F", batch_index=0, version=0)
+        >>> clock.lap("forward")
         >>> sorted(clock.seconds) == sorted(ACTIVITIES)
         True
         >>> [row[:4] for row in clock.events]
@@ -56,19 +57,32 @@ class StageClock:
         self.recording = False
         self._wanted = 0  # iterations still to be recorded
         self._settled = 0
+        self._kind, self._batch_index, self._version, self._start_ns = "", -1, -1, 0
 
-    def measure(
-        self, activity: str, kind: str = "", batch_index: int = -1, version: int = -1
-    ) -> Span:
-        """Count the duration of the ``with`` block.
+    def start(self, kind: str, batch_index: int, version: int) -> None:
+        """Begin an action, and its first activity.
+
+        Args:
+            kind: F, B or U.
+            batch_index: of the action.
+            version: of the stage's parameters.
+        """
+        self._kind, self._batch_index, self._version = kind, batch_index, version
+        self._start_ns = self.now()
+
+    def lap(self, activity: str, num_bytes: int = 0) -> None:
+        """End an activity, and begin the next one of the same action.
 
         Args:
             activity: one of ``ACTIVITIES``.
-            kind: F, B or U, of the action that it belongs to.
-            batch_index: of that action.
-            version: of the stage's parameters when the block begins.
+            num_bytes: that it has sent.
         """
-        return Span(self, activity, kind, batch_index, version)
+        start_ns, self._start_ns = self._start_ns, self.now()
+        duration_ns = self._start_ns - start_ns
+        self.seconds[activity] += 1e-9 * duration_ns
+        if self.recording:
+            action = self._kind, self._batch_index, self.iteration
+            self.events.append((activity, *action, start_ns, duration_ns, self._version, num_bytes))
 
     def reset(self) -> None:
         """Start from zero again."""
@@ -106,47 +120,3 @@ class StageClock:
         """
         self.recording = False
         self._settled = 0
-
-
-class Span:
-    """One block of time; ``num_bytes`` may be set within it."""
-
-    __slots__ = (
-        "_activity",
-        "_batch_index",
-        "_clock",
-        "_kind",
-        "_start_ns",
-        "_version",
-        "num_bytes",
-    )
-
-    def __init__(
-        self, clock: StageClock, activity: str, kind: str, batch_index: int, version: int
-    ) -> None:
-        self._clock, self._activity, self._kind = clock, activity, kind
-        self._batch_index, self._version = batch_index, version
-        self.num_bytes = 0
-        """Bytes that the activity has sent."""
-
-    def __enter__(self) -> Span:
-        self._start_ns = self._clock.now()
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        clock, start_ns = self._clock, self._start_ns
-        duration_ns = clock.now() - start_ns
-        clock.seconds[self._activity] += 1e-9 * duration_ns
-        if clock.recording:
-            clock.events.append(
-                (
-                    self._activity,
-                    self._kind,
-                    self._batch_index,
-                    clock.iteration,
-                    start_ns,
-                    duration_ns,
-                    self._version,
-                    self.num_bytes,
-                )
-            )

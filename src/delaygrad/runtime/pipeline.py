@@ -53,10 +53,10 @@ class Pipeline(ABC):
         self._schedule = method.schedule
         near = {k + step for k in self._workers for step in (-1, 0, 1)}
         # Stages whose actions concern the workers: their own, and the neighbours that send to them.
-        self._stages = [k for k in range(num_stages) if k in near]
+        self._stages = tuple(k for k in range(num_stages) if k in near)
         self._waits = method.clips is not None and method.clips.wait
         if self._waits:  # all must know when one of them updates
-            self._stages = list(range(num_stages))
+            self._stages = tuple(range(num_stages))
         self.iteration = 0
         """How many batches have entered the network."""
         self._first_batch = 0
@@ -387,8 +387,7 @@ class Pipeline(ABC):
         try:
             for worker in self._workers.values():
                 worker.stage.partial.take_up()
-                for action in actions:
-                    worker.announce(action)
+                worker.announce(actions)
             for action in self._in_order(actions):
                 if action.stage_index in self._workers:
                     result = self._workers[action.stage_index].run(action)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from delaygrad.boundary import Tree, flatten, parts_of, unflatten
 from delaygrad.errors import DelaygradError, TransportError, WorkerError
 from delaygrad.partition.graph.stage import check_inputs
-from delaygrad.records import Event, Iteration, Span, StageClock, StageTrace
+from delaygrad.records import Event, Iteration, StageClock, StageTrace
 from delaygrad.runtime.batch_identity import BatchId, Identity, identity_of, require_same
 from delaygrad.schedule import Action, Kind
 from delaygrad.stage import Stage, require_one_batch
@@ -139,15 +140,22 @@ class Worker:
         above, self._below = gradients
         self._activations = None if below is None else Inbox(below)
         self._gradients = None if above is None else Inbox(above)
+        ends = (self._activations, -1, Kind.FORWARD), (self._gradients, 1, Kind.BACKWARD)
+        self._senders = [
+            (inbox, (stage.stage_index + step, kind))
+            for inbox, step, kind in ends
+            if inbox is not None
+        ]
 
     @property
     def inboxes(self) -> list[Inbox]:
         """The links that end at this worker."""
-        return [inbox for inbox in (self._activations, self._gradients) if inbox is not None]
+        return [inbox for inbox, _ in self._senders]
 
     def disconnect(self) -> None:
         """Drop the links; no action can run after this."""
         self._activations = self._gradients = self._above = self._below = None
+        self._senders = []
 
     def offer(
         self, iteration: int, inputs: Tree, targets: Any, batch_id: BatchId | None = None
@@ -208,12 +216,12 @@ class Worker:
                 self._targets[index] = _copied(part) if self._offset else part
                 self._shares[index] = share
 
-    def announce(self, action: Action) -> None:
-        """Note what a neighbour's action will send here."""
-        if self._activations and _is(action, Kind.FORWARD, self.stage.stage_index - 1):
-            self._activations.announce()
-        if self._gradients and _is(action, Kind.BACKWARD, self.stage.stage_index + 1):
-            self._gradients.announce()
+    def announce(self, actions: Sequence[Action]) -> None:
+        """Note what the neighbours' actions will send here."""
+        for inbox, sender in self._senders:
+            for action in actions:
+                if sender == (action.stage_index, action.kind):
+                    inbox.announce()
 
     def run(self, action: Action) -> Tensor | None:
         """Do one action; return the loss if this was the last stage's forward.
@@ -222,14 +230,16 @@ class Worker:
             WorkerError: the module, the loss or the optimizer failed; the cause is chained.
             DelaygradError: of the original kind; the message names the action.
         """
+        kind, batch_index = action.kind, action.batch_index
+        self.clock.start(kind, batch_index, self.stage.version)
         try:
-            if action.kind is Kind.FORWARD:
-                return self._forward(action.batch_index)
-            if action.kind is Kind.BACKWARD:
-                self._backward(action.batch_index)
+            if kind is Kind.FORWARD:
+                return self._forward(batch_index)
+            if kind is Kind.BACKWARD:
+                self._backward(batch_index)
             else:
-                with self._measure("update", action.kind, action.batch_index):
-                    self.stage.update()
+                self.stage.update()
+                self.clock.lap("update")
         except DelaygradError as error:
             raise type(error)(f"{self._where(action)} {error}") from error
         except Exception as error:
@@ -287,8 +297,8 @@ class Worker:
         if self._activations is None:
             inputs = self._inputs.pop(batch_index)
         else:
-            with self._measure("wait", Kind.FORWARD, batch_index):
-                received = self._activations.take(batch_index, self.phase)
+            received = self._activations.take(batch_index, self.phase)
+            self.clock.lap("wait")
             if identity is not None:
                 require_same(received.identity, identity)
             inputs, identity = received.activation(), received.identity
@@ -299,64 +309,53 @@ class Worker:
                 inputs = (inputs, beside)
         if stage.signals is not None:
             stage.signals.enter(batch_index, scalars)
-        with self._measure("forward", Kind.FORWARD, batch_index):
-            targets, share = None, 1.0
-            if stage.wants_targets:
-                targets, share = self._targets.pop(batch_index), self._shares.pop(batch_index)
-            try:
-                outputs = stage.forward(batch_index, inputs, targets, share)
-            except Exception as error:
-                if stage.is_first:
-                    require_one_batch(error, inputs)
-                raise
+        targets, share = None, 1.0
+        if stage.wants_targets:
+            targets, share = self._targets.pop(batch_index), self._shares.pop(batch_index)
+        try:
+            outputs = stage.forward(batch_index, inputs, targets, share)
+        except Exception as error:
+            if stage.is_first:
+                require_one_batch(error, inputs)
+            raise
+        self.clock.lap("forward")
         if self._above is None:
             return outputs if isinstance(outputs, Tensor) else None
-        with self._measure("send", Kind.FORWARD, batch_index) as span:
-            scalars = None if stage.signals is None else stage.signals.upwards()
-            message = Message.of_activation(batch_index, outputs, self.phase, identity, scalars)
-            span.num_bytes = message.num_bytes
-            _send(message, self._above, self._gradients)
+        scalars = None if stage.signals is None else stage.signals.upwards()
+        message = Message.of_activation(batch_index, outputs, self.phase, identity, scalars)
+        self._send(message, self._above, self._gradients)
         return None
 
     def _backward(self, batch_index: int) -> None:
         grad_outputs: list[Tensor | None] | None = None
         signals = self.stage.signals
         if self._gradients is not None:
-            with self._measure("wait", Kind.BACKWARD, batch_index):
-                received = self._gradients.take(batch_index, self.phase)
+            received = self._gradients.take(batch_index, self.phase)
+            self.clock.lap("wait")
             grad_outputs = list(received.tensors)
             if signals is not None and received.scalars is not None:
                 signals.returned(received.scalars)
-        with self._measure("backward", Kind.BACKWARD, batch_index):
-            grad_inputs = self.stage.backward(batch_index, grad_outputs)
+        grad_inputs = self.stage.backward(batch_index, grad_outputs)
+        self.clock.lap("backward")
         if self._below is not None:
-            with self._measure("send", Kind.BACKWARD, batch_index) as span:
-                scalars = None if signals is None else signals.downwards()
-                tensors = tuple(grad_inputs[: len(grad_inputs) - self._beside.pop(batch_index, 0)])
-                message = Message(batch_index, tensors, phase=self.phase, scalars=scalars)
-                span.num_bytes = message.num_bytes
-                _send(message, self._below, self._activations)
+            scalars = None if signals is None else signals.downwards()
+            tensors = tuple(grad_inputs[: len(grad_inputs) - self._beside.pop(batch_index, 0)])
+            message = Message(batch_index, tensors, phase=self.phase, scalars=scalars)
+            self._send(message, self._below, self._activations)
 
-    def _measure(self, activity: str, kind: Kind, batch_index: int) -> Span:
-        return self.clock.measure(activity, kind, batch_index, self.stage.version)
+    def _send(self, message: Message, sender: Sender, answers: Inbox | None) -> None:
+        try:
+            sender.send(message)
+        except TransportError as error:
+            told = None if answers is None else answers.last_word(message, error)
+            if told is None:
+                raise
+            raise told from error
+        self.clock.lap("send", message.num_bytes)
 
     def _where(self, action: Action) -> str:
         iteration = self._schedule.iteration_of(action, self.stage.num_stages)
         return f"[{self.place}, iteration {iteration}, action {action}]"
-
-
-def _is(action: Action, kind: Kind, stage_index: int) -> bool:
-    return action.kind is kind and action.stage_index == stage_index
-
-
-def _send(message: Message, sender: Sender, answers: Inbox | None) -> None:
-    try:
-        sender.send(message)
-    except TransportError as error:
-        told = None if answers is None else answers.last_word(message, error)
-        if told is None:
-            raise
-        raise told from error
 
 
 def _copied(tree: Tree) -> Tree:
