@@ -10,7 +10,7 @@ process's generators: training it is plain training.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeAlias
 
 import torch
@@ -21,6 +21,7 @@ RandomState: TypeAlias = dict[str, Tensor]
 
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
 _MASK = (1 << 63) - 1
+_UNCHANGED = nullcontext()
 
 
 def stage_seed(seed: int, stage_index: int) -> int:
@@ -61,15 +62,15 @@ class RandomStream:
         else:
             self._own = {"cpu": state["cpu"], **state}
 
-    @contextmanager
-    def drawing(self) -> Iterator[None]:
+    def drawing(self) -> AbstractContextManager[None]:
         """Within the block, PyTorch's default generators are this stream."""
-        if self._own is None:
-            yield
-            return
+        return _UNCHANGED if self._own is None else self._drawing(self._own)
+
+    @contextmanager
+    def _drawing(self, own: RandomState) -> Iterator[None]:
         outside = self._read()
         try:
-            self._write(self._own)
+            self._write(own)
             yield
         finally:
             self._own = self._read()

@@ -114,7 +114,7 @@ class StageLoss:
             kept = _copied(outputs)
         loss = require_scalar(self._loss_fn(outputs, targets)) if share else _nothing(outputs)
         if self._finite is not None:
-            self._finite.look(loss.detach())
+            self._finite.look(loss)
         loss = loss if share == 1 else loss * share
         if self._parts is not None:
             self._parts.append((kept, targets, loss.detach()))
@@ -190,9 +190,10 @@ class FiniteLoss:
         Raises:
             NonFiniteLossError: this loss, or an earlier one, is NaN or infinite.
         """
-        if loss.device.type == "cpu":
+        if loss.is_cpu:
             self._require(loss)
             return
+        loss = loss.detach()
         while self._under_way and self._under_way[0][1].query():
             self._require(self._under_way.popleft()[0])
         on_host = torch.empty((), dtype=loss.dtype, pin_memory=True)
@@ -209,7 +210,7 @@ class FiniteLoss:
             self._require(loss)
 
     def _require(self, loss: Tensor) -> None:
-        value = float(loss)
+        value = loss.item()
         if math.isfinite(value):
             return
         parts = "" if self._micro_batches == 1 else ", or give loss_weight= if a part has no item"

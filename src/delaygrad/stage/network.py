@@ -137,12 +137,12 @@ def require_one_batch(error: Exception, inputs: Any) -> None:
         ) from error
 
 
-def forget_casts(device: torch.device) -> None:
+def forget_casts(device_type: str) -> None:
     """Clear autocast's cache of cast parameters after an optimizer has written into them.
 
     Autocast keeps casts until its block ends, and the block may enclose a whole training loop.
     """
-    if torch.is_autocast_enabled(device.type):
+    if torch.is_autocast_enabled(device_type):
         torch.clear_autocast_cache()
 
 

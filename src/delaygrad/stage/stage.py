@@ -67,6 +67,8 @@ from delaygrad.stash import (
 )
 from delaygrad.state_check import check_state, optimizer_name
 
+_NOTHING = nullcontext()  # making one takes longer than entering it
+
 
 class Stage:
     """One of the K pieces of a network, with its optimizer and its waiting batches.
@@ -111,7 +113,10 @@ class Stage:
         self.module = module
         self.stage_index = stage_index
         self.num_stages = num_stages
+        self.is_first, self.is_last = stage_index == 0, stage_index == num_stages - 1
         self.method = method
+        self.wants_targets = self.is_last or method.error_gradient.sees_targets
+        """Whether the forward pass takes targets."""
         self.delay = method.schedule.delay(stage_index, num_stages)
         waits = method.schedule.lag(stage_index, num_stages) > 0
         horizon = method.forward_weights.horizon_in_updates(
@@ -131,6 +136,7 @@ class Stage:
         self._unused = UnusedParameters(module, stage_index)
         self._predictions = PredictionGuard(module, stage_index)
         self.device = device_of(module) if device is None else device
+        self._device_type = self.device.type  # the property makes a new string each time
         self.version = 0
         """Updates so far."""
         self._clear = False  # whether all .grad are None
@@ -171,21 +177,6 @@ class Stage:
         self._newest: ParameterVersion | None = None  # that a backward has met, for the chain
         self._pending: Stash[Pending] = Stash("forward pass")
 
-    @property
-    def is_first(self) -> bool:
-        """Whether the stage takes the network's inputs."""
-        return self.stage_index == 0
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the stage computes the loss."""
-        return self.stage_index == self.num_stages - 1
-
-    @property
-    def wants_targets(self) -> bool:
-        """Whether the forward pass takes targets."""
-        return self.is_last or self.method.error_gradient.sees_targets
-
     def forward(
         self, batch_index: int, inputs: Tree, targets: Any = None, share: float = 1.0
     ) -> Tree:
@@ -216,12 +207,14 @@ class Stage:
             structure=structure,
             targets=targets if self._local is None else _kept(targets, self.wants_targets),
             share=share,
-            weights=self._parameters.enter() if self._keeps_version else None,
-            random_state=self._random.state() if self._waits else None,
-            autocast=autocast_dtype(self.device) if self._waits else None,
-            buffers=self._buffers.enter() if self._waits else {},
             scale=None if self.signals is None else self.signals.passing,
         )
+        if self._waits:  # updates come between its forward and its backward
+            batch.random_state = self._random.state()
+            batch.autocast = autocast_dtype(self.device)
+            batch.buffers = self._buffers.enter()
+        if self._keeps_version:
+            batch.weights = self._parameters.enter()
         if self.loss is not None:
             self.loss.begin(batch_index)
         with self._random.drawing():
@@ -262,33 +255,29 @@ class Stage:
         if self._local is not None:
             return self._local.learn(batch_index, grad_outputs)
         batch = self._pending.pop(batch_index)
-        self._parameters.require_unspoilt()
-        if batch.roots is None:
-            self._rebuild(batch)
-        assert batch.roots is not None
-        grads = grad_outputs or [None] * len(batch.roots)
-        if self.signals is not None and self.is_last:
-            assert batch.roots[0] is not None and batch.scale is not None
-            grads = [self.signals.first_gradient(batch.roots[0], batch.scale)]
-        ends = [
-            (root, None if grad is None else grad.to(root.device, root.dtype))
-            for root, grad in zip(batch.roots, grads, strict=True)
-            if root is not None and (self.is_last or grad is not None)
-        ]
         if not self.partial.count and not self._clear:  # a drain: no forward has cleared them
             self._clear_gradients()
         self._clear = False
-        if ends:
-            with _installed(batch.weights):  # a checkpointed block runs its forward again here
-                torch.autograd.backward([root for root, _ in ends], [grad for _, grad in ends])
+        if self._keeps_version:
+            self._parameters.require_unspoilt()
+        if batch.roots is None:
+            self._rebuild(batch)
+        assert batch.roots is not None
+        if self.signals is not None and self.is_last:
+            assert batch.roots[0] is not None and batch.scale is not None
+            grad_outputs = [self.signals.first_gradient(batch.roots[0], batch.scale)]
+        with _installed(batch.weights):  # a checkpointed block runs its forward again here
+            _go_backward(batch.roots, grad_outputs)
         if batch.weights is not None:
             batch.weights.move_gradients()
-        self._newest = batch.weights if self._chain else None
-        if not len(self._pending):
-            self._parameters.forget()
+            self._newest = batch.weights if self._chain else None
+            if not len(self._pending):
+                self._parameters.forget()
         self.partial.count += 1
         if self.signals is not None:
             self.signals.settle(batch_index, self._parameter_list)
+        if self.is_first:
+            return [None] * len(batch.inputs)
         return [self._outgoing(leaf) for leaf in batch.inputs]
 
     def update(self) -> None:
@@ -297,7 +286,7 @@ class Stage:
             self._unused.look()
         elif self._local is not None:
             self._local.update()
-            forget_casts(self.device)
+            forget_casts(self._device_type)
         else:
             self._step()
         self.partial.end()
@@ -309,7 +298,7 @@ class Stage:
         self.partial.set_aside()
         if self._hands_over:
             self._parameters.before_update()
-            forget_casts(self.device)
+            forget_casts(self._device_type)
 
     def predict(self, inputs: Tree) -> Tree:
         """Compute outputs with the live parameters in evaluation mode; disturbs nothing.
@@ -423,7 +412,8 @@ class Stage:
         local.keep(batch_index, outputs, batch.targets, grad_inputs)
 
     def _step(self) -> None:
-        self._parameters.before_update()
+        if self._keeps_version:
+            self._parameters.before_update()
         self._unused.look()
         signals = self.signals
         if self.optimizer is not None and not (signals and signals.skips(self.optimizer)):
@@ -431,8 +421,9 @@ class Stage:
             norm = None if signals is None else signals.norm()
             self._chain.step(self.optimizer, self.version, met, norm)
             self._newest = None
-            forget_casts(self.device)
-        self._parameters.after_update()
+            forget_casts(self._device_type)
+        if self._keeps_version:
+            self._parameters.after_update()
 
     def _clear_gradients(self) -> None:
         self._clear = True
@@ -465,17 +456,16 @@ class Stage:
         leaves, dtype = batch.inputs, self.method.stash_dtype if self._waits else None
         inputs = leaves if self.is_first and not self._waits else [leaf.clone() for leaf in leaves]
         weights = [] if batch.weights is None else batch.weights.parameters()
-        kept = [*weights, *self.module.buffers()] if dtype else []
-        rounding = saving_rounded(dtype, kept) if dtype else nullcontext()
+        rounding = saving_rounded(dtype, [*weights, *self.module.buffers()]) if dtype else _NOTHING
         with _installed(batch.weights), rounding:
             outputs = self.module(unflatten(batch.structure, inputs))
             if self.loss is not None:
                 outputs = self.loss(outputs, batch.targets, batch.share)
-        tensors, structure = flatten(outputs)
+        tensors, structure = ([outputs], None) if self.is_last else flatten(outputs)
         self._references.look(tensors, stand_ins=weights, inputs=leaves, targets=batch.targets)
         if self.is_last:
-            batch.roots = list(tensors)
-            return tensors[0].detach()
+            batch.roots = [outputs]
+            return outputs.detach()
         batch.roots = [tensor if tensor.requires_grad else None for tensor in tensors]
         narrow = self.method.boundary_dtype
         handed_on = [
@@ -508,5 +498,19 @@ def _kept(targets: Any, wanted: bool) -> Any:
     return targets.clone() if isinstance(targets, Tensor) else targets
 
 
+def _go_backward(roots: list[Tensor | None], grads: list[Tensor | None] | None) -> None:
+    """Run autograd from the ends of a graph that have a gradient; the loss needs none."""
+    if grads is None:
+        torch.autograd.backward([root for root in roots if root is not None])
+        return
+    ends = [
+        (root, grad.to(root.device, root.dtype))
+        for root, grad in zip(roots, grads, strict=True)
+        if root is not None and grad is not None
+    ]
+    if ends:
+        torch.autograd.backward([root for root, _ in ends], [grad for _, grad in ends])
+
+
 def _installed(weights: ParameterVersion | None) -> AbstractContextManager[None]:
-    return nullcontext() if weights is None else weights.installed()
+    return _NOTHING if weights is None else weights.installed()

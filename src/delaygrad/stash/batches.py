@@ -94,8 +94,8 @@ class Pending:
     structure: Structure
     targets: Any
     share: float
-    weights: ParameterVersion | None
-    random_state: RandomState | None
+    weights: ParameterVersion | None = None
+    random_state: RandomState | None = None
     autocast: torch.dtype | None = None
     buffers: dict[str, Tensor | None] = field(default_factory=dict)
     scale: Tensor | None = None
