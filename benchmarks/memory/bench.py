@@ -1,7 +1,7 @@
 """Peak memory of each stage, measured, against the formula of ``delaygrad.partition.memory``.
 
 K stages run in K processes, a thread each, past the fill; what is measured, and how:
-``delaygrad.bench.memory``.
+``delaygrad.bench.memory_peaks``.
 
 Run: python -m benchmarks.memory.bench --output benchmarks/memory/results.json
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import delaygrad as dg
 from benchmarks.alternating import write
-from delaygrad.bench.memory import MemoryCase, balanced_cuts, measure_peaks, predict_peaks
+from delaygrad.bench.memory_peaks import MemoryCase, balanced_cuts, measure_peaks, predict_peaks
 from delaygrad.models import gpt, resnet
 from delaygrad.training.evaluation import cross_entropy
 

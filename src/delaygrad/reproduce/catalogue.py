@@ -67,5 +67,5 @@ def load_target(folder: Path, paper: str) -> Target:
     if kind is None:
         raise unknown(f"kind in {path}", str(values.get("kind")), _KINDS, label="kind")
     target = read(kind, values, str(path), given={"folder": folder, "paper": paper})
-    target.check(str(path))
+    target.check()
     return target

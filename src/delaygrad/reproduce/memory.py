@@ -13,15 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from delaygrad import models
-from delaygrad.bench.memory import (
+from delaygrad.bench.memory_peaks import (
     MemoryCase,
     balanced_cuts,
     measure_peaks,
     measure_total_on_gpu,
     predict_peaks,
 )
-from delaygrad.errors import ConfigError
-from delaygrad.plain_values import unknown
 from delaygrad.records.spread import MISSING
 from delaygrad.reproduce.measured import MeasuredTarget, Measurement
 from delaygrad.reproduce.target import Findings, Row, Scale, text_table
@@ -68,12 +66,14 @@ class MemoryLine:
 
     def case(self, num_stages: int) -> MemoryCase:
         """Return what is measured for one K."""
-        settings = {"method": self.method, "stages": num_stages, **self.options}
+        own = {"batch_size": self.batch_size, "method": self.method, "stages": num_stages}
+        config = TrainConfig.from_json({**own, **self.options, "model": self.model})
+        config.check()
         return MemoryCase(
             make=partial(_training, self.model, self.batch_size),
             loss_fn=cross_entropy,
             num_stages=num_stages,
-            method=TrainConfig.from_json(settings).method.build(),
+            method=config.method.build(),
         )
 
     def name(self, num_stages: int) -> str:
@@ -110,26 +110,6 @@ class MemoryTarget(MeasuredTarget):
         """Return where the network is to be cut; None: where the time balances."""
         return () if num_stages == 1 else self.cuts.get(line.model, {}).get(str(num_stages))
 
-    def check(self, place: str) -> None:
-        """Check what settings mean; see ``Target``."""
-        for scale_name, scale in self.scales.items():
-            where = f"{place}: scales.{scale_name}"
-            for line, num_stages in scale.cases():
-                for option in line.options:
-                    if option not in (known := TrainConfig.setting_names("method")):
-                        raise unknown(f"option in {where}", option, known, "option")
-                if line.batch_size < 1:
-                    raise ConfigError(
-                        f"batch_size must be at least 1 in {where} (batch_size: {line.batch_size})"
-                    )
-                settings = {"method": line.method, "stages": num_stages, **line.options}
-                TrainConfig.from_json(settings, where).check()
-                try:
-                    with torch.device("meta"):
-                        models.build(line.model, _SAMPLE_SHAPE, _NUM_CLASSES)
-                except ValueError as error:
-                    raise ConfigError(f"{error} (in {where})") from error
-
     def plan(self, scale: str, folder: Path, data_dir: Path | None = None) -> list[Measurement]:
         """List the cases; see ``Target``."""
         found = []
@@ -147,7 +127,7 @@ class MemoryTarget(MeasuredTarget):
                     folder=folder,
                     settings={**dataclasses.asdict(line), "stages": num_stages, "cuts": plain_cuts},
                     row={**row, "num_stages": num_stages},
-                    measure=partial(_measure, line, num_stages, cuts),
+                    measure=partial(_measure, line, line.case(num_stages), cuts),
                     obstacle="needs a GPU (found: none)" if lacking else "",
                 )
             )
@@ -236,8 +216,7 @@ def _mib(num_bytes: int) -> str:
     return f"{num_bytes / 2**20:,.0f}"
 
 
-def _measure(line: MemoryLine, num_stages: int, known: tuple[str, ...] | None) -> dict[str, Any]:
-    case = line.case(num_stages)
+def _measure(line: MemoryLine, case: MemoryCase, known: tuple[str, ...] | None) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -197,7 +197,8 @@ def target_section(target: Target, scale: str, findings: Findings) -> Section:
     """Compose the section of a target on the page of its paper."""
     about = Prose(f"{target.reference}\n\n{scale}: {target.scales[scale].about}", note=True)
     notes = Prose("\n\n".join(findings.notes), note=True)
-    blocks: list[Block] = [Prose(target.reading)] if target.reading.strip() else []
+    summary = findings.summary or target.summary
+    blocks: list[Block] = [Prose(summary)] if summary.strip() else []
     blocks += [about, notes] if findings.sections else [about, *findings.tables, notes]
     if not findings.sections:
         blocks += [

@@ -18,7 +18,7 @@ from delaygrad.partition.measured_cuts import measured_cuts
 from delaygrad.partition.measurement import measuring
 from delaygrad.records.spread import MISSING, quartiles_text
 from delaygrad.reproduce.measured import MeasuredTarget, Measurement
-from delaygrad.reproduce.target import Findings, Published, Row, Scale, Sources, text_table
+from delaygrad.reproduce.target import FILE, Findings, Published, Row, Scale, Sources, text_table
 from delaygrad.results.bars import Bar, bar_panel, share_panel
 from delaygrad.results.figure import Panel, colour
 from delaygrad.results.group import BASELINE
@@ -30,7 +30,7 @@ _HEADINGS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contest:
+class SpeedLine:
     """The same contest for one or several K.
 
     Attributes:
@@ -84,14 +84,36 @@ class Contest:
             **more,
         )
 
+    def check(self, place: str) -> None:
+        """Check what settings mean together.
+
+        Raises:
+            ConfigError: two contradict each other, or a contestant is unknown.
+        """
+        # Imported here: torch's rivals take seconds to import, and other targets do without them.
+        from delaygrad.bench.catalogue import entry
+
+        if BASELINE not in self.contestants or len(self.contestants) < 2:
+            raise ConfigError(
+                f"a contest needs {BASELINE} and another contestant in {place} "
+                f"(contestants: {', '.join(self.contestants)})"
+            )
+        if self.workload == "sleep" and self.how != "sleeping":
+            raise ConfigError(f'workload sleep needs how = "sleeping" in {place}')
+        if self.how == "sleeping" and self.device != "cpu":
+            raise ConfigError(f"sleeping stages need no device in {place}; leave it out")
+        for name in self.contestants:
+            entry(name)
+        self.config().check()
+
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedScale(Scale):
     """The contests of a scale, in order."""
 
-    contests: tuple[Contest, ...]
+    contests: tuple[SpeedLine, ...]
 
-    def each(self) -> list[Contest]:
+    def each(self) -> list[SpeedLine]:
         """List the contests with one K."""
         return [replace(one, stages=(k,)) for one in self.contests for k in one.stages]
 
@@ -102,34 +124,11 @@ class SpeedTarget(MeasuredTarget):
 
     scales: dict[str, SpeedScale]
 
-    def check(self, place: str) -> None:
-        """Check what settings mean together; see ``Target``."""
-        # Imported here: torch's rivals take seconds to import, and other targets do without them.
-        from delaygrad.bench.catalogue import entry
-
-        for scale_name, scale in self.scales.items():
-            where = f"{place}: scales.{scale_name}"
-            names = [contest.name for contest in scale.each()]
-            for contest in scale.each():
-                if names.count(contest.name) > 1:
-                    raise ConfigError(f"two contests are the same in {where} ({contest.name})")
-                if BASELINE not in contest.contestants or len(contest.contestants) < 2:
-                    raise ConfigError(
-                        f"a contest needs {BASELINE} and somebody else in {where} "
-                        f"(contestants: {', '.join(contest.contestants)})"
-                    )
-                if contest.workload == "sleep" and contest.how != "sleeping":
-                    raise ConfigError(f'workload sleep needs how = "sleeping" in {where}')
-                if contest.how == "sleeping" and contest.device != "cpu":
-                    raise ConfigError(f"sleeping stages need no device in {where}; leave it out")
-                for name in contest.contestants:
-                    entry(name)
-                contest.config().check()
-
     def plan(self, scale: str, folder: Path, data_dir: Path | None = None) -> list[Measurement]:
         """List the contests; see ``Target``."""
         gpus, found = torch.cuda.device_count(), []
         for one in self.scales[scale].each():
+            one.check(f"{self.label}/{FILE}: scales.{scale}")
             short = one.device == "cuda" and gpus < one.stages[0]
             row = {"workload": one.workload, "how": one.how, "stages": one.stages[0]}
             found.append(
@@ -249,7 +248,7 @@ def _speed_panel(rows: Sequence[Row], published: Sequence[Published]) -> Panel:
     return bar_panel(bars, "throughput / BP in one process", looks)
 
 
-def _hold(contest: Contest) -> dict[str, Any]:
+def _hold(contest: SpeedLine) -> dict[str, Any]:
     more, times = {}, None
     if contest.how == "sleeping" and contest.workload != "sleep":
         times = stage_times(contest)
@@ -262,7 +261,7 @@ def _hold(contest: Contest) -> dict[str, Any]:
     return {"stage_times": times, "contest": run_contest(contest.config(**more), quiet=True)}
 
 
-def stage_times(contest: Contest) -> dict[str, Any]:
+def stage_times(contest: SpeedLine) -> dict[str, Any]:
     """Measure the stages of a workload, cut as the planner cuts, alone in this process.
 
     Returns:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
+from delaygrad.errors import ConfigError
 from delaygrad.results.figure import Panel
 from delaygrad.results.page import Cell, Column, Section, Table
 
@@ -153,7 +154,7 @@ class Target(ABC):
         reference: the paper, and which figure or table of it.
         scales: how large the experiment is, by name.
         published: numbers to compare with.
-        reading: what was found, in words, written after the runs; for the page of the paper.
+        summary: what was found, in words, written after the runs; for the page of the paper.
         folder: of the target; not a key of the file, as the next one.
         paper: the first part of the folder's name.
     """
@@ -163,7 +164,7 @@ class Target(ABC):
     reference: str
     scales: Mapping[str, Scale]
     published: tuple[Published, ...] = ()
-    reading: str = ""
+    summary: str = ""
     folder: Path = Path()
     paper: str = ""
 
@@ -185,13 +186,20 @@ class Target(ABC):
         """The title; that of a smoke run says so, since even its data may differ."""
         return f"{self.title} (smoke)" if scale == "smoke" else self.title
 
-    @abstractmethod
-    def check(self, place: str) -> None:
-        """Check what the file says.
+    def check(self) -> None:
+        """Plan all scales.
 
         Raises:
-            ConfigError: something is unknown, impossible, or would make nothing.
+            ConfigError: something is unknown or impossible, would make nothing, or the same twice.
         """
+        for scale in self.scales:
+            names = [one.name for one in self.plan(scale, self.folder, None)]
+            place = f"{self.label}/{FILE}: scales.{scale}"
+            if not names:
+                raise ConfigError(f"{place} makes nothing; give it lines, and seeds to train with")
+            for name in names:
+                if names.count(name) > 1:
+                    raise ConfigError(f"{place} makes the same twice ({name}); leave one out")
 
     @abstractmethod
     def plan(self, scale: str, folder: Path, data_dir: Path | None) -> Sequence[Any]:

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from delaygrad.errors import ConfigError
 from delaygrad.plain_values import unknown
-from delaygrad.reproduce.grid import Choice, Line, PlannedRun, Series, read_line
+from delaygrad.reproduce.grid import Choice, PlannedRun, Series, read_line
 from delaygrad.reproduce.runner import make_runs
 from delaygrad.reproduce.speed import speed_ups
 from delaygrad.reproduce.target import (
+    FILE,
     Failure,
     Figures,
     Findings,
@@ -77,29 +78,6 @@ class TrainingTarget(Target):
     cuts: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     figure: Literal["curves", "direction"] = "curves"
 
-    def check(self, place: str) -> None:
-        """Check that names refer to something; settings are checked with each run."""
-        if not self.recipes:
-            raise ConfigError(f"{place} has no recipe, so that nothing would run")
-        for name, scale in self.scales.items():
-            where = f"{place}: scales.{name}"
-            if not scale.lines or not scale.seeds:
-                lacking = "seeds" if scale.lines else "lines"
-                raise ConfigError(f"{where} has no {lacking}, so that nothing would run")
-            owners: list[TrainingScale | Line] = [scale, *self.lines(name, place)]
-            for owner in owners:
-                _require_known("recipe", owner.recipes, self.recipes, where)
-                _require_known("problem", owner.problems, self.problems, where)
-        named = tuple(number.problem for number in self.published if number.problem)
-        _require_known("problem", named, self.problems, place)
-
-    def lines(self, scale: str, place: str = "target.toml") -> list[Line]:
-        """Return the lines of a scale."""
-        lines = enumerate(self.scales[scale].lines, start=1)
-        return [
-            read_line(values, f"{place}: scales.{scale}.lines.{number}") for number, values in lines
-        ]
-
     def plan(self, scale: str, folder: Path, data_dir: Path | None = None) -> list[PlannedRun]:
         """List the runs of a scale, the first seed of everything first; see ``Target``."""
         found = [
@@ -111,21 +89,18 @@ class TrainingTarget(Target):
             )
             for series, seed, values in self._combinations(scale)
         ]
-        names = [run.name for run in found]
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError(
-                    f"two lines of {self.label} mean the same run (scale: {scale}, run: {name}); "
-                    "leave one out"
-                )
         seeds = list(dict.fromkeys(run.seed for run in found))
         return sorted(found, key=lambda run: seeds.index(run.seed))
 
     def _combinations(self, scale_name: str) -> Iterator[tuple[Series, int, dict[str, Any]]]:
         scale, problems = self.scales[scale_name], self.problems or {"": Choice(title="")}
-        for line in self.lines(scale_name):
-            for problem in line.problems or scale.problems or problems:
-                for recipe in line.recipes or scale.recipes or self.recipes:
+        for number, values in enumerate(scale.lines, start=1):
+            place = f"{self.label}/{FILE}: scales.{scale_name}.lines.{number}"
+            line = read_line(values, place)
+            chosen = line.problems or scale.problems or tuple(problems)
+            for problem in _known("problem", chosen, problems, place):
+                chosen = line.recipes or scale.recipes or tuple(self.recipes)
+                for recipe in _known("recipe", chosen, self.recipes, place):
                     for stages in line.stages:
                         series = Series(
                             problem=problem,
@@ -166,7 +141,7 @@ class TrainingTarget(Target):
         if data != "digits" and data_dir is not None:  # digits come with scikit-learn
             own = data_dir / data
             values["data_dir"] = str(own if own.is_dir() else data_dir)
-        return TrainConfig.from_json(values, f"{self.label}/target.toml")
+        return TrainConfig.from_json(values, f"{self.label}/{FILE}")
 
     @classmethod
     def make(
@@ -280,10 +255,13 @@ _EXPLAINED = (
 )
 
 
-def _require_known(what: str, names: tuple[str, ...], known: Mapping[str, Any], at: str) -> None:
+def _known(
+    what: str, names: tuple[str, ...], known: Mapping[str, Any], place: str
+) -> tuple[str, ...]:
     for name in names:
         if name not in known:
-            raise unknown(f"{what} in {at}", name, known, label=what)
+            raise unknown(f"{what} in {place}", name, known, label=what)
+    return names
 
 
 def _series_row(

@@ -16,7 +16,7 @@ from delaygrad.methods import DDG
 from delaygrad.reproduce import Reproduction, reproduce
 from delaygrad.reproduce.measured import MeasuredTarget, Measurement
 from delaygrad.reproduce.memory import MemoryLine, MemoryTarget
-from delaygrad.reproduce.speed import Contest, SpeedTarget, speed_ups, stage_times
+from delaygrad.reproduce.speed import SpeedLine, SpeedTarget, speed_ups, stage_times
 
 SPEED = """
 title = "Speed"
@@ -55,7 +55,7 @@ MEMORY = """
 title = "Memory"
 kind = "memory"
 reference = "nobody"
-reading = "It grows."
+summary = "It grows."
 [cuts.resnet8]
 2 = ["group2_block1"]
 [scales.smoke]
@@ -111,7 +111,7 @@ def test_a_computing_speed_up_is_preferred_to_a_sleeping_one() -> None:
 
 
 def test_times_of_sleeping_stages_are_measured_on_the_planners_cuts() -> None:
-    times = stage_times(Contest(workload="resnet8", stages=(2,), how="sleeping", small=True))
+    times = stage_times(SpeedLine(workload="resnet8", stages=(2,), how="sleeping", small=True))
     assert len(times["cuts"]) == 1 and len(times["stages"]) == 2
     assert all(stage["forward_s"] > 0 and stage["backward_s"] > 0 for stage in times["stages"])
     assert times["boundary_bytes"] % (16 * 4) == 0  # float32, 16 images

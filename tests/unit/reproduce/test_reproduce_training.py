@@ -69,7 +69,7 @@ def test_seeds_are_put_together(tmp_path: Path) -> None:
 
 
 def test_a_target_leaves_table_figure_results_and_a_page(tmp_path: Path) -> None:
-    text = TRAINING.replace("[settings]", 'reading = "DDG <wins>."\n[settings]', 1)
+    text = TRAINING.replace("[settings]", 'summary = "DDG <wins>."\n[settings]', 1)
     request, target, runs = prepared(tmp_path, text, page=tmp_path / "page.html")
     record(runs["sgd-bp-k1-seed0"], [0.7, 0.8])
     record(runs["sgd-bp-k1-seed1"], [0.7, 0.84])

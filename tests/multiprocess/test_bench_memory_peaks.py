@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delaygrad.bench.memory import MemoryCase, measure_peaks, predict_peaks
+from delaygrad.bench.memory_peaks import MemoryCase, measure_peaks, predict_peaks
 from delaygrad.methods import DDG
 from delaygrad.models import resnet
 
