@@ -165,6 +165,7 @@ def train_in_micro_batches(rank: int, world_size: int) -> list[dict[str, Any]]:
         for batch in list(data())[STOP:]:
             resumed.train_step(*batch)
         resumed.flush()
+        resumed.schedule.close()
         told.append(
             {
                 "losses": losses,
@@ -247,6 +248,7 @@ def train_whole_batches(rank: int, world_size: int) -> dict[str, Any]:
         stage = build(world_size, dropout_mlp)[rank].eval()  # for the one has other random numbers
         trainer = Trainer(stage, rank, world_size, kind, 4)
         told["1f1b"].append(trainer.train_step(*next(data())))
+    trainer.schedule.close()  # waits until the neighbours have what this rank has sent
     return told
 
 
