@@ -150,7 +150,14 @@ class Pipeline(ABC):
         """
         return [worker.trace() for worker in self._workers.values()]
 
-    def step(self, inputs: Tree, targets: Any, *, batch_id: BatchId | None = None) -> Tensor | None:
+    def step(
+        self,
+        inputs: Tree,
+        targets: Any,
+        *,
+        batch_id: BatchId | None = None,
+        share_loss: bool = False,
+    ) -> Tensor | None:
         """Run one iteration on one batch.
 
         The batch goes forward through every stage; each stage goes backward with the batch that its
@@ -164,11 +171,13 @@ class Pipeline(ABC):
                 stage, and on all stages if the method's synthesizers see labels. If stage 0 gets
                 targets too, checksums are compared.
             batch_id: a name of the batch, an int or a str; must be equal on all ranks that give it.
+            share_loss: return the loss on every rank; the same on all ranks. They wait for it, so
+                ask for it now and then, not in every iteration.
 
         Returns:
             The loss of this batch at the parameters before this iteration's update: 0-d, detached.
             With micro-batches the sum of their shares, each at the parameters of its tick. None in
-            a process that does not hold the last stage.
+            a process that does not hold the last stage, without ``share_loss``.
 
         Raises:
             StageError: the batch cannot be split into the method's micro-batches, or a captured
@@ -187,7 +196,7 @@ class Pipeline(ABC):
         loss = self._run(self._actions())
         self.iteration += 1
         self._failure = None
-        return loss
+        return self._on_every_rank(loss) if share_loss else loss
 
     def _actions(self) -> list[Action]:
         """List the actions of the next iteration."""
@@ -253,6 +262,41 @@ class Pipeline(ABC):
         Returns:
             What the last stage returns, without a graph; None in a process that does not hold it.
         """
+
+    def evaluate(
+        self, inputs: Tree, targets: Any, *, share_loss: bool = False
+    ) -> tuple[Tensor | None, Any]:
+        """Compute the loss and the outputs of a batch, as ``predict`` does; every rank calls it.
+
+        Args:
+            inputs: as for ``step``; read by the first stage only. B may be any number.
+            targets: read by the last stage only.
+            share_loss: return the loss on every rank.
+
+        Returns:
+            The loss of the whole batch, to which the shares of micro-batches add up (with
+            ``loss_weight="mean"`` the mean over micro-batches), and what the last stage returns.
+            None for each in a process that does not hold the last stage.
+
+        Example:
+            >>> import torch, delaygrad as dg
+            >>> from torch import nn
+            >>> pipe = dg.LocalPipeline([nn.Flatten()], nn.functional.mse_loss, torch.optim.SGD)
+            >>> pipe.evaluate(torch.ones(2, 3), torch.zeros(2, 3))[0]
+            tensor(1.)
+        """
+        outputs, loss = self.predict(inputs), None
+        last = self._workers.get(self.num_stages - 1)
+        if last is not None:
+            loss = last.stage.loss_of(outputs, targets)
+        return self._on_every_rank(loss) if share_loss else loss, outputs
+
+    def _on_every_rank(self, loss: Tensor | None) -> Tensor | None:
+        told = self._share(None if loss is None else [loss.item(), str(loss.dtype)])
+        if loss is not None or not any(told):
+            return loss
+        value, dtype = next(filter(None, told))
+        return torch.tensor(value, dtype=getattr(torch, dtype.removeprefix("torch.")))
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue bit for bit, batches in flight included.

@@ -19,15 +19,16 @@ import copy
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from delaygrad.boundary import Tree, flatten, unflatten
+from delaygrad.boundary import Tree, flatten, parts_of, unflatten
 from delaygrad.errors import DelaygradError, NonFiniteLossError, StageError
 from delaygrad.random_stream import RandomStream
-from delaygrad.stage.network import LossFunction, require_scalar
+from delaygrad.stage.network import LossFunction, evaluating, require_scalar
 
 LossWeight: TypeAlias = Literal["mean", "sum"] | Callable[[Any], float | Tensor] | None
 """How parts of a batch combine: see above."""
@@ -122,6 +123,18 @@ class StageLoss:
                 self._require_whole(self._parts)
                 self._parts = None
         return loss
+
+    def of_batch(self, outputs: Any, targets: Any) -> Tensor:
+        """Return the loss of a whole batch that was predicted; nothing is checked or kept."""
+        loss_fn = self._loss_fn
+        with evaluating(loss_fn) if isinstance(loss_fn, nn.Module) else nullcontext():
+            if self._micro_batches == 1 or self._loss_weight != "mean":
+                return require_scalar(loss_fn(outputs, targets))  # the parts add up to it
+            num_parts = min(self._micro_batches, len(flatten(targets)[0][0]))
+            parts = parts_of((outputs, targets), num_parts)
+            return torch.stack(
+                [require_scalar(loss_fn(*part)) * share for part, share in parts]
+            ).sum()
 
     def settle(self) -> None:
         """Check the losses that are still on a device; waits for the device.

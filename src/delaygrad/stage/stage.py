@@ -322,6 +322,12 @@ class Stage:
         tensors, structure = flatten(outputs)
         return unflatten(structure, [dense(tensor.detach()) for tensor in tensors])
 
+    def loss_of(self, outputs: Tree, targets: Any) -> Tensor:
+        """Return the loss of predicted outputs, on the last stage; disturbs nothing."""
+        assert self.loss is not None
+        with self.undisturbed():
+            return self.loss.of_batch(outputs, targets).detach()
+
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
         """Within the block nothing gets a graph, and random numbers are drawn from a copy."""
