@@ -297,7 +297,8 @@ class Stage:
         """End an iteration: ``.grad`` holds what was applied, or what the caller shall apply."""
         self.partial.set_aside()
         if self._hands_over:
-            self._parameters.before_update()
+            if self._keeps_version:
+                self._parameters.before_update()
             forget_casts(self._device_type)
 
     def predict(self, inputs: Tree) -> Tree:
