@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from delaygrad.records.spread import plural, spread_of, time_unit
+from delaygrad.records.spread import spread_of, time_unit
 from delaygrad.results.figure import Panel
 from delaygrad.results.group import BASELINE, RunGroup
 from delaygrad.results.lines import Line, line_panel
@@ -251,18 +251,8 @@ def direction_panels(group: RunGroup) -> tuple[Panel, ...]:
     return tuple(found)
 
 
-def caption(groups: Sequence[RunGroup]) -> str:
-    """Say what the lines are."""
-    several = max((len(group.drawn) for group in groups), default=1) > 1
-    found = ["Lines are means over the finished runs of a group."] if several else []
-    found += ["Bands are one standard deviation on each side."] if several else []
-    if any(group.count("diverged") and not group.finished for group in groups):
-        found.append("A cross marks where all runs of a group diverged.")
-    count = max((len(run.of_kind("training")) for g in groups for run in g.runs), default=0)
-    long = any(run.epochs >= _LONG for group in groups for run in group.runs)
-    if long and count > 1:
-        found.append("Training losses are means over each epoch.")
-    elif count > _MOST_POINTS:
-        size = math.ceil(count / _MOST_POINTS)
-        found.append(f"Training losses are means of up to {plural(size, 'consecutive record')}.")
-    return " ".join(found)
+CAPTION = (
+    "Lines are means over the finished runs of a group, bands one standard deviation on each side. "
+    "A cross marks where all runs of a group diverged. Training losses are means over each epoch; "
+    "those of runs of few epochs are as recorded, or means of a few consecutive records."
+)

@@ -12,8 +12,8 @@ from delaygrad.errors import ConfigError
 from delaygrad.records.spread import plural, signed, spread_text
 from delaygrad.results.chrome_trace import write_chrome_trace
 from delaygrad.results.curves import (
+    CAPTION,
     TimeAxis,
-    caption,
     direction_panels,
     elapsed_axis,
     epoch_panels,
@@ -26,21 +26,15 @@ from delaygrad.results.page import Block, Figure, Page, Prose, Section, write_pa
 from delaygrad.results.run import Run, read_run, read_runs
 from delaygrad.results.tables import (
     accuracy_section,
-    compare,
     configuration_section,
     direction_table,
     environment_section,
     runs_section,
-    setting_text,
     stages_section,
 )
 from delaygrad.results.timeline import timeline_panel
 
 _MOST_LISTED = 6  # groups, one by one
-_FACTS = {
-    "data": "{}", "model": "{}", "optimizer": "{}", "epochs": "{} epochs",
-    "batch_size": "batches of {}",
-}  # fmt: skip
 
 
 def write_report(run_dirs: Iterable[Path], output: Path, title: str = "") -> Path:
@@ -112,7 +106,7 @@ def run_page(groups: Sequence[RunGroup], title: str = "") -> Page:
     names = ", ".join(run.name for run in runs)
     return Page(
         title=title or _title(groups),
-        lead=(result_text(groups), f"{what}: {_facts(groups)}."),
+        lead=(result_text(groups), f"{what}."),
         sections=run_sections(groups),
         source=f"Made by delaygrad report from the records of {names}.",
     )
@@ -151,9 +145,7 @@ def curves_section(
     for recipe, members in by_recipe(groups).items():
         if measures_of(members):
             axis = (time or {}).get(recipe, elapsed)
-            by_epoch = Figure(
-                panels=epoch_panels(members), caption=caption(groups) or "As recorded."
-            )
+            by_epoch = Figure(panels=epoch_panels(members), caption=CAPTION)
             by_time = Figure(panels=time_panels(members, axis), caption=axis.note)
             parts.append(Section(recipe, (by_epoch, by_time)))
     if len(parts) == 1:
@@ -200,16 +192,13 @@ def direction_section(groups: Sequence[RunGroup]) -> Section | None:
 
 def result_text(groups: Sequence[RunGroup]) -> str:
     """Say how accurate the groups became, against backpropagation where that was run too."""
-    finished = [group for group in groups if group.spread("final_accuracy") is not None]
-    sentences = ["No run has finished: there is no final accuracy."]
-    if len(finished) > _MOST_LISTED:
-        sentences = [_range_text(finished)]
-    elif finished:
-        sentences = [
-            _group_text(group, finished)
-            for group in finished
-            if group.method == "bp" or group.baseline_in(finished) is None
-        ]
+    ends = [
+        f"{group.label} {spread_text(final, 2)} %{points}"
+        for group in groups
+        if (final := group.spread("final_accuracy")) is not None
+        for gap in [group.minus_baseline_in(groups)]
+        for points in ["" if gap is None else f" ({signed(gap.mean, 2)} points)"]
+    ]
     lost = [
         f"{n} of {len(group.runs)} runs of {group.label} diverged."
         if len(group.runs) > 1
@@ -217,37 +206,11 @@ def result_text(groups: Sequence[RunGroup]) -> str:
         for group in groups
         if (n := group.count("diverged"))
     ]
-    return " ".join(sentences + lost)
-
-
-def _group_text(first: RunGroup, groups: Sequence[RunGroup]) -> str:
-    """Describe a group, and those that are compared with it."""
-    parts = [f"{first.label} ends at {_percent(first)} test accuracy"]
-    for group in groups:
-        if group.method == "bp" or group.baseline_in(groups) is not first:
-            continue
-        gap = group.minus_baseline_in(groups)
-        points = "" if gap is None else f" ({signed(gap.mean, 2)} points)"
-        parts.append(f"{group.label} at {_percent(group)}{points}")
-    return f"{', '.join(parts)}."
-
-
-def _range_text(groups: Sequence[RunGroup]) -> str:
-    compared = [(group.minus_baseline_in(groups), group.label) for group in groups]
-    gaps = sorted((gap.mean, label) for gap, label in compared if gap is not None)
-    if len(gaps) < 2:
-        ends = sorted(groups, key=lambda g: s.mean if (s := g.spread("final_accuracy")) else 0.0)
-        low, high = (f"{_percent(group)} ({group.label})" for group in (ends[0], ends[-1]))
-        return f"Test accuracy ends between {low} and {high}."
-    low, high = (f"{signed(gap, 2)} points ({label})" for gap, label in (gaps[0], gaps[-1]))
-    return (
-        f"Against backpropagation with the same recipe, the test accuracy of {len(gaps)} groups "
-        f"ends between {low} and {high}."
-    )
-
-
-def _percent(group: RunGroup) -> str:
-    return f"{spread_text(group.spread('final_accuracy'), 2)} %"
+    if not ends:
+        return " ".join(["No run has finished: there is no final accuracy.", *lost])
+    if len(ends) > _MOST_LISTED:
+        ends = [*ends[:_MOST_LISTED], f"and {plural(len(ends) - _MOST_LISTED, 'further group')}"]
+    return " ".join([f"Final test accuracy: {', '.join(ends)}.", *lost])
 
 
 def run_title(config: Mapping[str, Any], name: str) -> str:
@@ -276,17 +239,6 @@ def _spoken(names: str) -> str:
     return re.sub(r"\b(CIFAR|resnet)(?=\d)", lambda name: f"{name[0]}-", names).replace(
         "resnet-", "ResNet-"
     )
-
-
-def _facts(groups: Sequence[RunGroup]) -> str:
-    configs = {run.name: run.config for group in groups for run in group.runs}
-    same, _ = compare(configs)
-    facts = [
-        text.format(_spoken(setting_text(same[name])))
-        for name, text in _FACTS.items()
-        if name in same
-    ]
-    return ", ".join(facts) or "no setting in common"
 
 
 def accuracy_json(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
