@@ -51,7 +51,8 @@ class Grid(Component):
     """What is compared with backpropagation on one stage.
 
     Args:
-        methods: names of methods; options follow after commas, such as ddg,slack=1.
+        methods: names of methods, see ``train --help``; options follow after commas, such as
+            ddg,slack=1.
         stages: K, one or several.
         micro_batches: M of the methods that have micro-batches, one or several; by default the
             method's own, or K where the method has none.

@@ -310,7 +310,11 @@ class Theorem(LRSchedule):
 
 
 class MethodOptions(Kind):
-    """The method by which the stages train."""
+    """The method by which the stages train.
+
+    ddg is the paper's rule, lookahead is for many stages, bp is backpropagation; docs/methods.md
+    describes each. ``--method NAME --help`` shows the options of a method.
+    """
 
     def build(self, source: DataSource | None = None) -> Method:
         """Make the method.
