@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from markup import outside_urls, parse, table
-from recorded_runs import record_run
 
 from delaygrad.errors import ConfigError
 from delaygrad.results import Panel, render_page, write_page
@@ -124,16 +123,3 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_row_of_the_wrong_length_is_refused() -> None:
     with pytest.raises(ValueError, match=r"a row has 3 cells \(columns: 2\)"):
         replace(TABLE, rows=(("a", "b", "c"),))
-
-
-def test_page_of_the_docs_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    docs = Path(__file__).parents[3] / "docs" / "report.md"
-    examples = re.findall(r"```python\n(.*?)```", docs.read_text(encoding="utf-8"), re.DOTALL)
-    (example,) = (one for one in examples if "published" in one)
-    monkeypatch.chdir(tmp_path)
-    runs = [record_run(tmp_path / name, method=name) for name in ("bp", "ddg")]
-    exec(example, {"RUN_DIRS": runs})
-    page = parse((tmp_path / "paper.html").read_text(encoding="utf-8"))
-    assert [h.text for h in page.all("h2")] == ["ResNet-8", "Memory"]
-    assert [h.text for h in page.all("h3")][:2] == ["Accuracy", "Learning curves"]
-    assert table(page, "As published")[2] == ["DDG K=2", "90.5"]
