@@ -1,4 +1,4 @@
-"""Peak memory of each stage, measured, against the formula of ``delaygrad.partition.memory``.
+"""Peak memory of each stage, measured, against the formula of ``delaygrad.planning.stage_memory``.
 
 K stages run in K processes, a thread each, past the fill; what is measured, and how:
 ``delaygrad.bench.memory_peaks``.
@@ -56,16 +56,14 @@ def run(named: tuple[str, int, dg.Method]) -> dict[str, Any]:
         loss_fn=cross_entropy,
         num_stages=num_stages,
         method=method,
-        resident=True,
     )
     cuts = balanced_cuts(case)
     measured, predicted = measure_peaks(case, cuts), predict_peaks(case, cuts)
     stages = [
         {
             "predicted_mib": mib(memory.total_bytes),
-            "tensors_mib": mib(measured[k].tensors_bytes),
-            "tensors / predicted": round(measured[k].tensors_bytes / memory.total_bytes, 3),
-            "resident_mib": mib(measured[k].resident_bytes),
+            "tensors_mib": mib(measured[k]),
+            "tensors / predicted": round(measured[k] / memory.total_bytes, 3),
             "parts_mib": {name: mib(size) for name, size in vars(memory).items()},
         }
         for k, memory in enumerate(predicted)

@@ -1,23 +1,15 @@
 """Peak memory of each stage, measured, against the formula of ``delaygrad.planning.stage_memory``.
 
-K stages run in K processes, past the fill:
-
-    tensors    the most bytes that PyTorch's allocator had given out at once, from its profiler,
-               with the parameters; on a GPU ``torch.cuda.max_memory_allocated``
-    resident   the most memory of the process (VmHWM of Linux) beyond what it held when everything
-               was imported and a small network had been trained: with malloc's losses and the
-               working memory of the convolutions
+K stages run in K processes, past the fill. A peak is the most bytes that PyTorch's allocator had
+given out at once, from its profiler, with the parameters; on a GPU
+``torch.cuda.max_memory_allocated``.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -26,7 +18,6 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from delaygrad.bench.contest import variables
-from delaygrad.errors import ConfigError
 from delaygrad.launch import Launch, joined, run_workers
 from delaygrad.methods import Method
 from delaygrad.partition import cuts_of, layer_names, measure, split
@@ -51,22 +42,12 @@ class MemoryCase:
         loss_fn: of outputs and targets; can be pickled.
         num_stages: K.
         method: of training.
-        resident: measure the processes as well; Linux only.
     """
 
     make: Callable[[], Training]
     loss_fn: LossFn
     num_stages: int
     method: Method
-    resident: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Peaks:
-    """The most that a stage held, in bytes; ``resident_bytes`` is None where not measured."""
-
-    tensors_bytes: int
-    resident_bytes: int | None = None
 
 
 def balanced_cuts(case: MemoryCase) -> list[str]:
@@ -75,15 +56,12 @@ def balanced_cuts(case: MemoryCase) -> list[str]:
     return cuts_of(split(model, case.num_stages, sample_inputs=inputs))
 
 
-def measure_peaks(case: MemoryCase, cuts: Sequence[str]) -> list[Peaks]:
+def measure_peaks(case: MemoryCase, cuts: Sequence[str]) -> list[int]:
     """Train each stage in a process of its own, a thread each; return the peaks of each.
 
     Raises:
-        ConfigError: the system does not report resident memory.
         WorkerError: a stage failed.
     """
-    if case.resident:
-        _kilobytes("VmHWM")  # complain here
     launch = Launch(num_workers=case.num_stages)
     with variables(**_QUIET):
         found = run_workers(_worker, launch, case, tuple(cuts))
@@ -127,29 +105,15 @@ def make_optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
 
 
-def _worker(case: MemoryCase, cuts: Sequence[str]) -> Peaks:
+def _worker(case: MemoryCase, cuts: Sequence[str]) -> int:
     """Train one stage."""
     with joined(Launch(num_workers=case.num_stages), torch.device("cpu")) as rank:
-        if case.resident:
-            _train_something_small()
         model, inputs, targets = case.make()
         own = split(model, case.num_stages, cuts=cuts)[rank]
         del model
-        resident = _peak_of_process(own, inputs, targets, case) if case.resident else None
         dist.barrier()
         parameters = sum(parameter.nbytes for parameter in own.parameters())
-        tensors = parameters + _peak_of_tensors(own, inputs, targets, case)
-        return Peaks(tensors_bytes=tensors, resident_bytes=resident)
-
-
-def _peak_of_process(own: nn.Module, inputs: Tensor, targets: Tensor, case: MemoryCase) -> int:
-    parameters = sum(parameter.nbytes for parameter in own.parameters())
-    dist.barrier()
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    before = 1024 * _kilobytes("VmRSS") - parameters
-    _train(own, inputs, targets, case)
-    return 1024 * _kilobytes("VmHWM") - before
+        return parameters + _peak_of_tensors(own, inputs, targets, case)
 
 
 def _peak_of_tensors(own: nn.Module, inputs: Tensor, targets: Tensor, case: MemoryCase) -> int:
@@ -172,25 +136,3 @@ def _train(own: nn.Module, inputs: Tensor, targets: Tensor, case: MemoryCase) ->
 
 def _iterations(case: MemoryCase) -> int:
     return case.method.schedule.delay(0, case.num_stages) + ITERATIONS
-
-
-def _train_something_small() -> None:
-    """Let PyTorch import and allocate what it does on first use."""
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
-    pipe = LocalPipeline([model], lambda out, _: out.mean(), make_optimizer)
-    for _ in range(3):
-        pipe.step(torch.randn(4, 3, 8, 8), None)
-
-
-def _kilobytes(field: str) -> int:
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith(field):
-            return int(line.split()[1])
-    raise ConfigError(
-        f"this system does not tell how much memory a process holds ({field} of /proc, pid "
-        f"{os.getpid()}); measure the tensors only"
-    )

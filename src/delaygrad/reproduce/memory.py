@@ -224,7 +224,7 @@ def _measure(line: MemoryLine, case: MemoryCase, known: tuple[str, ...] | None) 
         predicted = predict_peaks(case, cuts)
         measured: list[int] = []
         if line.device == "cpu":
-            measured = [peaks.tensors_bytes for peaks in measure_peaks(case, cuts)]
+            measured = measure_peaks(case, cuts)
         total = sum(measured) if measured else measure_total_on_gpu(case, cuts)
     finally:
         torch.set_num_threads(threads)
