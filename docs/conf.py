@@ -32,6 +32,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+napoleon_use_ivar = True
 napoleon_use_rtype = False
 html_theme = "furo"
 html_title = f"delaygrad {version}"
