@@ -167,7 +167,7 @@ class MemoryTarget(MeasuredTarget):
 _EXPLAINED = (
     "Measured: the most that PyTorch's allocator had given out at once, summed over the "
     "stages (on a GPU: of all stages together in one process). Formula: "
-    "`delaygrad.partition.memory`, from a measurement of single layers. Of one stage: "
+    "`delaygrad.planning.stage_memory`, from a measurement of single layers. Of one stage: "
     "measured, as a multiple of K = 1; with uniform stages the activations are (K + 1) / 2 "
     "of it."
 )

@@ -11,7 +11,6 @@ import pytest
 from markup import parse
 from targets import TRAINING, by_name, record, write_target
 
-from delaygrad.errors import DataError
 from delaygrad.records import EventLog
 from delaygrad.reproduce import Reproduction, reproduce
 from delaygrad.reproduce.grid import PlannedRun
@@ -172,25 +171,6 @@ def test_time_is_projected_where_the_speed_up_is_known(tmp_path: Path) -> None:
     assert [axis.across(group, at) for group in (bp, two, three)] == [20.0, 12.5, None]
     assert projected_axis(groups, []) is None  # the time of one process is drawn
     assert projected_axis(groups[2:], rows) is None
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("summary.json", b""),
-        ("summary.json", b"{}"),
-        ("summary.json", b'{"test_accuracy": NaN, "epochs": 1.0}'),
-        ("records.jsonl", b"\xff\xfe\n"),
-        ("records.jsonl", b"{}\n"),
-    ],
-    ids=repr,
-)
-def test_a_damaged_run_is_named(tmp_path: Path, name: str, content: bytes) -> None:
-    request, _, runs = prepared(tmp_path)
-    folder = record(runs["sgd-bp-k1-seed0"], [0.7, 0.8])
-    (folder / name).write_bytes(content)
-    with pytest.raises(DataError, match=r"(damaged|corrupt).*sgd-bp-k1-seed0.*leave"):
-        reproduce(request, quiet=True)
 
 
 def test_published_records_are_scrubbed(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from delaygrad.data import DataSource, load
 from delaygrad.errors import CheckpointError, ConfigError
 from delaygrad.records import read_events
-from delaygrad.training import TrainConfig, resume, run, run_folder, train
+from delaygrad.training import TrainConfig, resume, run_folder, train
 from delaygrad.training.choices import Digits
 from delaygrad.training.run_lock import RunLock
 
@@ -233,20 +233,6 @@ def test_a_folder_is_one_process_at_a_time(folder: Path, whole: Path) -> None:
         holder.kill()
         holder.communicate()
     assert sha256(resume(folder, quiet=True)) == expected(whole)  # the lock died with its holder
-
-
-def test_a_run_under_way_is_not_resumed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = []
-
-    def intrude(*_: Any, **__: Any) -> None:
-        with pytest.raises(ConfigError, match="another process works on this run"):
-            resume(folder, quiet=True)
-        refused.append(True)
-
-    monkeypatch.setattr(run, "build_pipeline", intrude)
-    with pytest.raises(AttributeError):
-        resume(folder, quiet=True)
-    assert refused == [True]
 
 
 def test_ranks_of_one_run_share_a_lock(tmp_path: Path) -> None:

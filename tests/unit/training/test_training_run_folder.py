@@ -48,13 +48,6 @@ def test_new_folder_holds_the_configuration(tmp_path: Path) -> None:
     assert load_config(tmp_path / "deep" / "run" / "config.json") == config
 
 
-def test_folder_with_a_run_is_refused(tmp_path: Path) -> None:
-    run_folder.require_no_run(tmp_path)
-    run_folder.create(TrainConfig.of(run_dir=tmp_path))
-    with pytest.raises(ConfigError, match="there is a run in this folder already"):
-        run_folder.require_no_run(tmp_path)
-
-
 def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot write \(.*file/run\).*Not a directory"):
@@ -152,7 +145,3 @@ def test_model_is_written_under_its_own_names(tmp_path: Path) -> None:
     found = load_file(tmp_path / "model.safetensors")
     assert set(found) == {"a.weight", "a.view", "n"}
     assert torch.equal(found["a.weight"], weight) and found["n"] == 3
-
-
-def test_environment_can_be_written() -> None:
-    assert json.dumps(run_folder.environment())
