@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from delaygrad.errors import CheckpointError, DelaygradError
+from delaygrad.optimizers import parts_of
 
 
 def optimizer_name(optimizer: torch.optim.Optimizer | None) -> str | None:
     """Return the class's name; None where there is no optimizer."""
-    return None if optimizer is None else type(optimizer).__name__
+    if optimizer is None:
+        return None
+    return "+".join(type(part).__name__ for part in parts_of(optimizer))
 
 
 @contextmanager
@@ -89,8 +92,9 @@ def check_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer, own
             f"the optimizer has other parameter groups ({owner}, parameters "
             f"in each there: {there}, here: {here})"
         )
-    for group in state["param_groups"]:
-        if missing := [name for name in optimizer.defaults if name not in group]:
+    groups = [(part, group) for part in parts_of(optimizer) for group in part.param_groups]
+    for (part, _), group in zip(groups, state["param_groups"], strict=True):
+        if missing := [name for name in part.defaults if name not in group]:
             raise CheckpointError(
                 f"the checkpoint lacks options of the optimizer ({owner}, missing: "
                 f"{missing}); continue with the version of torch that wrote it"
@@ -101,12 +105,12 @@ def check_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer, own
             f"the optimizer's state is of parameters that it does not have ({owner}, "
             f"numbers: {unknown})"
         )
-    ours = [(group, parameter) for group in optimizer.param_groups for parameter in group["params"]]
-    for number, (group, parameter) in zip(numbers, ours, strict=True):
+    ours = [(part, group, own) for part, group in groups for own in group["params"]]
+    for number, (part, group, parameter) in zip(numbers, ours, strict=True):
         saved = state["state"].get(number)
         if saved is None:
             continue
-        for name, kind in _first_state(optimizer, group, parameter).items():
+        for name, kind in _first_state(part, group, parameter).items():
             found = _kind(saved.get(name))
             if found != kind:
                 raise CheckpointError(
@@ -129,7 +133,7 @@ def _first_state(
     try:
         with torch.random.fork_rng(devices=[]):
             probe.__setstate__({  # what a copy is made of
-                "defaults": optimizer.defaults,
+                "defaults": dict(optimizer.defaults),
                 "state": defaultdict(dict),
                 "param_groups": [{**group, "params": [twin]}],
             })  # fmt: skip

@@ -35,6 +35,7 @@ FLOORS = {
     "random_stream": 0,
     "roundable": 0,
     "plain_values": 0,
+    "optimizers": 0,
     "stash": 1,
     "state_check": 1,
     "records": 1,

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,19 +28,17 @@ from torch.nn.parameter import is_lazy
 
 from delaygrad.boundary import Tree, flatten, unflatten
 from delaygrad.errors import PartitionError, StageError
+from delaygrad.optimizers import MakeOptimizer, is_of_nothing, joined
 from delaygrad.partition.costs import LayerCost, Seconds, Storage
 from delaygrad.partition.graph_memory import GraphMemory
 from delaygrad.partition.layers import Layer, list_layers
 
-__all__ = ["MakeOptimizer", "Measurement", "measure", "measuring"]
+__all__ = ["Measurement", "measure", "measuring"]
 
 MIN_REPEATS = 3
 MAX_REPEATS = 10
 # No further repeat starts after this, once there are MIN_REPEATS.
 LAYERS_BUDGET_S, STAGES_BUDGET_S = 2.0, 1.5
-
-MakeOptimizer: TypeAlias = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-"""``make_optimizer(params)``: any ``torch.optim`` optimizer."""
 
 
 def measure(
@@ -166,10 +164,21 @@ class Measurement:
         parameters = list(dict.fromkeys(p for layer in layers for p in layer.module.parameters()))
         optimizer = None
         if parameters and self._make_optimizer is not None:
-            optimizer = self._make_optimizer(list(parameters))
-            for group in optimizer.param_groups:
-                group["lr"] = 0.0  # ones as gradients would soon drive parameters out of range
+            optimizer = self._made(self._make_optimizer, parameters)
         return _Piece(layers, parameters, optimizer, whole, waits)
+
+    def _made(
+        self, make: MakeOptimizer, parameters: list[nn.Parameter]
+    ) -> torch.optim.Optimizer | None:
+        try:
+            optimizer: torch.optim.Optimizer = joined(make(list(parameters)))
+        except ValueError as error:
+            if is_of_nothing(error):  # one of several has no part of this layer
+                return None
+            raise
+        for group in getattr(optimizer, "param_groups", []):
+            group["lr"] = 0.0  # ones as gradients would soon drive parameters out of range
+        return optimizer if hasattr(optimizer, "step") else None
 
     def _repeat(self, pieces: list[_Piece], budget_s: float) -> list[Seconds]:
         walks: list[list[Seconds]] = []

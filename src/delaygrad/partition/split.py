@@ -13,13 +13,14 @@ from torch import nn
 
 from delaygrad.boundary import Tree
 from delaygrad.errors import PartitionError
+from delaygrad.optimizers import MakeOptimizer
 from delaygrad.partition.check import checked_stages
 from delaygrad.partition.cuts import resolve_cuts
 from delaygrad.partition.graph.network import Network
 from delaygrad.partition.graph.stage import GraphStage
 from delaygrad.partition.layers import Layer, is_container, keeps_forward, list_layers
 from delaygrad.partition.measured_cuts import measured_cuts
-from delaygrad.partition.measurement import MakeOptimizer, measuring
+from delaygrad.partition.measurement import measuring
 from delaygrad.partition.merge import mark_stage
 from delaygrad.partition.sharing import Tie, check_cuts, find_ties, unbreakable_groups
 

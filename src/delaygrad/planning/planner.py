@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from delaygrad.boundary import Tree
 from delaygrad.errors import ConfigError, lacks
 from delaygrad.methods import DDG, Method, method_or_ddg
+from delaygrad.optimizers import MakeOptimizer
 from delaygrad.partition import LayerCost
 from delaygrad.partition.costs import join, stages_of, with_seconds
 from delaygrad.partition.measured_cuts import MeasuredCuts, measured_cuts
-from delaygrad.partition.measurement import MakeOptimizer, Measurement, measuring
+from delaygrad.partition.measurement import Measurement, measuring
 from delaygrad.partition.split import cuttable, separable_groups
 from delaygrad.planning.forecast import Forecast, Host, forecast
 from delaygrad.planning.link import Link

@@ -12,8 +12,8 @@ from torch import nn
 
 from delaygrad.boundary import Tree
 from delaygrad.errors import DelaygradError, PartitionError
+from delaygrad.optimizers import MakeOptimizer
 from delaygrad.partition import cuts_of, split
-from delaygrad.stage import MakeOptimizer
 
 __all__ = ["cut_alike"]
 

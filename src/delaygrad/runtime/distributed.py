@@ -14,6 +14,7 @@ from delaygrad.boundary import Tree
 from delaygrad.errors import DelaygradError, TransportError
 from delaygrad.methods import Method, method_or_ddg
 from delaygrad.methods.axes import ClipNorm, LossScale
+from delaygrad.optimizers import MakeOptimizer
 from delaygrad.partition.cuts import first_block, known_cuts
 from delaygrad.runtime import exchange
 from delaygrad.runtime.cutting import cut_alike
@@ -21,7 +22,7 @@ from delaygrad.runtime.links import Links
 from delaygrad.runtime.pipeline import Pipeline, require_free
 from delaygrad.runtime.ties import require_exact_ties
 from delaygrad.runtime.worker import Worker
-from delaygrad.stage import LossFunction, LossWeight, MakeOptimizer, Stage, device_of
+from delaygrad.stage import LossFunction, LossWeight, Stage, device_of
 from delaygrad.transport import Message, Receiver
 from delaygrad.transport.wire import WireSender, reason_of
 

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from delaygrad.errors import DelaygradWarning, StageError
+from delaygrad.optimizers import parts_of
 
 
 class HabitGuard:
@@ -29,9 +31,10 @@ class HabitGuard:
         self._parameters: list[nn.Parameter] = []
         self._applied: tuple[nn.Parameter, int, int] | None = None
         self._told = False
-        self._optimizer = optimizer
+        self._optimizers = [] if optimizer is None else [optimizer, *parts_of(optimizer)]
         self.training = False
         """Whether the pipeline is running: the optimizer may step."""
+        self._handles: list[RemovableHandle] = []
         if optimizer is None:
             return
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -46,15 +49,15 @@ class HabitGuard:
                     "pipeline first"
                 )
 
-        self._handle = optimizer.register_step_pre_hook(before_step)
+        self._handles = [part.register_step_pre_hook(before_step) for part in parts_of(optimizer)]
 
     def begin(self) -> None:
         """Note that the pipeline starts to run."""
         self.training = True
-        if self._optimizer is not None:
+        for optimizer in self._optimizers:
             # Schedulers of torch follow iterations, and warn where no optimizer step came first.
             # In the fill none does, and that is right.
-            self._optimizer._opt_called = True  # type: ignore[attr-defined]
+            optimizer._opt_called = True  # type: ignore[attr-defined]
         applied, self._applied = self._applied, None
         if applied is None:
             return
@@ -83,6 +86,6 @@ class HabitGuard:
                 return
 
     def release(self) -> None:
-        """Remove the hook of the optimizer."""
-        if self._parameters:
-            self._handle.remove()
+        """Remove the hooks of the optimizer."""
+        for handle in self._handles:
+            handle.remove()

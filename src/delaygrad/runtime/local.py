@@ -11,13 +11,14 @@ from delaygrad.boundary import Tree
 from delaygrad.errors import StageError
 from delaygrad.methods import Method, method_or_ddg
 from delaygrad.methods.axes import ClipNorm, LossScale
+from delaygrad.optimizers import MakeOptimizer
 from delaygrad.partition.cuts import first_block, known_cuts
 from delaygrad.partition.layers import Layer
 from delaygrad.partition.sharing import check_cuts, find_ties
 from delaygrad.runtime.pipeline import Pipeline, require_free
 from delaygrad.runtime.ties import require_exact_ties
 from delaygrad.runtime.worker import Worker
-from delaygrad.stage import LossFunction, LossWeight, MakeOptimizer, Stage
+from delaygrad.stage import LossFunction, LossWeight, Stage
 from delaygrad.transport import Queue
 
 

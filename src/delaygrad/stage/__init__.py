@@ -3,7 +3,6 @@
 from delaygrad.stage.losses import LossWeight
 from delaygrad.stage.network import (
     LossFunction,
-    MakeOptimizer,
     by_caller,
     device_of,
     require_one_batch,
@@ -13,7 +12,6 @@ from delaygrad.stage.stage import Stage
 __all__ = [
     "LossFunction",
     "LossWeight",
-    "MakeOptimizer",
     "Stage",
     "by_caller",
     "device_of",

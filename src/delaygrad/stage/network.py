@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import combinations
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from delaygrad.errors import StageError
+from delaygrad.optimizers import MakeOptimizer, is_of_nothing, joined
 
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
 """``loss_fn(outputs, targets)``: a 0-d tensor, usually the mean over the batch."""
-
-MakeOptimizer: TypeAlias = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-"""``make_optimizer(params)``: any ``torch.optim`` optimizer over a stage's parameters."""
 
 
 def require_no_replicas(module: nn.Module, stage_index: int) -> None:
@@ -92,6 +90,8 @@ def make_own_optimizer(
 ) -> torch.optim.Optimizer | None:
     """Return a stage's optimizer; None if it has no parameters, or the caller has the optimizer.
 
+    None also where all parameters are frozen, and ``make_optimizer`` takes none of them.
+
     Raises:
         StageError: ``make_optimizer`` is no function, or returns no optimizer, or the optimizer
             has parameters of another stage.
@@ -104,7 +104,20 @@ def make_own_optimizer(
         )
     if not parameters or make_optimizer is by_caller:
         return None
-    optimizer = make_optimizer(list(parameters))
+    trains = any(parameter.requires_grad for parameter in parameters)
+    try:
+        optimizer = joined(make_optimizer(list(parameters)))
+    except ValueError as error:
+        if not is_of_nothing(error):
+            raise
+        if not trains:
+            return None
+        raise StageError(
+            f"make_optimizer has made an optimizer of an empty list (stage: {stage_index}); a "
+            'group may be empty: torch.optim.Muon([{"params": matrices}])'
+        ) from error
+    if optimizer == [] and not trains:
+        return None
     if not hasattr(optimizer, "param_groups"):
         raise StageError(
             f"make_optimizer must return an optimizer (stage: {stage_index}, returned: "
@@ -116,7 +129,34 @@ def make_own_optimizer(
             f"the optimizer has parameters that are not the stage's (stage: {stage_index}); "
             "let make_optimizer(params) make a new one over those that it is given"
         )
-    return optimizer
+    return cast(torch.optim.Optimizer, optimizer)
+
+
+def require_no_gradients(parameters: Iterable[nn.Parameter], stage_index: int) -> None:
+    """Raise if a parameter of a stage without optimizer has a gradient.
+
+    Raises:
+        StageError: it does.
+    """
+    if any(parameter.grad is not None for parameter in parameters):
+        raise StageError(
+            f"a parameter was unfrozen in a stage that has no optimizer (stage: {stage_index}); "
+            "unfreeze it before you make the pipeline, or give its optimizer frozen parameters too"
+        )
+
+
+def require_initialised(module: nn.Module, stage_index: int) -> None:
+    """Raise if a lazy module has not seen an input yet.
+
+    Raises:
+        StageError: it has not.
+    """
+    lazy = [name for name, p in (*module.named_parameters(), *module.named_buffers()) if is_lazy(p)]
+    if lazy:
+        raise StageError(
+            f"a lazy module has no parameters yet (stage: {stage_index}, parameter: {lazy[0]}); "
+            "call the model once on a batch before you make the pipeline"
+        )
 
 
 def _kind(value: object) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from delaygrad.errors import StageError
 from delaygrad.methods import Method
 from delaygrad.methods.axes import LossScale
+from delaygrad.optimizers import parts_of
 
 _DTYPE = torch.float64  # the square root of a squared float32 is the number itself
 
@@ -135,12 +136,13 @@ class Signals:
             return False
         if self._reads:
             return bool(self._skip)
-        if not getattr(optimizer, "_step_supports_amp_scaling", False):
-            raise StageError(
-                "with a loss scale, an optimizer on an accelerator must skip updates by itself "
-                f"(optimizer: {type(optimizer).__name__}); make it with fused=True"
-            )
-        vars(optimizer).update(grad_scale=None, found_inf=self._skip.float())
+        for part in parts_of(optimizer):
+            if not getattr(part, "_step_supports_amp_scaling", False):
+                raise StageError(
+                    "with a loss scale, an optimizer on an accelerator must skip updates by itself "
+                    f"(optimizer: {type(part).__name__}); make it with fused=True"
+                )
+            vars(part).update(grad_scale=None, found_inf=self._skip.float())
         return False
 
     def norm(self) -> Tensor | None:

@@ -30,21 +30,23 @@ from torch import Tensor, nn
 
 from delaygrad.boundary import Structure, Tree, dense, flatten, narrowed, unflatten, widened
 from delaygrad.methods import Method
+from delaygrad.optimizers import MakeOptimizer
 from delaygrad.random_stream import RandomStream, stage_seed
 from delaygrad.stage.local_training import LocalTraining, require_alike
 from delaygrad.stage.losses import LossWeight, StageLoss
 from delaygrad.stage.modes import PredictionGuard, require_modes
 from delaygrad.stage.network import (
     LossFunction,
-    MakeOptimizer,
     apart_from,
     by_caller,
     device_of,
     evaluating,
     forget_casts,
     make_own_optimizer,
+    require_initialised,
     require_loss,
     require_no_aliases,
+    require_no_gradients,
     require_no_replicas,
 )
 from delaygrad.stage.references import References
@@ -132,6 +134,7 @@ class Stage:
         if self._keeps_version and method.linearise.weights != "live":
             require_no_aliases(module, stage_index)
         require_modes(module, stage_index)
+        require_initialised(module, stage_index)
         self._references = References(module, stage_index)
         self._unused = UnusedParameters(module, stage_index)
         self._predictions = PredictionGuard(module, stage_index)
@@ -429,6 +432,8 @@ class Stage:
             self._chain.step(self.optimizer, self.version, met, norm)
             self._newest = None
             forget_casts(self._device_type)
+        if self.optimizer is None:
+            require_no_gradients(self._parameter_list, self.stage_index)
         if self._keeps_version:
             self._parameters.after_update()
 

@@ -86,7 +86,10 @@ def test_ranks_refuse_a_second_pipeline_too() -> None:
     [
         (lambda own: sgd(own), "make_optimizer is no function (given: a SGD)"),
         (lambda own: [sgd(own)], "make_optimizer is no function (given: a list)"),
-        (lambda own: lambda params: [sgd(params)], "must return an optimizer (stage: 0, returned"),
+        (
+            lambda own: lambda params: [sgd(params), 1],
+            "must return an optimizer (stage: 0, returned",
+        ),
         (lambda own: lambda params: None, "must return an optimizer (stage: 0, returned"),
     ],
 )
