@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +12,12 @@ from torch import Tensor
 from delaygrad.data.augment import crop_and_flip
 from delaygrad.data.cifar_files import read_cifar
 from delaygrad.data.cifar_official import CifarSpec
-from delaygrad.data.dataset import Indices
+from delaygrad.data.dataset import Indices, InMemory
 
 __all__ = ["CifarDataset", "cifar_splits"]
 
 
-class CifarDataset:
+class CifarDataset(InMemory):
     """Colour images of 32x32 pixels; uint8 in memory, a quarter of what float32 would take."""
 
     def __init__(
@@ -30,16 +29,11 @@ class CifarDataset:
         std: tuple[float, ...],
         augment: bool,
     ) -> None:
+        super().__init__(torch.from_numpy(images), torch.from_numpy(labels))
         self._images = images
-        self._labels = torch.from_numpy(labels)
         self._mean = torch.tensor(mean).view(-1, 1, 1)
         self._std = torch.tensor(std).view(-1, 1, 1)
         self._augment = augment
-
-    @property
-    def num_samples(self) -> int:
-        """Samples in this split."""
-        return len(self._images)
 
     def inputs(self, indices: Indices, rng: np.random.Generator | None = None) -> Tensor:
         """Read normalised images.
@@ -55,20 +49,6 @@ class CifarDataset:
             images = crop_and_flip(images, rng)
         scaled = torch.from_numpy(images).to(torch.float32).div_(255)
         return scaled.sub_(self._mean).div_(self._std)
-
-    def targets(self, indices: Indices) -> Tensor:
-        """Read classes.
-
-        Args:
-            indices: (B,) int64.
-        Returns:
-            (B,) int64.
-        """
-        return self._labels[torch.from_numpy(indices)]
-
-    def contents(self) -> list[npt.NDArray[Any]]:
-        """Return images and classes."""
-        return [self._images, self._labels.numpy()]
 
 
 def cifar_splits(

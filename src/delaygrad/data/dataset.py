@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from delaygrad.data.order import Purpose, permutation
@@ -87,6 +88,30 @@ class DataSource:
                 digest.update(f"{array.dtype} {array.shape} ".encode())
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+
+class InMemory:
+    """Samples and their classes as two tensors; there is no augmentation."""
+
+    def __init__(self, samples: Tensor, labels: Tensor) -> None:
+        self._samples, self._labels = samples, labels
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in this split."""
+        return len(self._labels)
+
+    def inputs(self, indices: Indices, rng: np.random.Generator | None = None) -> Tensor:
+        """Return the samples; ``rng`` has no effect."""
+        return self._samples[torch.from_numpy(indices)]
+
+    def targets(self, indices: Indices) -> Tensor:
+        """Return the classes."""
+        return self._labels[torch.from_numpy(indices)]
+
+    def contents(self) -> list[npt.NDArray[Any]]:
+        """Return samples and classes."""
+        return [self._samples.numpy(), self._labels.numpy()]
 
 
 class _Subset:

@@ -9,61 +9,20 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from delaygrad.data.dataset import Indices
+from delaygrad.data.dataset import InMemory
 from delaygrad.data.order import Purpose, permutation
 from delaygrad.errors import lacks
 
-__all__ = ["DigitsDataset", "digits_splits"]
+__all__ = ["digits_splits"]
 
 _TEST_EVERY = 5  # every fifth of 1,797 samples: 360 for the test
 
 
-class DigitsDataset:
-    """Grey 8x8 images and their classes, wholly in memory; there is no augmentation."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self._images = images
-        self._labels = labels
-
-    @property
-    def num_samples(self) -> int:
-        """Samples in this split."""
-        return len(self._labels)
-
-    def inputs(self, indices: Indices, rng: np.random.Generator | None = None) -> Tensor:
-        """Read normalised images; ``rng`` has no effect.
-
-        Args:
-            indices: (B,) int64.
-            rng: ignored: shifted or mirrored digits of 8x8 pixels are other digits.
-        Returns:
-            (B, 1, 8, 8) float32.
-        """
-        return self._images[torch.from_numpy(indices)]
-
-    def targets(self, indices: Indices) -> Tensor:
-        """Read classes.
-
-        Args:
-            indices: (B,) int64.
-        Returns:
-            (B,) int64, 0 to 9.
-        """
-        return self._labels[torch.from_numpy(indices)]
-
-    def contents(self) -> list[npt.NDArray[Any]]:
-        """Return images and classes."""
-        return [self._images.numpy(), self._labels.numpy()]
-
-
-def digits_splits() -> tuple[DigitsDataset, DigitsDataset]:
+def digits_splits() -> tuple[InMemory, InMemory]:
     """Load the fixed, stratified split: 1,437 samples to train on, 360 to test on.
 
     The split is the same in every run: samples in a fixed random order, sorted by class, every
@@ -94,4 +53,4 @@ def digits_splits() -> tuple[DigitsDataset, DigitsDataset]:
     inputs = torch.from_numpy(((images - mean) / std).astype(np.float32))
     targets = torch.from_numpy(labels)
     test = torch.from_numpy(is_test)
-    return DigitsDataset(inputs[~test], targets[~test]), DigitsDataset(inputs[test], targets[test])
+    return InMemory(inputs[~test], targets[~test]), InMemory(inputs[test], targets[test])
