@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import delaygrad
 
 if TYPE_CHECKING:
+    from docutils.nodes import Element
     from sphinx.application import Sphinx
+    from sphinx.writers.html5 import HTML5Translator
 
 HERE = Path(__file__).parent
 ROOMS = [
@@ -36,7 +38,8 @@ napoleon_use_ivar = True
 napoleon_use_rtype = False
 html_theme = "furo"
 html_title = f"delaygrad {version}"
-html_copy_source = False
+html_copy_source = html_show_copyright = False
+html_math_renderer = "mathml"
 
 
 def public(module: ModuleType) -> dict[str, object]:
@@ -110,11 +113,12 @@ def fit_to_site(app: Sphinx, page: str, text: list[str]) -> None:
     """Make text of links to files outside the site; the first page lists the others."""
     text[0] = re.sub(r"(?<!!)\[([^\]]*)\]\(\.\./[^)]*\)", r"\1", text[0])
     if page == root_doc:
-        pages = re.findall(r"\]\((\S+)\.md\)", text[0])
+        listed = re.findall(r"\[([^\]]*)\]\((\S+)\.md\)", text[0])
+        pages = [f"{title} <{name}>" for title, name in listed]
         reference = [f"api/{room}" for room in ROOMS]
         for caption, names in (("Pages", pages), ("Reference", reference)):
-            listed = "\n".join(names)
-            text[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n"
+            entries = "\n".join(names)
+            text[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{entries}\n```\n"
 
 
 def fit_docstring(
@@ -134,6 +138,18 @@ def fit_docstring(
     lines[:] = fitted
 
 
+def show_formula(page: HTML5Translator, formula: Element) -> None:
+    """Write a formula as MathML, which browsers show without a script from the network."""
+    from docutils.nodes import SkipNode, math_block
+    from docutils.utils.math.latex2mathml import tex2mathml
+
+    tex = re.sub(r"\\[bB]ig\b", "", formula.astext()).replace(r"\dots", r"\ldots")
+    block = isinstance(formula, math_block)
+    written = tex2mathml(tex, as_block=block)
+    page.body.append(f'<div style="padding: 0.3em 0">{written}</div>' if block else written)
+    raise SkipNode
+
+
 def copy_first_page(app: Sphinx, failure: Exception | None) -> None:
     """Make the first page the one that a folder's address shows."""
     if failure is None:
@@ -142,6 +158,8 @@ def copy_first_page(app: Sphinx, failure: Exception | None) -> None:
 
 def setup(app: Sphinx) -> None:
     """Connect the functions of this file."""
+    renderers = (show_formula, None)
+    app.add_html_math_renderer("mathml", inline_renderers=renderers, block_renderers=renderers)
     app.connect("builder-inited", write_reference)
     app.connect("source-read", fit_to_site)
     app.connect("autodoc-process-docstring", fit_docstring, priority=400)  # before napoleon
