@@ -400,6 +400,11 @@ class Pipeline(ABC):
         Every rank calls it. Damaged ones that are newer are set aside, with a warning. What is
         later, or unfinished, is removed.
 
+        If the network was cut in another way, or into another number of stages, the checkpoint must
+        be one that was saved after ``flush``, and every rank must find the files of all stages.
+        Stages are then to be made by ``split``. Random streams and gradient norms of the stages
+        begin anew.
+
         Returns:
             The ``extra`` of ``save``, or {}; None if no rank has a checkpoint: nothing was loaded.
 

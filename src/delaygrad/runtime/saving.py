@@ -21,6 +21,8 @@ from delaygrad.errors import (
     DelaygradWarning,
     PartitionError,
 )
+from delaygrad.runtime.resplit import resplit
+from delaygrad.state_check import loading
 
 if TYPE_CHECKING:
     from delaygrad.runtime.pipeline import Pipeline
@@ -48,34 +50,69 @@ def save(pipe: Pipeline, folder: Path, extra: dict[str, Any], keep: int) -> None
         )
     stages = state.pop("stages").items()
     states = {int(k): {**state, "stage": of_stage, "extra": extra} for k, of_stage in stages}
-    about = {"saved": told[0][2], "cuts": pipe.cuts}  # of one call, alike on all ranks
+    # Of one call, alike on all ranks.
+    about = {"saved": told[0][2], "cuts": pipe.cuts, "num_stages": pipe.num_stages}
     checkpoint.write(folder, iteration, states, pipe._share, about=about, keep=keep)
 
 
 def load_newest(pipe: Pipeline, folder: Path) -> dict[str, Any] | None:
     """See ``Pipeline.load_newest``."""
-    newest = checkpoint.find_newest(folder, pipe._workers, pipe._share)
+    count = _stages_saved(pipe, folder)
+    stages = range(count) if count != pipe.num_stages else pipe._workers
+    newest = checkpoint.find_newest(folder, stages, pipe._share)
     if newest is None:
         return None
+    cuts = newest.about.get("cuts")
+    cut_anew = count != pipe.num_stages or (None not in (cuts, pipe.cuts) and cuts != pipe.cuts)
     states: dict[int, dict[str, Any]] = {}
 
     def read() -> None:
-        for k in pipe._workers:
+        for k in range(count) if cut_anew else pipe._workers:
             states[k] = checkpoint.read_stage(folder, newest.iteration, k)
-        pipe.check_state_dict(joined())
+        state = {**states[min(states)], "stages": {str(k): s["stage"] for k, s in states.items()}}
+        if cut_anew:
+            with loading(min(states)):
+                state = resplit(pipe._workers, state, pipe.num_stages, pipe.cuts)
+        pipe.check_state_dict(state)
+        found.append(state)
 
-    def joined() -> dict[str, Any]:
-        stages = {str(k): state["stage"] for k, state in states.items()}
-        return {**next(iter(states.values())), "stages": stages}
-
+    found: list[dict[str, Any]] = []
     checkpoint.all_do(pipe._share, read)  # a rank that cannot load stops all, before any has
-    state = joined()
+    (state,) = found
     pipe.load_state_dict(state)
     checkpoint.rewind(folder, newest.iteration)
     pipe._share(None)  # nothing new is written before
     for note in newest.notes(folder):
         warnings.warn(note, DelaygradWarning, stacklevel=3)  # who calls load_newest
     return dict(state.get("extra") or {})
+
+
+def _stages_saved(pipe: Pipeline, folder: Path) -> int:
+    """Return the number of stages of the newest checkpoint; the pipeline's own where unknown.
+
+    Raises:
+        CheckpointError: it is another one, and a rank's folder does not hold the files of all.
+    """
+    newest = max(checkpoint.find(folder), default=None)
+    held = [] if newest is None else checkpoint.stages_in(folder, newest)
+    told = pipe._share(held)
+    found = sorted({k for of_rank in told for k in of_rank})
+    if len(found) in (0, pipe.num_stages):
+        return pipe.num_stages
+    about: dict[str, Any] = {}
+    if newest is not None and held:
+        with suppress(CheckpointError):
+            about = checkpoint.read_about(folder, newest, held[0])
+    count = max(of_rank or 0 for of_rank in pipe._share(about.get("num_stages")))
+    if len(found) != count:  # files were lost
+        return pipe.num_stages
+    if any(of_rank != found for of_rank in told):
+        raise CheckpointError(
+            f"the checkpoint has another number of stages (there: {count}, here: "
+            f"{pipe.num_stages}), and not every rank finds the files of all ({folder}); put them "
+            "where every rank reads them"
+        )
+    return count
 
 
 def saved_cuts(folder: str | Path) -> list[str] | None:

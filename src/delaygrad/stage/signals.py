@@ -165,6 +165,13 @@ class Signals:
         for name, value in zip(_STATE, state, strict=True):
             setattr(self, name, value.to(self._device, copy=True))
 
+    def continued(self, first: Sequence[Tensor]) -> list[Tensor]:
+        """Return this state, with the loss scale of another pipeline's first stage."""
+        found = {name: getattr(self, name).clone() for name in _STATE}
+        theirs = dict(zip(_STATE, first, strict=True))
+        found.update({name: theirs[name] for name in ("_scale", "_finite", "passing", "scale")})
+        return list(found.values())
+
     def _unscale(self, gradients: Sequence[Tensor], rule: LossScale) -> None:
         largest = nn.utils.get_total_norm(gradients, math.inf)
         self._skip = torch.where(largest.isfinite().to(self._device), self._skip, 1.0)

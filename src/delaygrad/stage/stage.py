@@ -180,6 +180,13 @@ class Stage:
         self._newest: ParameterVersion | None = None  # that a backward has met, for the chain
         self._pending: Stash[Pending] = Stash("forward pass")
 
+    @property
+    def optimized(self) -> list[str]:
+        """The names of the optimizer's parameters, in its order."""
+        names = {id(parameter): name for name, parameter in self.module.named_parameters()}
+        groups = [] if self.optimizer is None else self.optimizer.param_groups
+        return [names.get(id(p), "") for group in groups for p in group["params"]]
+
     def forward(
         self, batch_index: int, inputs: Tree, targets: Any = None, share: float = 1.0
     ) -> Tree:
@@ -358,6 +365,7 @@ class Stage:
             "model": copy.deepcopy(model),
             "optimizer": copy.deepcopy(optimizer),
             "optimizer_name": optimizer_name(self.optimizer),
+            "optimized": self.optimized,
             "version": self.version,
             "edition": edition,
             "accumulated": self.partial.state_dict(),
