@@ -12,14 +12,17 @@ from exact import assert_same
 from ranks import run_ranks
 from torch import Tensor, nn
 from zoo import TIED_LANGUAGE_MODEL as ONE
+from zoo import WORDS
 
 import delaygrad as dg
 from delaygrad import PartitionError, StageError
+from delaygrad.schedule import unlocked
 
 pytestmark = pytest.mark.xdist_group("ties")
 
 CUTS = ["layers.1", "layers.3"]
 STOP = 4
+UNLOCKED = dg.Method(name="unlocked", schedule=unlocked())
 
 
 def momentum(params: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -49,32 +52,118 @@ def test_one_stage_owns_the_parameter_and_the_others_hold_none(cut: Any) -> None
     assert merged.head.weight is merged.embed.weight
 
 
-def test_delayed_training_is_that_of_the_whole_tied_model(cut: Any) -> None:
+class NaiveLoop:
+    """The rule, written out: each stage's uses have a gradient of their own.
+
+    The owner is stage 0. At iteration s + delay(0) it applies the gradients of batch s, which add
+    up from the last stage to the first. All stages meet the owner's value.
+    """
+
+    OWN = ("layers.0", "layers.1", "layers.2", "layers.3")
+    STAGE = (0, 1, 1, 2)
+
+    def __init__(self, model: nn.Module, delays: tuple[int, int, int]) -> None:
+        self.table, self.delays = model.embed.weight, delays
+        self.layers, self.head = list(model.layers), model.head
+        self.held = [[self.table], [], []]
+        for layer, k in zip(self.layers, self.STAGE, strict=True):
+            self.held[k] += list(layer.parameters())
+        self.optimizers = [momentum(parameters) for parameters in self.held]
+        self.gradients: list[list[list[Tensor]]] = []
+
+    def step(self, words: Tensor, targets: Tensor) -> Tensor:
+        uses = [self.table.detach().clone().requires_grad_() for _ in range(3)]
+        x = torch.nn.functional.embedding(words, uses[0])
+        for layer in self.layers[:3]:
+            x = x + torch.tanh(layer(x))
+        x = x + torch.softmax(x @ uses[1].T, -1) @ uses[1]
+        x = (x + self.layers[3](x)) @ uses[2].T
+        loss = ONE.loss(x, targets)
+        others = [p for held in self.held for p in held if p is not self.table]
+        *found, g0, g1, g2 = torch.autograd.grad(loss, [*others, *uses])
+        named = dict(zip(map(id, others), found, strict=True)) | {id(self.table): (g2 + g1) + g0}
+        self.gradients.append([[named[id(p)] for p in held] for held in self.held])
+        self.apply(len(self.gradients) - 1)
+        return loss.detach()
+
+    def flush(self) -> None:
+        for t in range(len(self.gradients), len(self.gradients) + self.delays[0]):
+            self.apply(t)
+
+    def apply(self, t: int) -> None:
+        for k, delay in enumerate(self.delays):
+            if 0 <= t - delay < len(self.gradients):
+                for parameter, grad in zip(self.held[k], self.gradients[t - delay][k], strict=True):
+                    parameter.grad = grad
+                self.optimizers[k].step()
+
+
+@pytest.mark.parametrize(
+    ("method", "delays"),
+    [
+        (dg.DDG(), (2, 1, 0)),
+        (dg.DDG(slack=1), (4, 2, 0)),
+        (UNLOCKED, (4, 2, 0)),
+        (dg.BP(), (0, 0, 0)),
+    ],
+    ids=repr,
+)
+def test_training_is_a_naive_loop_of_the_rule(
+    cut: Any, method: dg.Method, delays: tuple[int, int, int]
+) -> None:
     model, stages = copy.deepcopy(cut)
-    whole = copy.deepcopy(model)
-    named = dict(whole.named_parameters())
-    optimizers = [momentum([named[key] for key, _ in s.named_parameters()]) for s in stages]
-    pipe = dg.LocalPipeline(stages, ONE.loss, momentum, method=dg.DDG(slack=1))
-    gradients: list[dict[str, Tensor]] = []
-
-    def apply(t: int) -> None:
-        for k, stage in enumerate(stages):
-            s = t - 2 * (2 - k)
-            if 0 <= s < len(gradients):
-                for key, _ in stage.named_parameters():
-                    named[key].grad = gradients[s][key]
-                optimizers[k].step()
-
-    for t, (inputs, targets) in enumerate(ONE.batches(7)):
-        loss = ONE.loss(whole(inputs), targets)
-        found = torch.autograd.grad(loss, list(named.values()))
-        gradients.append(dict(zip(named, found, strict=True)))
-        assert_same(pipe.step(inputs, targets), loss.detach(), "loss")
-        apply(t)
+    naive = NaiveLoop(copy.deepcopy(model), delays)
+    pipe = dg.LocalPipeline(stages, ONE.loss, momentum, method=method)
+    losses, expected = [], []
+    for inputs, targets in ONE.batches(7):
+        losses.append(pipe.step(inputs, targets))
+        expected.append(naive.step(inputs, targets))
     pipe.flush()
-    for t in range(7, 11):
-        apply(t)
-    assert_same(dg.merge(pipe.stages).state_dict(), whole.state_dict(), "state")
+    naive.flush()
+    known = [loss for loss in losses if loss is not None]  # a pipeline that fills has none yet
+    assert_same(known, expected[: len(known)], "losses")
+    for mine, held in zip(pipe.stages, naive.held, strict=True):
+        assert_same([p.detach() for p in mine.parameters()], [p.detach() for p in held], "state")
+
+
+class FarTie(nn.Module):
+    """The first and the last stage use one table; the stage between does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(WORDS, 6)
+        self.layers = nn.ModuleList([nn.Linear(6, 6) for _ in range(4)])
+        self.head = nn.Linear(6, WORDS, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.embed(words)
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x))
+        return self.head(x)
+
+
+def test_the_value_passes_no_stage_that_does_not_use_it() -> None:
+    torch.manual_seed(0)
+    stages = stages_of(FarTie())
+    pipe = dg.LocalPipeline(stages, ONE.loss, momentum, method=dg.DDG())
+    sent: list[list[tuple[int, ...]]] = [[], [], []]
+    for k, worker in pipe._workers.items():
+        for inbox in worker.inboxes:
+            receive = inbox._receiver.receive
+
+            def noted(k: int = k, receive: Any = receive) -> Any:
+                message = receive()
+                sent[k] += [tuple(t.shape) for t in message.tensors if t is not None]
+                return message
+
+            inbox._receiver.receive = noted  # type: ignore[method-assign]
+    for inputs, targets in ONE.batches(4):
+        pipe.step(inputs, targets)
+    pipe.flush()
+    table = (WORDS, 6)
+    assert [received.count(table) for received in sent] == [4, 0, 4]
+    assert sent[1].count((4, 6, 6)) == 6
 
 
 @pytest.mark.parametrize(
@@ -112,23 +201,29 @@ def _train(pipe: Any) -> dict[str, Any]:
     return told
 
 
-def _on_a_rank(rank: int, world_size: int) -> dict[str, Any]:
+METHODS = {"ddg": dg.DDG(), "parts": dg.DDG(slack=1, micro_batches=2), "unlocked": UNLOCKED}
+
+
+def _on_a_rank(rank: int, world_size: int, name: str) -> dict[str, Any]:
     pipe = dg.DistributedPipeline.from_model(
         ONE.build(),
         ONE.loss,
         momentum,
         sample_inputs=ONE.batch(4, 6),
         cuts=CUTS,
-        method=dg.DDG(),
+        method=METHODS[name],
         timeout_s=60,
     )
     with pipe:
         return _train(pipe)
 
 
-def test_ranks_compute_what_one_process_does_and_its_checkpoint_continues(cut: Any) -> None:
-    told = run_ranks(_on_a_rank, 3, timeout_s=110)
-    pipe = dg.LocalPipeline(copy.deepcopy(cut[1]), ONE.loss, momentum, method=dg.DDG())
+@pytest.mark.parametrize("name", list(METHODS))
+def test_ranks_compute_what_one_process_does_and_its_checkpoint_continues(
+    cut: Any, name: str
+) -> None:
+    told = run_ranks(_on_a_rank, 3, args=(name,), timeout_s=110)
+    pipe = dg.LocalPipeline(copy.deepcopy(cut[1]), ONE.loss, momentum, method=METHODS[name])
     local = _train(pipe)
     assert_same(told[2]["losses"], local["losses"], "losses")
     assert_same(told[2]["predicted"], local["predicted"], "predictions")
@@ -136,12 +231,21 @@ def test_ranks_compute_what_one_process_does_and_its_checkpoint_continues(cut: A
 
     states = [torch.load(io.BytesIO(of_rank["saved"]), weights_only=True) for of_rank in told]
     state = {**states[0], "stages": {k: s for of in states for k, s in of["stages"].items()}}
-    again = dg.LocalPipeline(copy.deepcopy(cut[1]), ONE.loss, momentum, method=dg.DDG())
+    saved = torch.load(io.BytesIO(local["saved"]), weights_only=True)["stages"]
+    for k, of_stage in state["stages"].items():
+        assert_same(of_stage["ties"], saved[k]["ties"], "messages in flight")
+    waiting = [len(messages) for s in saved.values() for messages in s["ties"].values()]
+    assert sum(waiting) > 1  # the checkpoint holds what is under way between stages 0 and 2
+    again = dg.LocalPipeline(copy.deepcopy(cut[1]), ONE.loss, momentum, method=METHODS[name])
     again.load_state_dict(state)
     for inputs, targets in ONE.batches(8)[STOP:]:
         again.step(inputs, targets)
     again.flush()
     assert_same([dict(s.state_dict()) for s in again.stages], local["states"], "states")
+    for of_stage in state["stages"].values():
+        of_stage.pop("ties")
+    with pytest.raises(dg.CheckpointError, match="shared parameters travelled with the activ"):
+        again.load_state_dict(state)
 
 
 def test_an_nn_sequential_shares_a_parameter_across_stages_when_it_is_captured() -> None:

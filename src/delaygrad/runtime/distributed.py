@@ -15,7 +15,7 @@ from delaygrad.errors import DelaygradError, TransportError
 from delaygrad.methods import Method, method_or_ddg
 from delaygrad.methods.axes import ClipNorm, LossScale
 from delaygrad.optimizers import MakeOptimizer
-from delaygrad.partition.cuts import first_block, known_cuts
+from delaygrad.partition.cuts import known_cuts
 from delaygrad.runtime import exchange
 from delaygrad.runtime.cutting import cut_alike
 from delaygrad.runtime.links import Links
@@ -23,7 +23,7 @@ from delaygrad.runtime.pipeline import Pipeline, require_free
 from delaygrad.runtime.ties import require_exact_ties
 from delaygrad.runtime.worker import Worker
 from delaygrad.stage import LossFunction, LossWeight, Stage, device_of
-from delaygrad.transport import Message, Receiver
+from delaygrad.transport import Message, Receiver, Sender
 from delaygrad.transport.wire import WireSender, reason_of
 
 _NOT_INITIALISED = (
@@ -97,8 +97,9 @@ class DistributedPipeline(Pipeline):
         device = device_of(stage) if device is None else device
         links = Links(device, group, timeout_s, method.schedule)
         try:
-            seed, first_blocks = links.agree(method, first_block(stage))
+            seed, first_blocks = links.agree(method, stage)
             links.require_untied(stage)
+            ties, self._prediction_ties = links.connect_ties(stage)
             arithmetic = Stage(
                 stage,
                 make_optimizer,
@@ -122,6 +123,7 @@ class DistributedPipeline(Pipeline):
             activations=(links.from_below, links.to_above),
             gradients=(links.from_above, links.to_below),
             rank=dist.get_rank(),
+            ties=ties,
         )
         self._prediction_receiver = links.predictions_from_below
         self._prediction_sender = links.predictions_to_above
@@ -188,11 +190,17 @@ class DistributedPipeline(Pipeline):
         with self._naming("prediction"):
             if self._prediction_receiver is not None:
                 inputs = self._received_prediction(self._prediction_receiver)
+                if self._prediction_ties:
+                    inputs = self._prediction_ties.borrow(self.iteration, 0, inputs)
             outputs = self._worker.predict(inputs)
             if self._prediction_sender is None:
                 return outputs
+            if self._prediction_ties:
+                outputs, _ = self._prediction_ties.lend(self.iteration, 0, outputs)
             self._prediction_sender.send(Message.of_activation(self.iteration, outputs))
             self._prediction_sender.finish()  # this rank may leave after its last prediction
+            for sender in self._prediction_ties.senders.values() if self._prediction_ties else ():
+                sender.finish()
         return None
 
     def flush(self) -> None:
@@ -230,14 +238,15 @@ class DistributedPipeline(Pipeline):
         try:
             if self._failure is None and not self._lost:
                 waits = [inbox.collect for inbox in self._worker.inboxes]
-                for wait in (*waits, *(sender.finish for sender in self._senders)):
+                senders = (*self._senders, *self._tie_senders)
+                for wait in (*waits, *(sender.finish for sender in senders)):
                     with suppress(TransportError):  # who has left misses nothing
                         wait()
         finally:
             super().close()
             self._worker.disconnect()
             self._activation_sender = self._gradient_sender = None
-            self._prediction_receiver = self._prediction_sender = None
+            self._prediction_receiver = self._prediction_sender = self._prediction_ties = None
             self._groups.give_back(failed=self._lost or self._failure is not None)
 
     def _share(self, value: Any) -> list[Any]:
@@ -280,8 +289,12 @@ class DistributedPipeline(Pipeline):
         return message.activation()
 
     def _finish_sending(self) -> None:
-        for sender in self._senders:
+        for sender in (*self._senders, *self._tie_senders):
             sender.finish()
+
+    @property
+    def _tie_senders(self) -> list[Sender]:
+        return list(self._worker.ties.senders.values()) if self._worker.ties else []
 
     @property
     def _senders(self) -> list[WireSender]:

@@ -12,9 +12,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed import distributed_c10d
 
-from delaygrad.errors import ScheduleError, TransportError
+from delaygrad.errors import PartitionError, ScheduleError, TransportError
 from delaygrad.methods import Method
+from delaygrad.partition.cuts import first_block
 from delaygrad.runtime import exchange
+from delaygrad.runtime.tie_links import TieLinks, ties_of
 from delaygrad.runtime.tied_parameters import require_untied
 from delaygrad.schedule import Schedule
 from delaygrad.transport.wire import Wire, WireReceiver, WireSender, reason_of
@@ -51,6 +53,7 @@ class Links:
             remembered = 1 + schedule.micro_batches  # parts of a batch may differ by a sample
             return Wire(ranks[peer], name, content, *pair, device, timeout_s, remembered)
 
+        self._wire, self._schedule, self._num_stages = wire, schedule, len(ranks)
         self.from_below = self.to_above = self.from_above = self.to_below = None
         self.predictions_from_below = self.predictions_to_above = None
         with self._meeting():
@@ -69,26 +72,64 @@ class Links:
                 wire(below, "an activation", "from", predictions)
             )
 
-    def agree(self, method: Method, first_block: str | None) -> tuple[int, list[str | None]]:
-        """Check that all ranks have the same method.
+    def agree(self, method: Method, stage: nn.Module) -> tuple[int, list[str | None]]:
+        """Check that all ranks have the same method, and stages of one split.
 
         Args:
-            first_block: of this rank's stage, if `split` has made it.
+            stage: this rank's.
 
         Returns:
-            seed, first_blocks: of stage 0's process; of all stages.
+            seed, first_blocks: of stage 0's process; of all stages that `split` has made.
 
         Raises:
             ScheduleError: the methods differ.
+            PartitionError: the stages share other parameters.
             TransportError: a rank is missing.
         """
         with self._meeting():
-            own = method.to_json(), repr(method), torch.initial_seed(), first_block
+            ties = sorted([tie.path, *tie.stages] for tie in ties_of(stage))
+            own = method.to_json(), repr(method), ties, torch.initial_seed(), first_block(stage)
             said = exchange.all_gather(own, self.groups.first)
         if any(identity != said[0][0] for identity, *_ in said):
             given = ", ".join(f"stage {k}: {name}" for k, (_, name, *_) in enumerate(said))
             raise ScheduleError(f"the ranks were given different methods ({given})")
-        return said[0][2], [block for *_, block in said]
+        if any(ties != said[0][2] for _, _, ties, *_ in said):
+            raise PartitionError(
+                f"the ranks have stages of different splits (shared parameters of stage 0: "
+                f"{said[0][2]}, of stage {self._stage_index}: {ties}); cut alike on all ranks"
+            )
+        return said[0][3], [block for *_, block in said]
+
+    def connect_ties(self, stage: nn.Module) -> tuple[TieLinks | None, TieLinks | None]:
+        """Make the links of shared parameters, for training and for predictions; after ``agree``.
+
+        Raises:
+            TransportError: a rank is missing.
+        """
+        ties, here = ties_of(stage), self._stage_index
+        if not ties:
+            return None, None
+        with self._meeting():
+            down, up, predictions = (self.groups.pair() for _ in range(3))
+        value, gradient = "a shared parameter", "the gradient of a shared parameter"
+
+        def receive(other: int) -> WireReceiver:
+            content, group = (value, down) if other < here else (gradient, up)
+            return WireReceiver(self._wire(other, content, "from", group))
+
+        def send(other: int) -> WireSender:
+            content, group = (value, down) if other > here else (gradient, up)
+            first, last = min(here, other), max(here, other)
+            in_flight = self._schedule.messages_under_way(first, self._num_stages, last)
+            return WireSender(self._wire(other, content, "to", group), in_flight)
+
+        return TieLinks(ties, here, receive=receive, send=send), TieLinks(
+            ties,
+            here,
+            receive=lambda o: WireReceiver(self._wire(o, value, "from", predictions)),
+            send=lambda o: WireSender(self._wire(o, value, "to", predictions)),
+            gradients=False,
+        )
 
     def require_untied(self, stage: nn.Module) -> None:
         """Compare the parameters of all stages; see ``delaygrad.runtime.tied_parameters``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from delaygrad.partition.cuts import first_block, known_cuts
 from delaygrad.partition.layers import Layer
 from delaygrad.partition.sharing import check_cuts, find_ties
 from delaygrad.runtime.pipeline import Pipeline, require_free
+from delaygrad.runtime.tie_links import TieLinks, ties_of
 from delaygrad.runtime.ties import require_exact_ties
 from delaygrad.runtime.worker import Worker
 from delaygrad.stage import LossFunction, LossWeight, Stage
@@ -91,6 +93,16 @@ class LocalPipeline(Pipeline):
         check_cuts(range(1, len(stages)), ties)
         downward: list[Queue | None] = [None, *(Queue() for _ in stages[1:]), None]
         upward: list[Queue | None] = [None, *(Queue() for _ in stages[1:]), None]
+        between: defaultdict[tuple[int, int], Queue] = defaultdict(Queue)
+
+        def tie_links(k: int) -> TieLinks | None:
+            shared = ties_of(stages[0])
+            if not shared:
+                return None
+            return TieLinks(
+                shared, k, receive=lambda o: between[o, k], send=lambda o: between[k, o]
+            )
+
         workers = [
             Worker(
                 Stage(
@@ -105,6 +117,7 @@ class LocalPipeline(Pipeline):
                 ),
                 activations=(downward[k], downward[k + 1]),
                 gradients=(upward[k + 1], upward[k]),
+                ties=tie_links(k),
             )
             for k, module in enumerate(stages)
         ]

@@ -52,6 +52,7 @@ class Pipeline(ABC):
         """The first block of each stage but the first; None if `split` has not made the stages."""
         self._schedule = method.schedule
         near = {k + step for k in self._workers for step in (-1, 0, 1)}
+        near |= {other for worker in workers if worker.ties for other in worker.ties.inboxes}
         # Stages whose actions concern the workers: their own, and the neighbours that send to them.
         self._stages = tuple(k for k in range(num_stages) if k in near)
         self._waits = method.clips is not None and method.clips.wait
@@ -347,6 +348,11 @@ class Pipeline(ABC):
         if missing:
             raise CheckpointError(f"the checkpoint lacks stages (missing: {missing})")
         for k, worker in self._workers.items():
+            if worker.ties and "ties" not in state["stages"][str(k)]:
+                raise CheckpointError(
+                    "the checkpoint is of an earlier version, in which shared parameters travelled "
+                    "with the activations; train again"
+                )
             with loading(k):
                 worker.stage.check_state_dict(state["stages"][str(k)])
 

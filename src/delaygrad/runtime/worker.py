@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -16,6 +16,9 @@ from delaygrad.runtime.batch_identity import BatchId, Identity, identity_of, req
 from delaygrad.schedule import Action, Kind
 from delaygrad.stage import Stage, require_one_batch
 from delaygrad.transport import Message, Receiver, Sender
+
+if TYPE_CHECKING:
+    from delaygrad.runtime.tie_links import TieLinks
 
 
 class Inbox:
@@ -111,6 +114,7 @@ class Worker:
         activations: from the stage below, to the stage above; None at the ends.
         gradients: from the stage above, to the stage below; None at the ends.
         rank: of this process, for error messages; None where one process runs all stages.
+        ties: the links of parameters that stages share, if there are any.
     """
 
     def __init__(
@@ -120,8 +124,10 @@ class Worker:
         activations: tuple[Receiver | None, Sender | None],
         gradients: tuple[Receiver | None, Sender | None],
         rank: int | None = None,
+        ties: TieLinks | None = None,
     ) -> None:
         self.stage = stage
+        self.ties = ties
         self.clock = StageClock()
         self.place = f"stage {stage.stage_index}" + ("" if rank is None else f", rank {rank}")
         """How error messages call this worker."""
@@ -146,6 +152,9 @@ class Worker:
             for inbox, step, kind in ends
             if inbox is not None
         ]
+        for other, inbox in self._tie_inboxes():
+            kind = Kind.FORWARD if other < stage.stage_index else Kind.BACKWARD
+            self._senders.append((inbox, (other, kind)))
 
     @property
     def inboxes(self) -> list[Inbox]:
@@ -154,8 +163,11 @@ class Worker:
 
     def disconnect(self) -> None:
         """Drop the links; no action can run after this."""
-        self._activations = self._gradients = self._above = self._below = None
+        self._activations = self._gradients = self._above = self._below = self.ties = None
         self._senders = []
+
+    def _tie_inboxes(self) -> list[tuple[int, Inbox]]:
+        return [] if self.ties is None else list(self.ties.inboxes.items())
 
     def offer(
         self, iteration: int, inputs: Tree, targets: Any, batch_id: BatchId | None = None
@@ -272,6 +284,10 @@ class Worker:
             **self.stage.state_dict(),
             "activations": [m.state_dict() for m in _collected(self._activations)],
             "gradients": [m.state_dict() for m in _collected(self._gradients)],
+            "ties": {
+                str(other): [m.state_dict() for m in inbox.collect()]
+                for other, inbox in self._tie_inboxes()
+            },
             "inputs": _saved(self._inputs),
             "beside": {str(batch): number for batch, number in self._beside.items()},
             "targets": _saved(self._targets),
@@ -290,6 +306,8 @@ class Worker:
         for inbox, name in ((self._activations, "activations"), (self._gradients, "gradients")):
             if inbox is not None:
                 inbox.refill([Message.from_state_dict(entry) for entry in state[name]])
+        for other, inbox in self._tie_inboxes():
+            inbox.refill([Message.from_state_dict(entry) for entry in state["ties"][str(other)]])
 
     def _forward(self, batch_index: int) -> Tensor | None:
         stage = self.stage
@@ -298,10 +316,13 @@ class Worker:
             inputs = self._inputs.pop(batch_index)
         else:
             received = self._activations.take(batch_index, self.phase)
+            inputs = received.activation()
+            if self.ties is not None:
+                inputs = self.ties.borrow(batch_index, self.phase, inputs)
             self.clock.lap("wait")
             if identity is not None:
                 require_same(received.identity, identity)
-            inputs, identity = received.activation(), received.identity
+            identity = received.identity
             scalars = received.scalars
             if batch_index in self._inputs:
                 beside = self._inputs.pop(batch_index)
@@ -322,8 +343,11 @@ class Worker:
         if self._above is None:
             return outputs if isinstance(outputs, Tensor) else None
         scalars = None if stage.signals is None else stage.signals.upwards()
+        num_bytes = 0
+        if self.ties is not None:
+            outputs, num_bytes = self.ties.lend(batch_index, self.phase, outputs)
         message = Message.of_activation(batch_index, outputs, self.phase, identity, scalars)
-        self._send(message, self._above, self._gradients)
+        self._send(message, self._above, self._gradients, num_bytes)
         return None
 
     def _backward(self, batch_index: int) -> None:
@@ -331,19 +355,28 @@ class Worker:
         signals = self.stage.signals
         if self._gradients is not None:
             received = self._gradients.take(batch_index, self.phase)
-            self.clock.lap("wait")
             grad_outputs = list(received.tensors)
+            if self.ties is not None:
+                grad_outputs += self.ties.take_gradients(batch_index, self.phase)
+            self.clock.lap("wait")
             if signals is not None and received.scalars is not None:
                 signals.returned(received.scalars)
         grad_inputs = self.stage.backward(batch_index, grad_outputs)
         self.clock.lap("backward")
         if self._below is not None:
             scalars = None if signals is None else signals.downwards()
-            tensors = tuple(grad_inputs[: len(grad_inputs) - self._beside.pop(batch_index, 0)])
-            message = Message(batch_index, tensors, phase=self.phase, scalars=scalars)
-            self._send(message, self._below, self._activations)
+            tensors, num_bytes = (
+                grad_inputs[: len(grad_inputs) - self._beside.pop(batch_index, 0)],
+                0,
+            )
+            if self.ties is not None:
+                tensors, num_bytes = self.ties.return_gradients(batch_index, self.phase, tensors)
+            message = Message(batch_index, tuple(tensors), phase=self.phase, scalars=scalars)
+            self._send(message, self._below, self._activations, num_bytes)
 
-    def _send(self, message: Message, sender: Sender, answers: Inbox | None) -> None:
+    def _send(
+        self, message: Message, sender: Sender, answers: Inbox | None, more_bytes: int
+    ) -> None:
         try:
             sender.send(message)
         except TransportError as error:
@@ -351,7 +384,7 @@ class Worker:
             if told is None:
                 raise
             raise told from error
-        self.clock.lap("send", message.num_bytes)
+        self.clock.lap("send", message.num_bytes + more_bytes)
 
     def _where(self, action: Action) -> str:
         iteration = self._schedule.iteration_of(action, self.stage.num_stages)

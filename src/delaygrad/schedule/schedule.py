@@ -126,8 +126,12 @@ class Schedule:
             "micro_batches": self.micro_batches,
         }
 
-    def messages_under_way(self, stage_index: int, num_stages: int) -> int:
-        """Messages of one direction that may be in flight between a stage and the next.
+    def messages_under_way(
+        self, stage_index: int, num_stages: int, other: int | None = None
+    ) -> int:
+        """Messages of one direction that may be in flight between a stage and a later one.
+
+        ``other`` is the later one, by default the next.
 
         The faster of the two stages may be ahead of the slower by this number.
 
@@ -137,7 +141,7 @@ class Schedule:
         """
         here, above = (
             self.offset(k, num_stages) - self.lag(k, num_stages)
-            for k in (stage_index, stage_index + 1)
+            for k in (stage_index, stage_index + 1 if other is None else other)
         )
         return above - here + 1
 

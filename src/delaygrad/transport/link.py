@@ -98,6 +98,9 @@ class Sender(Protocol):
     def send(self, message: Message) -> None:
         """Send a message, in order, without waiting for the other end to receive it."""
 
+    def finish(self) -> None:
+        """Wait until the other end has received everything."""
+
 
 class Receiver(Protocol):
     """The receiving end."""

@@ -25,6 +25,9 @@ class Queue:
         """Append a message."""
         self._messages.append(message)
 
+    def finish(self) -> None:
+        """Return at once: what was sent is there."""
+
     def receive(self) -> Message:
         """Pop the oldest message.
 

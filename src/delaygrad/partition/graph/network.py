@@ -79,7 +79,7 @@ class Network:
         return self._build(starts, outputs_as_list=False)
 
     def _build(self, starts: Sequence[int], *, outputs_as_list: bool) -> list[GraphStage]:
-        extracts = {}
+        extracts: dict[bool, list[Extract]] = {}
         ties: dict[int, TiedParameter] = {}
         for mode, liveness in self._liveness.items():
             gaps = liveness.gaps()
@@ -87,7 +87,13 @@ class Network:
             if not outputs_as_list:  # segments are for measuring; they share
                 own = {p.path: p.held for p in self._pieces.values() if p.kind == "parameter"}
                 graph, places, found = tie(graph, places, self._blocks, own)
-                ties |= found
+                if extracts and found != ties:
+                    raise PartitionError(
+                        "stages share other parameters in training than in evaluation mode "
+                        f"({', '.join(t.path for t in {**ties, **found}.values())}); name the "
+                        "module that reads them in blocks=[...], or cut elsewhere"
+                    )
+                ties = found
             extracts[mode] = self._live(mode, graph).extracts(places)
         bounds = [0, *starts, len(self.names)]
         last = len(starts)
@@ -95,7 +101,7 @@ class Network:
         return [
             GraphStage(
                 pieces,
-                [self._program(ours, k == 0, k == last, outputs_as_list)],
+                [self._program(ours, k == 0, k == last, outputs_as_list, bool(ties))],
                 blocks=self.names[bounds[k] : bounds[k + 1]],
                 training=self.model.training,
                 ties=ties.values(),
@@ -107,11 +113,19 @@ class Network:
         ]
 
     def _program(
-        self, extracts: dict[bool, Extract], is_first: bool, is_last: bool, outputs_as_list: bool
+        self,
+        extracts: dict[bool, Extract],
+        is_first: bool,
+        is_last: bool,
+        outputs_as_list: bool,
+        has_ties: bool,
     ) -> Program:
         if is_last and outputs_as_list:  # what a measurement can hand on
             extracts = {mode: extract.tensors_only() for mode, extract in extracts.items()}
-        texts = {mode: write_source(e, is_last=is_last) for mode, e in extracts.items()}
+        texts = {
+            mode: write_source(e, is_first=is_first, is_last=is_last, has_ties=has_ties)
+            for mode, e in extracts.items()
+        }
         (some, *_) = texts
         glue = self._glue[some]
         entrance = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -19,25 +19,31 @@ from torch import fx
 from delaygrad.errors import PartitionError
 from delaygrad.partition.graph.capture import WITHIN
 from delaygrad.partition.graph.liveness import Extract
-from delaygrad.partition.graph.ties import BORROWED, borrowed
+from delaygrad.partition.graph.ties import BORROWED, TIED, borrowed
 
 __all__ = ["compiled", "write_source"]
 
 _MODULES = {"_operator": "operator", "operator": "operator", "math": "math", "torch": "torch"}
 
 
-def write_source(extract: Extract, *, is_last: bool) -> str:
+def write_source(extract: Extract, *, is_first: bool, is_last: bool, has_ties: bool) -> str:
     """Write ``forward(self, inputs)``; values are forgotten after their last use.
 
     Args:
         extract: what the stage runs.
+        is_first: the stage takes the model's inputs.
         is_last: the stage returns the list of leaves of the model's outputs.
+        has_ties: stages of the network share parameters, whose values cross apart from the others.
     """
     lines = []
     if extract.inputs:
-        names = ", ".join(node.name for node in extract.inputs)
-        lines.append(f"{names} = inputs" if len(extract.inputs) == 1 else f"({names}) = inputs")
-        lines.append("del inputs")
+        values, ties = _apart(extract.inputs)
+        names = ", ".join(node.name for node in values)
+        names = names if len(values) == 1 else f"({names})"
+        from_below = has_ties and not is_first
+        lines.append(f"{names}, ties = inputs" if from_below else f"{names} = inputs")
+        lines += [f"{node.name} = ties[{path!r}]" for path, node in ties.items()]
+        lines.append("del inputs, ties" if from_below else "del inputs")
     lasts = _last_uses(extract)
     for within, nodes in groupby(extract.body, key=lambda node: node.meta[WITHIN]):
         indent = "    " * len(within)
@@ -46,13 +52,20 @@ def write_source(extract: Extract, *, is_last: bool) -> str:
             lines.append(f"{indent}{node.name} = {_expression(node, extract)}")
             if done := lasts.get(node):
                 lines.append(f"{indent}del {', '.join(done)}")
-    outputs = [_literal(value) for value in extract.outputs]
     if is_last:
-        lines.append(f"return [{', '.join(outputs)}]")
+        lines.append(f"return [{', '.join(map(_literal, extract.outputs))}]")
     else:
-        joined = ", ".join(outputs)
-        lines.append(f"return {joined if len(outputs) == 1 else f'({joined})'}")
+        values, ties = _apart(extract.outputs)
+        joined = ", ".join(map(_literal, values))
+        joined = joined if len(values) == 1 else f"({joined})"
+        lines.append(f"return {joined}, {_literal(ties)}" if has_ties else f"return {joined}")
     return "\n".join(["def forward(self, inputs):", *(f"    {line}" for line in lines), ""])
+
+
+def _apart(crossing: Sequence[Any]) -> tuple[list[fx.Node], dict[str, fx.Node]]:
+    """Separate what crosses a boundary: values, and ties by the path of their parameter."""
+    tied = sorted((node.meta[TIED], node) for node in crossing if TIED in node.meta)
+    return [node for node in crossing if TIED not in node.meta], dict(tied)
 
 
 def compiled(source: str) -> Callable[..., Any]:

@@ -3,10 +3,13 @@
     owner      holds the parameter; hands its value on, as one more tensor, with each forward
     borrower   runs its block on the value that arrives; holds no parameter in its place
 
-The gradient of the borrowed value goes back as that of any tensor at a boundary, and adds to the
-owner's own. So the forward of (micro-)batch n meets one value on all stages, the owner's, and the
-owner applies the whole gradient of n, when it applies its own: the rule of one parameter that
-belongs to the owner's stage.
+The gradient of the borrowed value goes back, and adds to the owner's own. So the forward of
+(micro-)batch n meets one value on all stages, the owner's, and the owner applies the whole gradient
+of n, when it applies its own: the rule of one parameter that belongs to the owner's stage.
+
+In a network with ties every boundary has two parts, ``(values, ties)``. Stages that run in turn in
+one module hand all ties on. A pipeline sends them from owner to borrower instead (see
+``delaygrad.runtime.tie_links``), and None in their places from neighbour to neighbour.
 """
 
 from __future__ import annotations
@@ -22,10 +25,21 @@ from torch import Tensor, fx, nn
 from delaygrad.errors import PartitionError
 from delaygrad.partition.graph.capture import WITHIN
 
-__all__ = ["BORROWED", "TiedParameter", "borrowed", "owned_elsewhere", "tie", "with_parameters"]
+__all__ = [
+    "BORROWED",
+    "TIED",
+    "TiedParameter",
+    "borrowed",
+    "owned_elsewhere",
+    "tie",
+    "with_parameters",
+]
 
 BORROWED = "__borrowed__"
 """Key among a call's arguments: values for the block's parameters, by their names in the block."""
+
+TIED = "tied"
+"""Key of a node's meta: the path of the parameter whose value the node hands on."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +50,23 @@ class TiedParameter:
         path: of the parameter where the owner holds it.
         stages: that use it, the first is the owner.
         num_bytes: of the parameter.
+        trained: whether its gradient comes back.
     """
 
     path: str
     stages: tuple[int, ...]
     num_bytes: int
+    trained: bool
+
+    @property
+    def owner(self) -> int:
+        """The stage that holds it."""
+        return self.stages[0]
+
+    @property
+    def borrowers(self) -> tuple[int, ...]:
+        """The other stages that use it."""
+        return self.stages[1:]
 
 
 def tie(
@@ -68,7 +94,8 @@ def tie(
         if len(stages) < 2:
             continue
         owner, _, path = min(found, key=lambda use: use[0])
-        ties[key] = TiedParameter(path, tuple(stages), parameter.nbytes)
+        wanted = parameter.requires_grad
+        ties[key] = TiedParameter(path, tuple(stages), parameter.nbytes, wanted)
         with made.inserting_before(begins[owner]):
             held = made.get_attr(path)
             carrier = made.create_node(
@@ -80,6 +107,7 @@ def tie(
         like = next(iter(graph.nodes)).meta["val"].fake_mode
         for node in (held, carrier):
             node.meta |= {WITHIN: (), "val": like.from_tensor(parameter, static_shapes=True)}
+        carrier.meta[TIED] = path
         for stage, node, full in found:
             if stage != owner:
                 _lend(node, full, carrier)
