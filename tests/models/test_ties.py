@@ -16,6 +16,7 @@ from zoo import WORDS
 
 import delaygrad as dg
 from delaygrad import PartitionError, StageError
+from delaygrad.planning import Link
 from delaygrad.schedule import unlocked
 
 pytestmark = pytest.mark.xdist_group("ties")
@@ -182,9 +183,31 @@ def test_methods_that_do_not_keep_it_one_parameter_are_refused(
         dg.LocalPipeline(copy.deepcopy(cut[1]), ONE.loss, momentum, method=method)
 
 
-def test_a_network_with_ties_can_be_planned() -> None:
-    planned = dg.plan(ONE.build(), ONE.batch(4, 6), num_stages=[2], side_by_side=False, link=None)
-    assert "cuts=" in str(planned)
+def test_a_plan_shows_what_ties_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table crosses from stage 0 to 2 and back, past stage 1, for each micro-batch."""
+    monkeypatch.setattr("delaygrad.partition.measurement.MAX_REPEATS", 3)
+    torch.manual_seed(0)
+    model, table = FarTie(), WORDS * 6 * 4
+    slow = Link(bandwidth_bytes_per_s=1e4, latency_s=0.0)
+    words, options = ONE.batch(4, 6), {"make_optimizer": momentum, "link": slow}
+    planned = dg.plan(model, words, num_stages=[1, 3], method=dg.DDG(micro_batches=2), **options)
+    one, three = planned.forecasts
+    assert one.ties == () and one.tie_bytes == 0
+    assert [(tie.path, tie.stages) for tie in three.ties] == [("embed.weight", (0, 2))]
+    activations = 2 * 2 * (4 * 6 * 6 * 4)  # boundaries, directions
+    assert three.tie_bytes == 2 * 2 * table
+    assert three.sent_bytes == activations + three.tie_bytes
+    # In each direction, the table crosses its own link twice, and takes longer than the rest.
+    assert three.iteration_s >= 2 * table / 1e4
+    held = sum(p.nbytes for p in model.parameters())
+    memory = [stage.memory for stage in three.stage_plans]
+    assert sum(m.parameter_bytes for m in memory) == planned.whole.parameter_bytes == held
+    assert sum(m.optimizer_bytes for m in memory) == held
+    assert memory[2].boundary_bytes == 4 * 6 * 6 * 4 // 2 + 2 * table
+    told = str(planned)
+    assert "embed.weight" in told and "of stage 0 with stage 2" in told
+    two = dg.plan(model, words, num_stages=2, **options).forecasts[0]
+    assert two.boundaries[0].activation_bytes == 4 * 6 * 6 * 4 + table
 
 
 def _train(pipe: Any) -> dict[str, Any]:
@@ -244,7 +267,7 @@ def test_ranks_compute_what_one_process_does_and_its_checkpoint_continues(
     assert_same([dict(s.state_dict()) for s in again.stages], local["states"], "states")
     for of_stage in state["stages"].values():
         of_stage.pop("ties")
-    with pytest.raises(dg.CheckpointError, match="shared parameters travelled with the activ"):
+    with pytest.raises(dg.CheckpointError, match="shared parameters travelled with"):
         again.load_state_dict(state)
 
 

@@ -7,7 +7,18 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-__all__ = ["LayerCost", "Seconds", "Storage", "join", "rescaled", "stages_of", "with_seconds"]
+from delaygrad.partition.graph.ties import TiedParameter
+
+__all__ = [
+    "LayerCost",
+    "Seconds",
+    "Storage",
+    "join",
+    "rescaled",
+    "stages_of",
+    "with_seconds",
+    "without_borrowed",
+]
 
 _ADDED = (
     "forward_s", "backward_s", "update_s", "parameter_bytes", "trainable_bytes", "optimizer_bytes",
@@ -94,6 +105,19 @@ class LayerCost(Seconds):
         hidden = {"saved", "outputs"}
         plain = {name: value for name, value in vars(self).items() if name not in hidden}
         return {**plain, "saved_bytes": self.saved_bytes}
+
+
+def without_borrowed(cost: LayerCost, borrowed: Sequence[TiedParameter]) -> LayerCost:
+    """Leave out parameters that another layer owns: they have one place and one optimizer state."""
+    held = sum(tie.num_bytes for tie in borrowed)
+    trained = sum(tie.num_bytes for tie in borrowed if tie.trained)
+    left = 1 - trained / cost.trainable_bytes if cost.trainable_bytes else 1
+    return replace(
+        cost,
+        parameter_bytes=cost.parameter_bytes - held,
+        trainable_bytes=cost.trainable_bytes - trained,
+        optimizer_bytes=round(cost.optimizer_bytes * left),
+    )
 
 
 def join(costs: Sequence[LayerCost]) -> LayerCost:

@@ -18,6 +18,7 @@ from delaygrad.partition.check import checked_stages
 from delaygrad.partition.cuts import resolve_cuts
 from delaygrad.partition.graph.network import Network
 from delaygrad.partition.graph.stage import GraphStage
+from delaygrad.partition.graph.ties import TiedParameter
 from delaygrad.partition.layers import Layer, is_container, keeps_forward, list_layers
 from delaygrad.partition.measured_cuts import measured_cuts
 from delaygrad.partition.measurement import measuring
@@ -110,6 +111,7 @@ class Cuttable:
         ties: tensors that several layers hold.
         captured: whether torch.export was needed.
         build: from the index of the first layer of stages 1 … K-1 to the stages.
+        shared: from the same to the parameters that several stages would use.
     """
 
     layers: list[Layer]
@@ -117,6 +119,7 @@ class Cuttable:
     ties: list[Tie]
     captured: bool
     build: Callable[[Sequence[int]], list[nn.Module]]
+    shared: Callable[[Sequence[int]], list[TiedParameter]] = lambda starts: []
 
 
 def cuttable(
@@ -144,7 +147,8 @@ def cuttable(
     found = find_ties([Layer("", layer.module) for layer in layers])
     ties = [tie for tie in found if not _is_one_parameter(tie, layers)]  # those are handed on
     chain = nn.Sequential(*(layer.module for layer in layers))
-    return Cuttable(layers, chain, ties, True, partial(checked_stages, network))
+    build = partial(checked_stages, network)
+    return Cuttable(layers, chain, ties, True, build, shared=network.ties)
 
 
 def _is_one_parameter(tie: Tie, layers: Sequence[Layer]) -> bool:

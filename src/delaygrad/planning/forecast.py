@@ -11,8 +11,9 @@ from functools import partial
 
 from delaygrad.methods import Method
 from delaygrad.partition.costs import LayerCost, Seconds
+from delaygrad.partition.graph.ties import TiedParameter
 from delaygrad.planning.link import Link
-from delaygrad.planning.simulate import Boundary, iteration_s
+from delaygrad.planning.simulate import Boundary, Ties, iteration_s
 from delaygrad.planning.stage_memory import StageMemory, stage_memory
 from delaygrad.schedule import locked
 
@@ -102,7 +103,9 @@ class Forecast:
         slowest_stage_s: seconds of the slowest stage.
         exposed_s: seconds of an iteration in which the slowest stage waits.
         sent_bytes: per iteration over all boundaries, in both directions.
-        boundaries: bytes per iteration of each.
+        boundaries: bytes per iteration of each; a parameter that neighbours share is part of them.
+        ties: the parameters that stages share, in ``sent_bytes`` too.
+        tie_bytes: per iteration of all of them, in both directions.
         iteration_by_slack_s: if the method has the option.
         data_parallel: the alternative.
         here: all processes on this machine.
@@ -127,6 +130,8 @@ class Forecast:
     stage_plans: tuple[StagePlan, ...]
     advice: tuple[str, ...]
     command: str = ""
+    ties: tuple[TiedParameter, ...] = ()
+    tie_bytes: int = 0
 
 
 def forecast(
@@ -137,6 +142,7 @@ def forecast(
     *,
     speeds: Sequence[float] | None = None,
     host: Host | None = None,
+    ties: Sequence[TiedParameter] = (),
 ) -> Forecast:
     """Predict an iteration of a pipeline.
 
@@ -149,19 +155,25 @@ def forecast(
         link: between neighbours; None costs nothing.
         speeds: of each stage's device, relative to the measured one; by default all 1.
         host: this machine; by default it has a core for each stage.
+        ties: parameters that stages share. Owner and borrower have a link like neighbours.
     """
     num_stages, schedule = len(stages), method.schedule
     speeds = [1.0] * num_stages if speeds is None else speeds
-    plans = _stage_plans(stages, method, speeds)
+    plans = _stage_plans(stages, method, speeds, ties)
     fraction = 1.0 if method.boundary_dtype is None else 0.5
+    lent = _lent(ties)
+    beside = [lent.pop((k, k + 1), (0, 0)) for k in range(num_stages - 1)]
+    parts = schedule.micro_batches
     boundaries = tuple(
         Boundary(
-            activation_bytes=stage.output_bytes * fraction,
-            gradient_bytes=stage.gradient_bytes * fraction,
+            activation_bytes=stage.output_bytes * fraction + values * parts,
+            gradient_bytes=stage.gradient_bytes * fraction + gradients * parts,
         )
-        for stage in stages[:-1]
+        for stage, (values, gradients) in zip(stages[:-1], beside, strict=True)
     )
-    time = partial(iteration_s, plans, boundaries=boundaries, link=link)
+    tie_bytes = parts * sum(map(sum, [*beside, *lent.values()]))
+    apart = parts * sum(map(sum, lent.values()))
+    time = partial(iteration_s, plans, boundaries=boundaries, link=link, ties=lent)
     slacks = () if schedule.slack is None else _SLACKS
     own_s = time(schedule)
     slack_s = {slack: time(locked(slack, schedule.micro_batches)) for slack in slacks}
@@ -176,11 +188,13 @@ def forecast(
         efficiency=whole.total_s / own_s / sum(speeds),
         slowest_stage_s=slowest_s,
         exposed_s=max(own_s - slowest_s, 0.0),
-        sent_bytes=sum(each.activation_bytes + each.gradient_bytes for each in boundaries),
+        sent_bytes=apart + sum(each.activation_bytes + each.gradient_bytes for each in boundaries),
+        ties=tuple(ties),
+        tie_bytes=tie_bytes,
         boundaries=boundaries,
         iteration_by_slack_s=slack_s,
         data_parallel=rival,
-        here=_here(plans, method, boundaries, host or Host(cores=num_stages)),
+        here=_here(plans, method, boundaries, lent, host or Host(cores=num_stages)),
         stage_plans=plans,
         advice=(
             *_advice_on_link(slowest_s, boundaries, link),
@@ -224,7 +238,10 @@ def data_parallel(
 
 
 def _stage_plans(
-    stages: Sequence[LayerCost], method: Method, speeds: Sequence[float]
+    stages: Sequence[LayerCost],
+    method: Method,
+    speeds: Sequence[float],
+    ties: Sequence[TiedParameter],
 ) -> tuple[StagePlan, ...]:
     num_stages, schedule, found = len(stages), method.schedule, []
     for k, (cost, speed) in enumerate(zip(stages, speeds, strict=True)):
@@ -241,19 +258,34 @@ def _stage_plans(
                 backward_s=(cost.backward_s + again_s) / speed,
                 update_s=cost.update_s / speed,
                 share=0.0,
-                memory=stage_memory(cost, method, k, num_stages),
+                memory=stage_memory(cost, method, k, num_stages, ties),
             )
         )
     total_s = sum(plan.total_s for plan in found) or 1.0
     return tuple(replace(plan, share=plan.total_s / total_s) for plan in found)
 
 
+def _lent(ties: Sequence[TiedParameter]) -> dict[tuple[int, int], tuple[int, int]]:
+    """Add up the bytes of each owner and borrower: of values, and of gradients, a micro-batch."""
+    found: dict[tuple[int, int], tuple[int, int]] = {}
+    for tie in ties:
+        for borrower in tie.borrowers:
+            values, gradients = found.get((tie.owner, borrower), (0, 0))
+            back = tie.num_bytes if tie.trained else 0
+            found[tie.owner, borrower] = values + tie.num_bytes, gradients + back
+    return found
+
+
 def _here(
-    stages: Sequence[StagePlan], method: Method, boundaries: Sequence[Boundary], host: Host
+    stages: Sequence[StagePlan],
+    method: Method,
+    boundaries: Sequence[Boundary],
+    ties: Ties,
+    host: Host,
 ) -> Here:
     together = any(stage.lag for stage in stages)
     slowed = [stage.slowed(host.slowdown if together else 1.0) for stage in stages]
-    time = iteration_s(slowed, method.schedule, boundaries=boundaries, link=host.link)
+    time = iteration_s(slowed, method.schedule, boundaries=boundaries, link=host.link, ties=ties)
     crowded = len(stages) * host.threads > host.cores
     if crowded:  # the cores cannot do more work than there is time
         time = max(

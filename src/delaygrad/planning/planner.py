@@ -18,7 +18,7 @@ from delaygrad.errors import ConfigError, lacks
 from delaygrad.methods import DDG, Method, method_or_ddg
 from delaygrad.optimizers import MakeOptimizer
 from delaygrad.partition import LayerCost
-from delaygrad.partition.costs import join, stages_of, with_seconds
+from delaygrad.partition.costs import join, stages_of, with_seconds, without_borrowed
 from delaygrad.partition.measured_cuts import MeasuredCuts, measured_cuts
 from delaygrad.partition.measurement import Measurement, measuring
 from delaygrad.partition.split import cuttable, separable_groups
@@ -147,6 +147,7 @@ def plan(
     # All that can be refused, before anything is measured for long.
     network = cuttable(model, sample_inputs, before_loss=loss is not None)
     layers = network.layers
+    shared = network.shared(range(1, len(layers)))  # of layers as of stages
     groups = {k: separable_groups(network, k) for k in counts}
 
     def cut(measurement: Measurement, costs: Sequence[LayerCost], k: int) -> MeasuredCuts:
@@ -168,8 +169,11 @@ def plan(
     ):
         say(f"timing {len(layers)} layers")
         costs = [
-            replace(cost, name=layer.name)
-            for cost, layer in zip(measurement.layers(), layers, strict=True)
+            without_borrowed(
+                replace(cost, name=layer.name),
+                [tie for tie in shared if index in tie.borrowers],
+            )
+            for index, (cost, layer) in enumerate(zip(measurement.layers(), layers, strict=True))
         ]
         (whole,) = with_seconds([join(costs)], measurement.stages([]))
         found = {k: cut(measurement, costs, k) for k in counts}
@@ -200,7 +204,15 @@ def plan(
         processes=machine.processes,
         threads=threads,
         forecasts=tuple(
-            forecast(each.stages, whole, method, used, speeds=speeds, host=host)
+            forecast(
+                each.stages,
+                whole,
+                method,
+                used,
+                speeds=speeds,
+                host=host,
+                ties=network.shared(each.cuts),
+            )
             for each in found.values()
         ),
         stages=tuple(tuple(each.stages) for each in found.values()),

@@ -13,14 +13,19 @@ while 2c ≤ slack · S.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeAlias
 
 from delaygrad.partition.costs import Seconds
 from delaygrad.planning.link import Link
 from delaygrad.schedule import Action, Kind, Schedule, unlocked
 
-__all__ = ["Boundary", "iteration_s", "synchronous_s"]
+__all__ = ["Boundary", "Ties", "iteration_s", "synchronous_s"]
+
+Ties: TypeAlias = Mapping[tuple[int, int], tuple[float, float]]
+"""(owner, borrower) -> bytes of the values and of the gradients of a micro-batch."""
 
 _MEASURED = 120  # iterations, in addition to some fills; with few, half a loop would count as one
 
@@ -44,6 +49,7 @@ def iteration_s(
     *,
     boundaries: Sequence[Boundary] = (),
     link: Link | None = None,
+    ties: Ties = MappingProxyType({}),
 ) -> float:
     """Predict the seconds of an iteration in steady state.
 
@@ -52,7 +58,9 @@ def iteration_s(
             the update is done once.
         schedule: of the stages' actions.
         boundaries: K-1, between the stages; with the link.
-        link: between each two neighbours; None costs nothing.
+        link: between each two neighbours, and between owner and borrower of a shared parameter;
+            None costs nothing.
+        ties: what shared parameters send over these links.
     Example:
         >>> from delaygrad.schedule import FLUSH, LOCKED
         >>> stage = Seconds(forward_s=1.0, backward_s=2.0)
@@ -65,7 +73,7 @@ def iteration_s(
     )
     depth = fill + num_stages + 1
     warm_up, measured = 3 * depth, 8 * depth + _MEASURED
-    timetable = _Timetable(stages, schedule, boundaries, link)
+    timetable = _Timetable(stages, schedule, boundaries, link, ties)
     start = timetable.play(warm_up)
     end = timetable.play(measured)
     # A stage with a backlog from the fill still runs ahead of the steady state, none behind it.
@@ -108,8 +116,13 @@ class _Timetable:
         schedule: Schedule,
         boundaries: Sequence[Boundary],
         link: Link | None,
+        ties: Ties = MappingProxyType({}),
     ) -> None:
         self._stages, self._schedule = stages, schedule
+        self._ties = [
+            (owner, borrower, _Direction(link, values), _Direction(link, gradients))
+            for (owner, borrower), (values, gradients) in ties.items()
+        ]
         self._tick = 0
         self._free = [0.0] * len(stages)  # when each stage has done all before
         nothing = Boundary(activation_bytes=0.0, gradient_bytes=0.0)
@@ -131,14 +144,24 @@ class _Timetable:
         k, batch, parts = action.stage_index, action.batch_index, self._schedule.micro_batches
         if action.kind is Kind.FORWARD:
             arrived = self._activations[k - 1].arrivals.pop(batch) if k > 0 else 0.0
+            for _, borrower, values, _ in self._ties:
+                arrived = max(arrived, values.arrivals.pop(batch) if k == borrower else 0.0)
             self._free[k] = max(self._free[k], arrived) + self._stages[k].forward_s / parts
             if k < len(self._activations):
                 self._activations[k].send(batch, self._free[k])
+            for owner, _, values, _ in self._ties:
+                if k == owner:
+                    values.send(batch, self._free[k])
         elif action.kind is Kind.BACKWARD:
             arrived = self._gradients[k].arrivals.pop(batch) if k < len(self._gradients) else 0.0
+            for owner, _, _, gradients in self._ties:
+                arrived = max(arrived, gradients.arrivals.pop(batch) if k == owner else 0.0)
             self._free[k] = max(self._free[k], arrived) + self._stages[k].backward_s / parts
             if k > 0:
                 self._gradients[k - 1].send(batch, self._free[k])
+            for _, borrower, _, gradients in self._ties:
+                if k == borrower:
+                    gradients.send(batch, self._free[k])
         else:
             self._free[k] += self._stages[k].update_s
 

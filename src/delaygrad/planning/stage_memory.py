@@ -9,6 +9,8 @@ delay = ceil(lag / M) updates, a stage in a process of its own holds at its peak
     messages    error gradients that wait until the stage below takes them, and in each direction
                 the next one to arrive, each 1/M; with recomputation also the activations that wait
                 until the stage above takes them, which are no part of a graph
+    ties        of each value that an owner has lent, two copies for each waiting micro-batch (as
+                arrived, and in the graph), and two messages at each end; parts of the two above
     working     what the first operations of a backward need in addition to the whole graph: about
                 three tensors of the output's size; with a 2-byte stash of the largest that is
                 unpacked
@@ -31,6 +33,7 @@ from delaygrad.errors import PartitionError
 from delaygrad.methods import Method
 from delaygrad.partition.balance import Fits, least_cap
 from delaygrad.partition.costs import LayerCost, Storage, join
+from delaygrad.partition.graph.ties import TiedParameter
 
 __all__ = ["StageMemory", "fits_within", "stage_memory"]
 
@@ -54,7 +57,13 @@ class StageMemory:
         return sum(vars(self).values())
 
 
-def stage_memory(cost: LayerCost, method: Method, stage_index: int, num_stages: int) -> StageMemory:
+def stage_memory(
+    cost: LayerCost,
+    method: Method,
+    stage_index: int,
+    num_stages: int,
+    ties: Sequence[TiedParameter] = (),
+) -> StageMemory:
     """Predict the memory of one stage.
 
     Args:
@@ -62,6 +71,7 @@ def stage_memory(cost: LayerCost, method: Method, stage_index: int, num_stages: 
         method: decides how long batches wait, and what is kept of them.
         stage_index: 0 … num_stages-1.
         num_stages: K.
+        ties: parameters that stages share.
     Example:
         >>> from delaygrad.methods import DDG
         >>> cost = LayerCost(name="0", forward_s=1, backward_s=2, parameter_bytes=8,
@@ -77,10 +87,13 @@ def stage_memory(cost: LayerCost, method: Method, stage_index: int, num_stages: 
     recompute = waits and method.recompute
     # The last stage's output is the loss, which nobody keeps.
     kept = {} if is_last else cost.outputs
+    lent = sum(tie.num_bytes for tie in ties if stage_index in tie.borrowers)
+    lending = sum(tie.num_bytes * len(tie.borrowers) for tie in ties if stage_index == tie.owner)
     return StageMemory(
         graph_bytes=(1 if recompute else lag + 1) * _graph_bytes(cost, kept, rounded) // parts,
-        boundary_bytes=(lag + 1) * cost.input_bytes // parts,
-        message_bytes=_message_bytes(cost, method, stage_index, num_stages) // parts,
+        boundary_bytes=(lag + 1) * cost.input_bytes // parts + 2 * (lag + 1) * lent,
+        message_bytes=_message_bytes(cost, method, stage_index, num_stages) // parts
+        + 2 * (lent + lending),
         working_bytes=3 * _working_bytes(cost, rounded, is_last) // parts,
         parameter_bytes=cost.parameter_bytes,
         gradient_bytes=cost.trainable_bytes * (2 if waits and parts > 1 else 1),

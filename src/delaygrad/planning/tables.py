@@ -41,6 +41,16 @@ def tables(plan: Plan) -> Iterator[RenderableType]:
     yield _overview(plan)
     for forecast in plan.forecasts:
         yield _stages(forecast)
+        for tie in forecast.ties:
+            yield Text(
+                f"  shared    {tie.path} ({_mebibytes(tie.num_bytes)} MiB) of stage {tie.owner} "
+                f"with stage {', '.join(map(str, tie.borrowers))}"
+            )
+        if forecast.ties:
+            yield Text(
+                f"  shared parameters send {_mebibytes(forecast.tie_bytes)} of the "
+                f"{_mebibytes(forecast.sent_bytes)} MiB per iteration"
+            )
         for sentence in forecast.advice:
             yield Text(f"  - {sentence}")
         if forecast.here.crowded:

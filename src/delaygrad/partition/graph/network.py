@@ -78,6 +78,22 @@ class Network:
         """
         return self._build(starts, outputs_as_list=False)
 
+    def ties(self, starts: Sequence[int]) -> list[TiedParameter]:
+        """List the parameters that several stages would use.
+
+        Args:
+            starts: number of the first call of stages 1 ... K-1.
+        """
+        mode = self.model.training
+        gaps = self._liveness[mode].gaps()
+        places = [gaps[start - 1] for start in starts]
+        return list(
+            tie(self._glue[mode].graph, places, self._blocks, self._parameters())[2].values()
+        )
+
+    def _parameters(self) -> dict[str, Any]:
+        return {p.path: p.held for p in self._pieces.values() if p.kind == "parameter"}
+
     def _build(self, starts: Sequence[int], *, outputs_as_list: bool) -> list[GraphStage]:
         extracts: dict[bool, list[Extract]] = {}
         ties: dict[int, TiedParameter] = {}
@@ -85,8 +101,7 @@ class Network:
             gaps = liveness.gaps()
             graph, places = self._glue[mode].graph, [gaps[start - 1] for start in starts]
             if not outputs_as_list:  # segments are for measuring; they share
-                own = {p.path: p.held for p in self._pieces.values() if p.kind == "parameter"}
-                graph, places, found = tie(graph, places, self._blocks, own)
+                graph, places, found = tie(graph, places, self._blocks, self._parameters())
                 if extracts and found != ties:
                     raise PartitionError(
                         "stages share other parameters in training than in evaluation mode "
