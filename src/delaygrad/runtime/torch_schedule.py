@@ -86,8 +86,6 @@ class ScheduleDDG(PipelineScheduleSingle):
         _require_supported(stage)
         if loss_fn is None:
             raise StageError("ScheduleDDG needs a loss_fn, on every rank")
-        if loss_fn is None:
-            raise StageError("ScheduleDDG needs a loss_fn, on every rank")
         super().__init__(
             stage,
             n_microbatches,
@@ -242,10 +240,11 @@ class ScheduleDDG(PipelineScheduleSingle):
     ) -> tuple[Any, Any]:
         if (args and arg_mbs is not None) or (kwargs and kwarg_mbs is not None):
             raise ValueError("the batch is given whole and in micro-batches; give it once")
-        given: tuple[Any, Any] = self._split_inputs(args, kwargs)
-        return given[0] if arg_mbs is None else arg_mbs, given[
-            1
-        ] if kwarg_mbs is None else kwarg_mbs
+        given_args, given_kwargs = self._split_inputs(args, kwargs)
+        return (
+            given_args if arg_mbs is None else arg_mbs,
+            given_kwargs if kwarg_mbs is None else kwarg_mbs,
+        )
 
     def _split_target(self, target: Any, target_mbs: list[Any] | None) -> list[Any] | None:
         if target is None or target_mbs is not None:
