@@ -50,4 +50,4 @@ class Compare:
             print(json.dumps(results, indent=2))
         else:
             print((self.output / TABLE).read_text(encoding="utf-8"))
-            print(f"{results['summary']}\n\n{self.output / 'page.html'}")
+            print(f"{self.output / 'page.html'}\n\n{results['summary']}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,14 +17,21 @@ from msgspec import Meta
 
 from delaygrad.plain_values import unknown
 from delaygrad.planning.link import Link, chosen_link
-from delaygrad.reproduce.grid import Choice, PlannedRun
-from delaygrad.reproduce.paper import failed, put_together, target_section
+from delaygrad.reproduce.grid import Choice, PlannedRun, Series
+from delaygrad.reproduce.paper import failed, put_together
 from delaygrad.reproduce.stage_costs import StageCosts, stage_costs
 from delaygrad.reproduce.target import Findings, Row
 from delaygrad.reproduce.training import TrainingScale, TrainingTarget
-from delaygrad.results.group import BASELINE
-from delaygrad.results.page import Page, write_page
-from delaygrad.results.time_to_loss import recommendation, target_loss, time_table, times_to_loss
+from delaygrad.results.group import BASELINE, RunGroup
+from delaygrad.results.page import Figure, Page, Prose, Section, write_page
+from delaygrad.results.time_to_loss import (
+    predicted_axis,
+    recommendation,
+    target_loss,
+    time_panel,
+    time_table,
+    times_to_loss,
+)
 from delaygrad.training.choices import (
     CHOICES,
     SGD,
@@ -58,7 +65,8 @@ class Grid(Component):
             method's own, or K where the method has none.
         lrs: learning rates, one or several; by default the optimizer's own.
         seeds: seeds, one or several.
-        within: the loss to reach, as a fraction above the final one of backpropagation.
+        within: the loss to reach, as a fraction above the final one of backpropagation (of its
+            worst seed).
     """
 
     methods: tuple[str, ...] = ("ddg", "lookahead")
@@ -209,39 +217,45 @@ class Comparison(TrainingTarget):
 
     def findings(self, planned: Sequence[PlannedRun], speed_rows: Sequence[Row] = ()) -> Findings:
         """Put the runs together, with the time to loss of each method first."""
-        found, by_series = super().findings(planned), self.groups(planned)
-        groups = list(by_series.values())
+        by_series = self.groups(planned)
+        groups, seconds = list(by_series.values()), self._sample_s(planned, by_series)
+        found = self.put_together(planned, lambda members: predicted_axis(members, seconds))
         loss = target_loss(groups, self.within)
         if loss is None:
             return dataclasses.replace(found, summary=_NO_VERDICT)
         batch_size = planned[0].config.run.batch_size
-        seconds = {}
-        for run in {run.series: run for run in planned}.values():
-            method = run.config.method.build()
-            speed = by_series[run.series].spread("samples_per_s")
-            if run.config.run.runtime == "distributed" and speed is not None:
-                seconds[run.series.name] = 1 / speed.mean
-            elif not method.error_gradient.is_local:  # whose synthesizers are not measured
-                seconds[run.series.name] = (
-                    self.costs.iteration_s(method, run.series.stages) / batch_size
-                )
-        synchronous = {
-            name: iteration_s / batch_size
-            for name, iteration_s in (
-                self.costs.best_synchronous(k, batch_size)
-                for k in dict.fromkeys(run.series.stages for run in planned)
-                if k > 1
-            )
-        }
+        counts = dict.fromkeys(series.stages for series in by_series if series.stages > 1)
+        pipelines = dict(self.costs.best_synchronous(k, batch_size) for k in counts)
+        synchronous = {name: iteration_s / batch_size for name, iteration_s in pipelines.items()}
         times = times_to_loss(groups, seconds, synchronous, loss)
+        table, panel = time_table(times, loss), time_panel(times)
+        panels = () if panel is None else (panel,)
+        figure = Figure(panels=panels, caption="A method without a bar did not reach the loss.")
+        section = Section("Time to loss", (table, figure, Prose(_EXPLAINED, note=True)))
         verdict = {"loss": loss, "times": [one.to_json() for one in times]}
-        return dataclasses.replace(
-            found,
+        return Findings(
             results={**found.results, "verdict": verdict},
-            tables=(time_table(times, loss), *found.tables),
+            tables=(table, *found.tables),
             notes=(_EXPLAINED, *found.notes),
+            figures={**({"time-to-loss": {"": panels}} if panels else {}), **found.figures},
+            sections=(section, *found.sections),
             summary=recommendation(times, loss),
         )
+
+    def _sample_s(
+        self, planned: Sequence[PlannedRun], groups: Mapping[Series, RunGroup]
+    ) -> dict[str, float]:
+        """Return the seconds per sample of each method, measured or predicted, by its name."""
+        found = {}
+        for run in planned:
+            method, series, settings = run.config.method.build(), run.series, run.config.run
+            speed = groups[series].spread("samples_per_s")
+            if settings.runtime == "distributed" and speed is not None:
+                found[series.name] = 1 / speed.mean
+            elif not method.error_gradient.is_local:  # whose synthesizers are not measured
+                iteration_s = self.costs.iteration_s(method, series.stages)
+                found[series.name] = iteration_s / settings.batch_size
+        return found
 
 
 _NO_VERDICT = (
@@ -284,11 +298,14 @@ def compare(
     costs = stage_costs(
         TrainConfig.from_json(config.settings()), config.devices.link(), config.grid.stages, output
     )
-    about = f"{config.model.name} on {config.data.name}, batches of {config.length.batch_size}"
+    about = (
+        f"backpropagation against {'; '.join(config.grid.methods)} with {config.optimizer.name}, "
+        f"batches of {config.length.batch_size}, on the same samples"
+    )
     target = Comparison(
-        title=f"{about}: {', '.join(config.grid.methods)} against backpropagation",
+        title=f"{config.model.name} on {config.data.name}: time to loss",
         kind="training",
-        reference="Every run is trained on the same samples.",
+        reference="",
         scales={SCALE: TrainingScale(about=about, lines=lines, seeds=config.grid.seeds)},
         recipes={f"lr{lr:g}": Choice(title=f"lr {lr:g}", settings={"lr": lr}) for lr in rates},
         settings={**config.settings(), "keep_checkpoints": 1},
@@ -301,8 +318,8 @@ def compare(
     failures = target.make(planned, workers, None if quiet else print)
     findings = target.findings(planned)
     results = put_together(target, SCALE, output, findings)
-    section = target_section(target, SCALE, findings)
-    page = Page(title=target.title, lead=(findings.summary,), sections=(section,), source=command)
+    lead = (findings.summary, f"{about[:1].upper()}{about[1:]}.")
+    page = Page(title=target.title, lead=lead, sections=findings.sections, source=command)
     write_page(page, output / "page.html")
     if failures:
         raise failed(failures)

@@ -156,15 +156,18 @@ def put_together(target: Target, scale: str, folder: Path, findings: Findings) -
         **({"summary": findings.summary} if findings.summary else {}),
         **findings.results,
     }
-    text = "\n\n".join([*map(markdown, findings.tables), *findings.notes])
+    head = (
+        f"# {target.title}",
+        findings.summary,
+        target.reference,
+        f"Scale `{scale}`: {results['about']}",
+        f"    {results['command']}",
+    )
+    text = "\n\n".join([*filter(None, head), *map(markdown, findings.tables), *findings.notes])
     with run_folder.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         run_folder.write_json(folder / RESULTS, results)
-        (folder / TABLE).write_text(
-            f"# {target.title}\n\n{target.reference}\n\nScale `{scale}`: {results['about']}\n\n"
-            f"    {results['command']}\n\n{text}\n",
-            encoding="utf-8",
-        )
+        (folder / TABLE).write_text(f"{text}\n", encoding="utf-8")
     for name, rows in findings.figures.items():
         write_png(rows, folder / f"{name}.png", f"{target.title}\n{scale}: {results['about']}")
     return results

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from delaygrad.errors import ConfigError
 from delaygrad.plain_values import unknown
@@ -25,10 +25,10 @@ from delaygrad.reproduce.target import (
     nameless,
 )
 from delaygrad.results.curves import (
-    Point,
     TimeAxis,
     direction_panels,
     elapsed_axis,
+    epochs_axis,
     key_panels,
 )
 from delaygrad.results.group import BASELINE, RunGroup, by_recipe, series_numbers
@@ -37,6 +37,8 @@ from delaygrad.results.run import Run, read_run
 from delaygrad.results.tables import accuracy_table, direction_rows, direction_table
 from delaygrad.training import TrainConfig, run_folder
 from delaygrad.training.choices import CHOICES
+
+Axis: TypeAlias = Callable[[Sequence[RunGroup]], TimeAxis | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,13 +180,22 @@ class TrainingTarget(Target):
 
     def findings(self, planned: Sequence[PlannedRun], speed_rows: Sequence[Row] = ()) -> Findings:
         """Put the runs together; see ``Target``."""
+        return self.put_together(planned, lambda groups: projected_axis(groups, speed_rows))
+
+    def put_together(self, planned: Sequence[PlannedRun], axis: Axis) -> Findings:
+        """Put the runs together.
+
+        Args:
+            planned: from ``plan``.
+            axis: chooses the axis of time of a recipe; None: the time since each run began.
+        """
         by_series = self.groups(planned)
         groups, sources = list(by_series.values()), Sources()
         quoted = {g.label: sources.quote(self._published(s)) for s, g in by_series.items()}
         time = {
-            recipe: axis
+            recipe: chosen
             for recipe, members in by_recipe(groups).items()
-            if (axis := projected_axis(members, speed_rows)) is not None
+            if (chosen := axis(members)) is not None
         }
         begun = [group for group in groups if group.runs]
         quotes = quoted if self.published else None
@@ -319,12 +330,8 @@ def projected_axis(groups: Sequence[RunGroup], speed_rows: Sequence[Row]) -> Tim
         return None
     seconds[base.name] = own.mean
 
-    def across(group: RunGroup, point: Point) -> float | None:
-        epoch_s = seconds.get(group.name)
-        return None if epoch_s is None else epoch_s * point.epoch
-
     label = "s with K processes (BP's / speed-up)"
-    return TimeAxis(across=across, label=label, note="The speed-ups were measured separately.")
+    return epochs_axis(seconds, label, "The speed-ups were measured separately.")
 
 
 def _has(group: RunGroup, speed_ups: Mapping[int, float]) -> bool:

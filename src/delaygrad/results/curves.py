@@ -7,7 +7,7 @@ point of a mean is over all runs of the group that are drawn.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -194,6 +194,16 @@ def elapsed_axis(groups: Sequence[RunGroup]) -> TimeAxis:
         label=f"elapsed time ({unit})",
         note=f"Elapsed time includes evaluations and checkpoints. {turns * alternate}".strip(),
     )
+
+
+def epochs_axis(epoch_s: Mapping[str, float], label: str, note: str) -> TimeAxis:
+    """Return an axis of time on which an epoch of a group takes so many seconds, by its name."""
+
+    def across(group: RunGroup, point: Point) -> float | None:
+        seconds = epoch_s.get(group.name)
+        return None if seconds is None else seconds * point.epoch
+
+    return TimeAxis(across=across, label=label, note=note)
 
 
 def time_panels(groups: Sequence[RunGroup], time: TimeAxis) -> tuple[Panel, ...]:

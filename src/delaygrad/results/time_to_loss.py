@@ -2,7 +2,7 @@
 
     samples   of the runs, up to where the curve of the training loss meets the loss
     seconds   per sample in steady state, measured or predicted, by group
-    loss      a little above the one that the best backpropagation ends at
+    loss      a little above what every run of the best backpropagation ends at
 
 A method counts with its best recipe, so with the learning rate at which it is fastest.
 Synchronous pipelines compute backpropagation's gradients: they need its samples.
@@ -16,12 +16,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from delaygrad.records.spread import MISSING, Spread, spread_json, spread_of, spread_text, time_unit
-from delaygrad.results.curves import Measure
+from delaygrad.results.bars import Bar, bar_panel
+from delaygrad.results.curves import Measure, TimeAxis, epochs_axis
+from delaygrad.results.figure import Panel, colour
 from delaygrad.results.group import BASELINE, RunGroup
 from delaygrad.results.page import Column, Table
 from delaygrad.results.run import Run
 
 _WORTH = 1.05  # less is not worth another arithmetic
+_COLOURS = {"baseline": "s0", "synchronous": "s5", "delayed": "s3"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,24 +63,24 @@ class TimeToLoss:
 
 
 def target_loss(groups: Sequence[RunGroup], within: float) -> float | None:
-    """Return the loss to reach.
+    """Return the loss to reach: one that every run of the best backpropagation reaches.
 
     None before backpropagation has finished, and where its loss has not fallen below that one.
 
     Args:
-        groups: of all recipes.
-        within: how far above the lowest final training loss of backpropagation, as a fraction.
+        groups: of all recipes; the best backpropagation has the lowest mean of final losses.
+        within: how far above its highest final training loss, as a fraction.
     """
     found = [
-        (spread.mean * (1 + within), group)
+        (spread.mean, group)
         for group in groups
         if group.method == BASELINE and (spread := group.spread("train_loss")) is not None
     ]
     if not found:
         return None
-    loss, group = min(found, key=lambda one: one[0])
-    firsts = [_points(run)[0][1] for run in group.finished]
-    return loss if loss < min(firsts) else None
+    _, best = min(found, key=lambda one: one[0])
+    loss = (1 + within) * max(run.train_loss or 0.0 for run in best.finished)
+    return loss if loss < min(_points(run)[0][1] for run in best.finished) else None
 
 
 def _points(run: Run) -> list[tuple[float, float]]:
@@ -91,13 +94,35 @@ def samples_to(run: Run, loss: float) -> float | None:
 
     The curve is the one that reports draw; between its points it is a straight line.
     """
-    points, training = _points(run), run.of_kind("training")
+    points = _points(run)
     for (before, high), (epoch, low) in itertools.pairwise([points[0], *points] if points else []):
         if low <= loss:
             part = (high - loss) / (high - low) if high > loss else 1.0
-            per_epoch = training[-1]["iteration"] / training[-1]["epoch"]
-            return float((before + part * (epoch - before)) * per_epoch * run.config["batch_size"])
+            return (before + part * (epoch - before)) * _samples_per_epoch(run)
     return None
+
+
+def _samples_per_epoch(run: Run) -> float:
+    last = run.of_kind("training")[-1]
+    return float(last["iteration"] / last["epoch"] * run.config["batch_size"])
+
+
+def predicted_axis(groups: Sequence[RunGroup], seconds: Mapping[str, float]) -> TimeAxis | None:
+    """Return an axis of time on which a sample takes so many seconds; None if none is known.
+
+    Args:
+        groups: of one recipe.
+        seconds: per sample, by the name of a group.
+    """
+    epoch_s = {
+        group.name: seconds[group.name] * _samples_per_epoch(run)
+        for group in groups
+        if group.name in seconds
+        for run in group.runs[:1]
+        if run.of_kind("training")
+    }
+    note = "The time on K devices, as in the verdict: samples times seconds per sample."
+    return epochs_axis(epoch_s, "s on K devices", note) if epoch_s else None
 
 
 def times_to_loss(
@@ -184,6 +209,18 @@ def _time(one: TimeToLoss) -> str:
     assert one.seconds is not None
     unit_s, unit = time_unit(one.seconds)
     return f"{one.seconds / unit_s:.3g} {unit}"
+
+
+def time_panel(times: Sequence[TimeToLoss]) -> Panel | None:
+    """Draw time to loss, a bar for each that reached the loss; None if none did."""
+    known = [(one, one.seconds) for one in times if one.seconds is not None]
+    unit_s, unit = time_unit(max((seconds for _, seconds in known), default=0.0))
+    bars = [
+        Bar(label=_named(one), parts={one.kind: seconds / unit_s}, value=_time(one))
+        for one, seconds in known
+    ]
+    looks = {kind: {"facecolor": colour(name)} for kind, name in _COLOURS.items()}
+    return bar_panel(bars, f"time to loss ({unit})", looks) if bars else None
 
 
 def time_table(times: Sequence[TimeToLoss], loss: float) -> Table:

@@ -102,7 +102,8 @@ def test_time_to_loss_is_samples_times_predicted_seconds(
     assert (
         "Use DDG K=3: " in results["summary"] and "3.00 times sooner than BP" in results["summary"]
     )
-    assert results["summary"] in (tmp_path / "out" / "page.html").read_text()
+    page = (tmp_path / "out" / "page.html").read_text()
+    assert results["summary"] in page and "Time to loss" in page and "s on K devices" in page
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(
         json.dumps(results)
     )
@@ -131,6 +132,6 @@ def test_command_trains_and_says_which_to_use(
     main(["compare", *words, "--stages", "2", "--methods", "lookahead"])
     out = capsys.readouterr().out
     assert "| LOOKAHEAD m2 K=2 " in out and ("Use " in out or "No verdict" in out)
-    assert {"page.html", "results.json", "table.md", "curves.png"} <= {
+    assert {"page.html", "results.json", "table.md", "curves.png", "time-to-loss.png"} <= {
         path.name for path in (tmp_path / "out").iterdir()
     }

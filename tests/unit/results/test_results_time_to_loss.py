@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from delaygrad.results.time_to_loss import (
     recommendation,
     samples_to,
     target_loss,
+    time_panel,
     time_table,
     times_to_loss,
 )
@@ -93,3 +95,19 @@ def test_the_sentence_says_which_to_use_also_when_it_is_not_ours(
     sentence = recommendation(times, 0.5)
     assert sentence.startswith(beginning) and contained in sentence
     assert recommendation(times[2:], 0.5).startswith("No verdict")
+
+
+def test_every_seed_of_the_best_backpropagation_reaches_the_loss(tmp_path: Path) -> None:
+    folders = [record_run(tmp_path / f"bp{seed}", method="bp", seed=seed) for seed in (0, 1)]
+    events = [json.loads(line) for line in (folders[1] / "records.jsonl").read_text().splitlines()]
+    for event in events:
+        event["loss"] *= 1.5
+    (folders[1] / "records.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    groups = group_runs(read_runs(folders))
+    loss = target_loss(groups, 0.0)
+    assert loss == pytest.approx(1.5 * MEANS[3])
+    (found,) = times_to_loss(groups, {"BP": 1.0}, {}, loss or 0.0)
+    assert (found.reached, found.runs) == (2, 2)
+    panel = time_panel([found])
+    assert panel is not None and "BP: baseline" in panel.description
+    assert time_panel([alone("DDG", "delayed", None)]) is None
