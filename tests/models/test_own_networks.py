@@ -6,11 +6,9 @@ Each network is captured once; every test works on a copy of the model and its s
 from __future__ import annotations
 
 import copy
-import importlib.util
 import sys
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +17,7 @@ import torch.utils._pytree as pytree
 from exact import assert_same
 from ranks import run_ranks
 from torch import Tensor, nn
-from zoo import TIED, ZOO, Specimen, specimen
+from zoo import TIED, ZOO, Specimen, naive_loop, specimen
 
 import delaygrad as dg
 from delaygrad.partition import cuts_of, measured_cuts, measurement
@@ -33,15 +31,6 @@ split_module = sys.modules[split_function.__module__]
 
 NAMES = list(ZOO)
 DEPTHS = (2, 3)
-
-
-def naive_loop() -> Any:
-    path = Path(__file__).parents[1] / "equivalence" / "naive.py"
-    spec = importlib.util.spec_from_file_location("naive_for_models", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.NaiveDelayedGradients
 
 
 def sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
