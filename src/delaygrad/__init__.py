@@ -26,6 +26,7 @@ from delaygrad.errors import (
     WorkerError,
 )
 from delaygrad.methods import BP, DDG, DNI, FDG, FR, Lookahead, Method
+from delaygrad.monitor import Monitor
 from delaygrad.partition import check, merge, split
 from delaygrad.planning import plan
 from delaygrad.runtime import DistributedPipeline, LocalPipeline, gather, saved_cuts
@@ -50,6 +51,7 @@ __all__ = [
     "LocalPipeline",
     "Lookahead",
     "Method",
+    "Monitor",
     "NonFiniteLossError",
     "PartitionError",
     "ScheduleDDG",

@@ -24,7 +24,7 @@ WITHOUT_EFFECT = frozenset({
 })  # fmt: skip
 """Settings that change no number of a result."""
 
-_NOT_COMPARED = WITHOUT_EFFECT | {"seed", "evaluate_every", "probe_every"}
+_NOT_COMPARED = WITHOUT_EFFECT | {"seed", "evaluate_every", "monitor_every"}
 _OPTIONS = set(TrainConfig.setting_names("method")) - {"method"}
 _METHOD_AXES = {"method", "stages", *_OPTIONS, "cuts", "runtime", "threads"}
 _NAMED_BY_VALUE = ("data", "model", "optimizer", "runtime", "lr_schedule")

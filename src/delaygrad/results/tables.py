@@ -98,7 +98,14 @@ def direction_rows(run: Run) -> list[dict[str, Any]]:
     """Return for each stage what the probes of a run have found; [] without probes."""
     probes, rows = run.of_kind("direction"), []
     for k in range(run.num_stages if probes else 0):
-        own = [probe["stages"][k] for probe in probes]
+        own = [
+            stage
+            for probe in probes
+            for stage in probe["stages"]
+            if stage["stage"] == k and all(stage[name] is not None for name in DIRECTIONS)
+        ]
+        if not own:  # its turn has not come
+            continue
         constants = [stage["sufficient_direction"] for stage in own]
         rows.append(
             {

@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,24 @@ from delaygrad.runtime.batch_identity import BatchId, require_batch_id
 from delaygrad.runtime.habits import HabitGuard
 from delaygrad.runtime.worker import Worker
 from delaygrad.schedule import Action, Kind, Schedule, validate
+from delaygrad.stage import Stage
 from delaygrad.state_check import loading
 
 _FORMAT = 6
 _INTERRUPTED = "interrupted"
+
+
+class BesideTraining(Protocol):
+    """Looks at a pipeline from outside; every rank has one, or none has."""
+
+    def before(self) -> None:
+        """Act before an iteration whose batch is there."""
+
+    def after(self, share: Callable[[Any], list[Any]]) -> None:
+        """Act after an iteration; ``share`` returns the values of all processes, all call it."""
+
+    def forget(self) -> None:
+        """Forget the batches that were in flight."""
 
 
 class Pipeline(ABC):
@@ -61,6 +75,8 @@ class Pipeline(ABC):
         self.iteration = 0
         """How many batches have entered the network."""
         self._first_batch = 0
+        self.monitor: BesideTraining | None = None
+        """Is told before and after every iteration; ``delaygrad.Monitor`` sets it."""
         self._failure: str | None = None
         self._closed = False
         stages = [worker.stage for worker in workers]
@@ -95,6 +111,11 @@ class Pipeline(ABC):
     def modules(self) -> list[nn.Module]:
         """The live modules of the stages that this process holds, from the input."""
         return [worker.stage.module for worker in self._workers.values()]
+
+    @property
+    def holds_first(self) -> bool:
+        """Whether this process holds stage 0."""
+        return 0 in self._workers
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer | None]:
@@ -192,11 +213,16 @@ class Pipeline(ABC):
         self._check_usable()
         batch_id = require_batch_id(batch_id)
         for worker in self._workers.values():
-            worker.clock.begin_iteration(self.iteration)
             worker.offer(self.iteration, inputs, targets, batch_id)
+        if self.monitor is not None:
+            self.monitor.before()
+        for worker in self._workers.values():
+            worker.clock.begin_iteration(self.iteration)
         loss = self._run(self._actions())
         self.iteration += 1
         self._failure = None
+        if self.monitor is not None:
+            self.monitor.after(self._share)
         return self._on_every_rank(loss) if share_loss else loss
 
     def _actions(self) -> list[Action]:
@@ -226,9 +252,50 @@ class Pipeline(ABC):
         )
         self._end_phase()
 
+    def watch(self, iteration: int, stage_index: int) -> None:
+        """Keep what ``live_gradient`` will need of a batch that has not entered yet."""
+        for k, worker in self._workers.items():
+            worker.stage.watched().watch(self._parts_of(iteration), keep_start=k == stage_index)
+
+    def live_gradient(self, iteration: int, stage_index: int) -> Stage | None:
+        """Compute a stage's gradient of a watched batch at the live parameters; all ranks call it.
+
+        The live parameters are those of all stages at the start of an iteration, so call it between
+        two: each stage is there after its own updates, at whatever moment its process gets there.
+        Training is not disturbed.
+
+        Args:
+            iteration: of the batch.
+            stage_index: of the stage.
+
+        Returns:
+            The stage, whose ``watched()`` has parameters and gradients; None in a process that
+            does not hold the stage.
+        """
+        self._interrupt()
+        self._failure = _INTERRUPTED  # the neighbours would wait for the rest of the pass
+        batches = self._parts_of(iteration)
+        for batch_index in batches:
+            for worker in self._workers.values():
+                worker.live_forward(batch_index)
+        from_above = sorted((k for k in self._workers if k >= stage_index), reverse=True)
+        for batch_index in batches:
+            for k in from_above:
+                self._workers[k].live_backward(batch_index, is_lowest=k == stage_index)
+        for worker in self._workers.values():
+            worker.stage.watched().end()
+        self._failure = None
+        measured = self._workers.get(stage_index)
+        return None if measured is None else measured.stage
+
+    def _parts_of(self, iteration: int) -> range:
+        return range(self._ticks(iteration), self._ticks(iteration + 1))
+
     def _end_phase(self) -> None:
         """Note that nothing is in flight any more."""
         self._first_batch = self.iteration
+        if self.monitor is not None:
+            self.monitor.forget()
         for worker in self._workers.values():
             worker.stage.partial.forget_applied()
         for worker in self._workers.values():
@@ -377,6 +444,8 @@ class Pipeline(ABC):
             self._failure = f"{type(error).__name__}: {error}"
             raise
         self.iteration = state["iteration"]
+        if self.monitor is not None:
+            self.monitor.forget()
         self._first_batch = state["first_batch"]
         self._failure = None
 

@@ -60,6 +60,12 @@ class Inbox:
             )
         return message
 
+    def take_aside(self) -> Message:
+        """Receive a message that the schedule does not know; keep those in flight for later."""
+        self.collect()
+        self.announce()
+        return self._receive()
+
     def collect(self) -> list[Message]:
         """Receive all messages in flight, keep them for later, and return them."""
         while self._under_way:
@@ -258,6 +264,24 @@ class Worker:
             message = f"{self._where(action)} {type(error).__name__}: {error}"
             raise WorkerError(message) from error
         return None
+
+    def live_forward(self, batch_index: int) -> None:
+        """Take a watched micro-batch forward at the live parameters, beside training."""
+        inputs, inbox = self._inputs.get(batch_index), self._activations
+        if inbox is not None:
+            inputs = inbox.take_aside().activation()
+        targets, share = self._targets.get(batch_index), self._shares.get(batch_index, 1.0)
+        outputs = self.stage.watched().forward(batch_index, inputs, targets, share)
+        if self._above is not None:
+            self._above.send(Message.of_activation(batch_index, outputs))
+
+    def live_backward(self, batch_index: int, *, is_lowest: bool) -> None:
+        """Take it backward; send no further if this is the lowest stage that is asked for."""
+        inbox = self._gradients
+        grad_outputs = None if inbox is None else list(inbox.take_aside().tensors)
+        grad_inputs = self.stage.watched().backward(batch_index, grad_outputs)
+        if self._below is not None and not is_lowest:
+            self._below.send(Message(batch_index, tuple(grad_inputs)))
 
     def predict(self, inputs: Tree) -> Tree:
         """See ``Stage.predict``."""

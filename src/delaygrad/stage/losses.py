@@ -93,6 +93,15 @@ class StageLoss:
         total = sum(weights)
         return [weight / total if total else 0.0 for weight in weights]
 
+    def part(self, outputs: Any, targets: Any, share: float) -> Tensor:
+        """Return a part's contribution to the loss of its batch; little is checked, nothing kept.
+
+        Raises:
+            StageError: the loss is not a 0-d tensor.
+        """
+        loss = require_scalar(self._loss_fn(outputs, targets)) if share else _nothing(outputs)
+        return loss if share == 1 else loss * share
+
     def begin(self, batch_index: int) -> None:
         """Note which part of which batch comes next."""
         if not self._compares:
@@ -113,10 +122,9 @@ class StageLoss:
         """
         if self._parts is not None:
             kept = _copied(outputs)
-        loss = require_scalar(self._loss_fn(outputs, targets)) if share else _nothing(outputs)
+        loss = self.part(outputs, targets, share)
         if self._finite is not None:
             self._finite.look(loss)
-        loss = loss if share == 1 else loss * share
         if self._parts is not None:
             self._parts.append((kept, targets, loss.detach()))
             if len(self._parts) == self._micro_batches:

@@ -262,3 +262,17 @@ def device_of(module: nn.Module) -> torch.device:
     for tensor in (*module.parameters(), *module.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def go_backward(roots: list[Tensor | None], grads: list[Tensor | None] | None) -> None:
+    """Run autograd from the ends of a graph that have a gradient; the loss needs none."""
+    if grads is None:
+        torch.autograd.backward([root for root in roots if root is not None])
+        return
+    ends = [
+        (root, grad.to(root.device, root.dtype))
+        for root, grad in zip(roots, grads, strict=True)
+        if root is not None and grad is not None
+    ]
+    if ends:
+        torch.autograd.backward([root for root, _ in ends], [grad for _, grad in ends])

@@ -32,6 +32,7 @@ from delaygrad.boundary import Structure, Tree, dense, flatten, narrowed, unflat
 from delaygrad.methods import Method
 from delaygrad.optimizers import MakeOptimizer
 from delaygrad.random_stream import RandomStream, stage_seed
+from delaygrad.stage.live_pass import LivePass
 from delaygrad.stage.local_training import LocalTraining, require_alike
 from delaygrad.stage.losses import LossWeight, StageLoss
 from delaygrad.stage.modes import PredictionGuard, require_modes
@@ -42,6 +43,7 @@ from delaygrad.stage.network import (
     device_of,
     evaluating,
     forget_casts,
+    go_backward,
     make_own_optimizer,
     require_initialised,
     require_loss,
@@ -179,6 +181,8 @@ class Stage:
             self.signals = Signals(method, self.device, stage_index, num_stages)
         self._newest: ParameterVersion | None = None  # that a backward has met, for the chain
         self._pending: Stash[Pending] = Stash("forward pass")
+        self.live_pass: LivePass | None = None
+        """Of a monitored stage; see ``watched``."""
 
     @property
     def optimized(self) -> list[str]:
@@ -219,12 +223,14 @@ class Stage:
             share=share,
             scale=None if self.signals is None else self.signals.passing,
         )
-        if self._waits:  # updates come between its forward and its backward
+        if self._waits or self.live_pass is not None:  # the forward may be computed again
             batch.random_state = self._random.state()
             batch.autocast = autocast_dtype(self.device)
             batch.buffers = self._buffers.enter()
         if self._keeps_version:
             batch.weights = self._parameters.enter()
+        if self.live_pass is not None:
+            self.live_pass.enter(batch_index, batch)
         if self.loss is not None:
             self.loss.begin(batch_index)
         with self._random.drawing():
@@ -242,6 +248,18 @@ class Stage:
             batch.weights = None if self._replays_live else batch.weights
         self._pending.put(batch_index, batch)
         return outputs
+
+    def watched(self) -> LivePass:
+        """Keep from now on what a pass at the live parameters needs, and return that pass."""
+        if self.live_pass is None:
+            self.live_pass = LivePass(
+                self.module,
+                self._random,
+                self.device,
+                loss=self.loss,
+                is_first=self.is_first,
+            )
+        return self.live_pass
 
     def backward(
         self, batch_index: int, grad_outputs: list[Tensor | None] | None = None
@@ -277,7 +295,7 @@ class Stage:
             assert batch.roots[0] is not None and batch.scale is not None
             grad_outputs = [self.signals.first_gradient(batch.roots[0], batch.scale)]
         with _installed(batch.weights):  # a checkpointed block runs its forward again here
-            _go_backward(batch.roots, grad_outputs)
+            go_backward(batch.roots, grad_outputs)
         if batch.weights is not None:
             batch.weights.move_gradients()
             self._newest = batch.weights if self._chain else None
@@ -516,20 +534,6 @@ def _kept(targets: Any, wanted: bool) -> Any:
     if not wanted:
         return None
     return targets.clone() if isinstance(targets, Tensor) else targets
-
-
-def _go_backward(roots: list[Tensor | None], grads: list[Tensor | None] | None) -> None:
-    """Run autograd from the ends of a graph that have a gradient; the loss needs none."""
-    if grads is None:
-        torch.autograd.backward([root for root in roots if root is not None])
-        return
-    ends = [
-        (root, grad.to(root.device, root.dtype))
-        for root, grad in zip(roots, grads, strict=True)
-        if root is not None and grad is not None
-    ]
-    if ends:
-        torch.autograd.backward([root for root, _ in ends], [grad for _, grad in ends])
 
 
 def _installed(weights: ParameterVersion | None) -> AbstractContextManager[None]:

@@ -4,9 +4,12 @@ On curvature h w^2 / 2, with a = step h, the update of ``torch.optim.SGD`` with 
 old is a linear recursion. It is stable while the roots of its characteristic polynomial stay inside
 the unit circle:
 
-    no momentum    z^(D+1) - z^D + a
+    no momentum    (z - 1) z^D + a
     momentum m     (z - 1)(z - m) z^D + a z
     Nesterov m     (z - 1)(z - m) z^D + a ((1 + m) z - m)
+
+With gradients at predicted parameters w + H (w - w_prev), the term with a is multiplied by
+((1 + H) z - H), and the other by z.
 
 A network is locally such a quadratic along every eigenvector of its Hessian, if all stages have the
 same delay; with the delays D, D-1, .., 0 of DDG, the first stage is the one to worry about.
@@ -26,18 +29,24 @@ _BISECTIONS = 60
 
 
 def largest_stable_step(
-    delay: int, *, curvature: float = 1.0, momentum: float = 0.0, nesterov: bool = False
+    delay: int,
+    *,
+    curvature: float = 1.0,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    horizon: float = 0.0,
 ) -> float:
     """Return the step size at which delayed SGD on a quadratic stops being stable.
 
-    Without momentum it is known in closed form, 2 sin(pi / (4 D + 2)) / curvature; with momentum it
-    is found by bisection over the roots of the characteristic polynomial.
+    Without momentum it is known in closed form, 2 sin(pi / (4 D + 2)) / curvature; with momentum or
+    a prediction it is found by bisection over the roots of the characteristic polynomial.
 
     Args:
         delay: D, in updates; 0 is ordinary gradient descent.
         curvature: h, the largest eigenvalue of the Hessian, positive.
         momentum: m, at least 0 and below 1.
         nesterov: whether it is Nesterov's, as ``torch.optim.SGD(nesterov=True)``.
+        horizon: H, updates that the gradient's parameters look ahead; at least 0.
 
     Raises:
         ValueError: a number is out of range.
@@ -54,20 +63,27 @@ def largest_stable_step(
     """
     check_delay(delay)
     check_positive("curvature", curvature)
-    if momentum == 0:
+    if momentum == horizon == 0:
         _check_momentum(momentum, nesterov)
         return 2 * math.sin(math.pi / (4 * delay + 2)) / curvature
     # A delay only takes stability away, so the limit without delay is one above.
     stable, unstable = 0.0, 4.0
     for _ in range(_BISECTIONS):
         middle = (stable + unstable) / 2
-        radius = spectral_radius(delay, middle, momentum=momentum, nesterov=nesterov)
+        radius = spectral_radius(
+            delay, middle, momentum=momentum, nesterov=nesterov, horizon=horizon
+        )
         stable, unstable = (middle, unstable) if radius < 1 else (stable, middle)
     return stable / curvature
 
 
 def spectral_radius(
-    delay: int, step: float, *, momentum: float = 0.0, nesterov: bool = False
+    delay: int,
+    step: float,
+    *,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    horizon: float = 0.0,
 ) -> float:
     """Return by what factor an error on a quadratic of curvature 1 shrinks, or grows, per update.
 
@@ -75,12 +91,19 @@ def spectral_radius(
         >>> round(spectral_radius(0, 0.1), 6)  # w - 0.1 w
         0.9
     """
-    coefficients = characteristic_polynomial(delay, step, momentum=momentum, nesterov=nesterov)
+    coefficients = characteristic_polynomial(
+        delay, step, momentum=momentum, nesterov=nesterov, horizon=horizon
+    )
     return float(np.abs(np.roots(coefficients)).max())
 
 
 def characteristic_polynomial(
-    delay: int, step: float, *, momentum: float = 0.0, nesterov: bool = False
+    delay: int,
+    step: float,
+    *,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    horizon: float = 0.0,
 ) -> npt.NDArray[np.float64]:
     """Return the coefficients of the recursion's polynomial, of the highest power first.
 
@@ -90,14 +113,16 @@ def characteristic_polynomial(
     """
     check_delay(delay)
     _check_momentum(momentum, nesterov)
-    without_gradient = np.poly([1.0, momentum]) if momentum else np.poly([1.0])
-    polynomial: npt.NDArray[np.float64] = np.concatenate([without_gradient, np.zeros(delay)])
-    if not momentum:
-        polynomial[-1] += step
-    elif nesterov:
-        polynomial[-2:] += step * np.array([1 + momentum, -momentum])
-    else:
-        polynomial[-2] += step
+    if not horizon >= 0:
+        raise ValueError(f"horizon must be at least 0 (horizon: {horizon})")
+    others, gradient = np.poly([1.0]), np.array([step])
+    if momentum:
+        others = np.poly([1.0, momentum])
+        gradient = step * np.array([1 + momentum, -momentum] if nesterov else [1.0, 0.0])
+    if horizon:
+        gradient, delay = np.polymul(gradient, [1 + horizon, -horizon]), delay + 1
+    polynomial: npt.NDArray[np.float64] = np.concatenate([others, np.zeros(delay)])
+    polynomial[-len(gradient) :] += gradient
     return polynomial
 
 

@@ -89,6 +89,8 @@ class Config:
     """Components side by side; a field with the name of a choice holds one of its kinds."""
 
     choices: ClassVar[Mapping[str, Choice]] = {}
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Keys by the name that they had in earlier versions."""
 
     @classmethod
     def of(cls, **values: Any) -> Self:
@@ -105,7 +107,7 @@ class Config:
         Raises:
             ConfigError: a key is unknown, missing or without effect, or a value is refused.
         """
-        given = {key: value for key, value in values.items() if value is not None}
+        given = {k: value for k, value in cls._by_new_names(values).items() if value is not None}
         kinds, built = cls.kinds(given), dict[str, Component]()
         known = [*cls.choices, *(name for kind in kinds.values() for name in options_of(kind))]
         for key in given.keys() - set(known):
@@ -147,6 +149,7 @@ class Config:
         For titles, and to compare runs that any version has recorded: nothing is checked, keys and
         choices that this version does not know stay.
         """
+        values = cls._by_new_names(values)
         found, aside = dict[str, Any](), set[str]()
         for part in cls._parts():
             kind = cls._kind(part, values)
@@ -192,6 +195,10 @@ class Config:
                 names += [one] if choice else []
                 names += [name for each in kinds for name in options_of(each)]
         return list(dict.fromkeys(names))
+
+    @classmethod
+    def _by_new_names(cls, values: Flat) -> dict[str, Any]:
+        return {cls.renamed.get(key, key): value for key, value in values.items()}
 
     @classmethod
     def _parts(cls) -> dict[str, type[Component]]:

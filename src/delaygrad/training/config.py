@@ -85,8 +85,8 @@ class Records(Component):
         checkpoint_every: iterations from one checkpoint to the next; 0: none.
         keep_checkpoints: how many of the newest checkpoints stay.
         trace: iterations to record as a timeline, after a warm-up; 0: none.
-        probe_every: iterations from one measurement of the gradients' direction to the next; 0:
-            none. For the local runtime.
+        monitor_every: iterations from one measurement of what staleness does to a stage's gradient
+            to the next; 0: none. The stages take turns.
     """
 
     run_dir: Path | None = None
@@ -96,7 +96,7 @@ class Records(Component):
     checkpoint_every: CountOrNone = 0
     keep_checkpoints: Count = 2
     trace: Annotated[int, Meta(ge=0, le=2**20)] = 0
-    probe_every: CountOrNone = 0
+    monitor_every: CountOrNone = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +117,7 @@ class TrainConfig(Config):
     """
 
     choices: ClassVar = CHOICES
+    renamed: ClassVar = {"probe_every": "monitor_every"}
 
     data: Data = Digits()
     model: Model = ResNet()
@@ -154,15 +155,6 @@ class TrainConfig(Config):
             raise ConfigError(
                 "micro_batches must not exceed the batch size (micro_batches: "
                 f"{micro_batches}, batch_size: {run.batch_size}); lower it"
-            )
-        dropout = self.model.options().get("dropout", 0.0)
-        if self.records.probe_every and (
-            run.runtime != "local" or micro_batches > 1 or dropout > 0
-        ):
-            raise ConfigError(
-                "probe_every needs all stages in one process, whole batches and no dropout, whose "
-                f"noise it would measure (runtime: {run.runtime}, micro_batches: {micro_batches}, "
-                f"dropout: {dropout:g})"
             )
         if isinstance(data, Cifar | Text) and data.data_dir is None:
             fetch = f"; delaygrad download {data.name} fetches them" * isinstance(data, Cifar)

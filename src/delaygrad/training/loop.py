@@ -16,15 +16,15 @@ from torch import Tensor
 from delaygrad import checkpoint
 from delaygrad.data import DataSource, augmentation_rng, batch_indices, iterations_per_epoch
 from delaygrad.errors import NonFiniteLossError
+from delaygrad.monitor import Monitor, Row
 from delaygrad.runtime import Pipeline
 from delaygrad.runtime.team import Team
 from delaygrad.training import run_folder
 from delaygrad.training.assembly import place
 from delaygrad.training.config import TrainConfig
-from delaygrad.training.direction_probe import DirectionProbe
 from delaygrad.training.evaluation import Evaluation, evaluate
 from delaygrad.training.learning_rate import learning_rate
-from delaygrad.training.reporter import Reporter
+from delaygrad.training.reporter import Reporter, warn
 from delaygrad.training.resuming import describe
 from delaygrad.training.tracing import Tracing
 
@@ -65,7 +65,8 @@ class TrainingLoop:
         self._reporter: Reporter | None = None
         self._started_s, self._aside_s, self._samples = 0.0, 0.0, 0
         self._last_loss: float | None = None
-        self._probe = DirectionProbe(pipeline, config.records.probe_every)
+        if config.records.monitor_every:
+            Monitor(pipeline, config.records.monitor_every, report=self._report_direction)
 
     def run(self) -> dict[str, Any] | None:
         """Train to the end; return the summary on rank 0, None elsewhere.
@@ -117,25 +118,23 @@ class TrainingLoop:
             inputs = place(source.train.inputs(indices, rng), config, self._device)
         if self._pipeline.wants_targets:
             targets = source.train.targets(indices).to(self._device)
-        if config.records.probe_every:
-            assert inputs is not None and targets is not None  # all stages are here
-            with self._aside():
-                self._probe.before(iteration, inputs, targets)
         loss = self._pipeline.step(inputs, targets)
         if loss is not None:
             self._losses.append(loss)
         self._samples += len(indices)
-        if config.records.probe_every:
-            self._report_direction(iteration)
         if self._reporter:
             self._reporter.progress(iteration + 1)
 
-    def _report_direction(self, iteration: int) -> None:
-        with self._aside():
-            found = self._probe.after(iteration)
-        if found and self._reporter:
-            epoch = round(found["iteration"] / self._per_epoch, 4)
-            self._reporter.event("direction", found.pop("iteration"), epoch=epoch, **found)
+    def _report_direction(self, row: Row, warning: str | None) -> None:
+        if self._reporter is None:
+            return
+        iteration = row["iteration"]
+        at = {"iteration": iteration, "epoch": round(iteration / self._per_epoch, 4)}
+        stage = {name: value for name, value in row.items() if name != "iteration"}
+        self._reporter.event("direction", **at, stages=[stage])
+        if warning is not None:
+            warn(f"iteration {self._pipeline.iteration}: {warning}")
+            self._reporter.event("warning", **at, text=warning)
 
     @property
     def _train_s(self) -> float:

@@ -50,7 +50,7 @@ def test_what_does_not_change_the_result_does_not_part_runs(tmp_path: Path) -> N
     (group,) = grouped(
         tmp_path,
         {},
-        {"seed": 1, "data_dir": "/elsewhere", "log_every": 7, "trace": 50, "probe_every": 9},
+        {"seed": 1, "data_dir": "/elsewhere", "log_every": 7, "trace": 50, "monitor_every": 9},
         {"seed": 2, "timeout_s": 5.0, "checkpoint_every": 0, "keep_checkpoints": 5},
     )
     assert len(group.runs) == 3

@@ -66,9 +66,6 @@ from delaygrad.training.assembly import build_model
         ({"synthesizer_width": 8}, "option without effect in config (synthesizer_width: 8)"),
         ({"label_conditioned": True}, "method ddg does not have it: leave it out, or choose dni"),
         ({"micro_batches": 2, "method": "dni"}, "method dni does not have it"),
-        ({"probe_every": 5, "runtime": "distributed"}, "probe_every needs all stages in one"),
-        ({"probe_every": 5, "micro_batches": 2}, "probe_every needs all stages in one process"),
-        ({"probe_every": 5, "model": "mlp", "dropout": 0.1}, "no dropout, whose noise"),
     ],
 )
 def test_setting_out_of_range_or_without_effect_is_refused(
