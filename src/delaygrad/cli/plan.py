@@ -7,15 +7,16 @@ import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from rich.console import Console
 
 from delaygrad.cli.arguments import to_flags
-from delaygrad.planning import Forecast, Link, plan
+from delaygrad.planning import Forecast, plan
 from delaygrad.planning.figure import draw_plan
-from delaygrad.planning.link import chosen_link, parse_bytes
+from delaygrad.planning.link import parse_bytes
+from delaygrad.reproduce.stage_costs import LinkOptions
 from delaygrad.training.assembly import build_model, check_batches, first_batch
 from delaygrad.training.choices import (
     CHOICES,
@@ -29,7 +30,7 @@ from delaygrad.training.choices import (
     Optimizer,
     ResNet,
 )
-from delaygrad.training.component import Component, Config
+from delaygrad.training.component import Config
 from delaygrad.training.config import Run, TrainConfig
 from delaygrad.training.evaluation import cross_entropy
 from delaygrad.training.reporter import announce
@@ -37,7 +38,7 @@ from delaygrad.training.run_folder import environment
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machines(Component):
+class Machines(LinkOptions):
     """How many stages, on which devices.
 
     Args:
@@ -45,9 +46,6 @@ class Machines(Component):
         batch_size: samples per batch.
         threads: CPU threads of each process.
         seed: seed of the initial weights and of the batch.
-        bandwidth: bandwidth of the link between two devices, such as 1Gbit or 2.5GB/s; by default
-            the loopback of this machine is measured.
-        latency_ms: latency of this link, one way, in milliseconds.
         speeds: speed of each stage's device, relative to this machine; for one K only.
         memory_cap: memory of a device, such as 512MiB; the cuts respect it.
         side_by_side: also measure how much slower processes compute at the same time on this
@@ -58,15 +56,9 @@ class Machines(Component):
     batch_size: Count = 64
     threads: Count = 1
     seed: CountOrNone = 0
-    bandwidth: str | None = None
-    latency_ms: float | None = None
     speeds: tuple[float, ...] = ()
     memory_cap: str | None = None
     side_by_side: bool = True
-
-    def link(self) -> Link | Literal["loopback"]:
-        """Return the link that was given, or say which one to measure."""
-        return chosen_link(self.bandwidth, self.latency_ms)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,15 +11,14 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta
 
 from delaygrad.plain_values import unknown
-from delaygrad.planning.link import Link, chosen_link
 from delaygrad.reproduce.grid import Choice, PlannedRun, Series
 from delaygrad.reproduce.paper import failed, put_together
-from delaygrad.reproduce.stage_costs import StageCosts, stage_costs
+from delaygrad.reproduce.stage_costs import LinkOptions, StageCosts, stage_costs
 from delaygrad.reproduce.target import Findings, Row
 from delaygrad.reproduce.training import TrainingScale, TrainingTarget
 from delaygrad.results.group import BASELINE, RunGroup
@@ -48,7 +47,7 @@ from delaygrad.training.choices import (
     ResNet,
 )  # fmt: skip
 from delaygrad.training.component import Component, Config, defaults_of, options_of
-from delaygrad.training.config import TrainConfig
+from delaygrad.training.config import Length, TrainConfig
 
 SCALE = "compare"
 
@@ -78,47 +77,18 @@ class Grid(Component):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Length(Component):
-    """How long every run is, and where the stages would compute.
+class EveryRun(Length):
+    """What is the same in every run.
 
     Args:
-        epochs: passes over the training data.
-        iterations: stop after this many batches instead of whole epochs.
-        batch_size: samples per batch.
-        threads: CPU threads of each process.
-        device: where to compute.
         runtime: with local, a run computes its stages in turn, and the seconds are predicted; with
             distributed, every stage has a process, and the seconds are measured.
         log_every: iterations per record of the training loss.
         checkpoint_every: iterations from one checkpoint to the next; 0: none.
     """
 
-    epochs: Count = 10
-    iterations: Count | None = None
-    batch_size: Count = 64
-    threads: Few = 1
-    device: Literal["cpu", "cuda"] = "cpu"
-    runtime: Literal["local", "distributed"] = "local"
     log_every: Count = 10
     checkpoint_every: CountOrNone = 500
-
-
-@dataclass(frozen=True, kw_only=True)
-class Devices(Component):
-    """The link between two stages, for the prediction of seconds.
-
-    Args:
-        bandwidth: bandwidth of the link, such as 1Gbit or 2.5GB/s; by default the loopback of this
-            machine is measured.
-        latency_ms: latency of the link, one way, in milliseconds.
-    """
-
-    bandwidth: str | None = None
-    latency_ms: float | None = None
-
-    def link(self) -> Link | Literal["loopback"]:
-        """Return the link that was given, or say which one to measure."""
-        return chosen_link(self.bandwidth, self.latency_ms)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +102,12 @@ class CompareConfig(Config):
     model: Model = ResNet()
     optimizer: Optimizer = SGD()
     lr_schedule: LRSchedule = Cosine()
-    length: Length = Length()
-    devices: Devices = Devices()
+    run: EveryRun = EveryRun()
+    link: LinkOptions = LinkOptions()
 
     def settings(self) -> dict[str, Any]:
         """Return what all runs have in common, as the flat form of a run has it."""
-        aside = {*options_of(Grid), *options_of(Devices)}
+        aside = {*options_of(Grid), *options_of(LinkOptions)}
         return {name: v for name, v in self.to_json().items() if name not in aside}
 
     def lines(self) -> Iterator[dict[str, Any]]:
@@ -296,11 +266,11 @@ def compare(
     lines = tuple(config.lines())
     rates = config.grid.lrs or (config.optimizer.lr,)
     costs = stage_costs(
-        TrainConfig.from_json(config.settings()), config.devices.link(), config.grid.stages, output
+        TrainConfig.from_json(config.settings()), config.link.link(), config.grid.stages, output
     )
     about = (
         f"backpropagation against {'; '.join(config.grid.methods)} with {config.optimizer.name}, "
-        f"batches of {config.length.batch_size}, on the same samples"
+        f"batches of {config.run.batch_size}, on the same samples"
     )
     target = Comparison(
         title=f"{config.model.name} on {config.data.name}: time to loss",

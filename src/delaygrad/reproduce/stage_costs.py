@@ -14,10 +14,12 @@ from delaygrad.methods import BP, Method
 from delaygrad.partition import LayerCost
 from delaygrad.planning import Link, plan
 from delaygrad.planning.forecast import forecast
+from delaygrad.planning.link import chosen_link
 from delaygrad.planning.simulate import Boundary, synchronous_s
 from delaygrad.reproduce.measured import Measurement
 from delaygrad.training import TrainConfig
 from delaygrad.training.assembly import build_model, first_batch
+from delaygrad.training.component import Component
 from delaygrad.training.evaluation import cross_entropy
 
 _NOT_DECIDING = {
@@ -25,6 +27,24 @@ _NOT_DECIDING = {
     *TrainConfig.setting_names("lr_schedule"), "lr", "stages", "cuts", "runtime", "timeout_s",
     "epochs", "iterations", "seed", "data_dir",
 }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkOptions(Component):
+    """The link between two stages.
+
+    Args:
+        bandwidth: bandwidth of the link, such as 1Gbit or 2.5GB/s; by default the loopback of this
+            machine is measured.
+        latency_ms: latency of the link, one way, in milliseconds.
+    """
+
+    bandwidth: str | None = None
+    latency_ms: float | None = None
+
+    def link(self) -> Link | Literal["loopback"]:
+        """Return the link that was given, or say which one to measure."""
+        return chosen_link(self.bandwidth, self.latency_ms)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,37 +35,46 @@ from delaygrad.training.component import Component, Config
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Component):
+class Length(Component):
+    """How long a run is, and where it computes.
+
+    Args:
+        runtime: with local, one process computes all stages; with distributed, every stage has a
+            process.
+        threads: CPU threads of each process.
+        device: where to compute; with cuda, the distributed runtime gives a GPU to each stage.
+        epochs: passes over the training data.
+        iterations: stop after this many batches instead of whole epochs.
+        batch_size: samples per batch; the last batch of an epoch may be shorter.
+        clip_norm: largest norm of the gradient, over all stages; by default nothing is clipped.
+        amp: with bf16, compute under autocast to bfloat16.
+    """
+
+    runtime: Literal["local", "distributed"] = "local"
+    threads: Few = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+    epochs: Count = 10
+    iterations: Count | None = None
+    batch_size: Count = 64
+    clip_norm: Positive | None = None
+    amp: Literal["bf16"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Length):
     """How long, on how many stages, and where.
 
     Args:
         stages: K, the number of pieces that the network is cut into.
         cuts: first layer of each stage but the first; by default what balances the measured time.
-        runtime: with local, one process computes all stages; with distributed, every stage has a
-            process.
-        threads: CPU threads of each process.
-        device: where to compute; with cuda, the distributed runtime gives a GPU to each stage.
         timeout_s: seconds that a process waits for its neighbour before the run fails.
-        epochs: passes over the training data.
-        iterations: stop after this many batches instead of whole epochs.
-        batch_size: samples per batch; the last batch of an epoch may be shorter.
         seed: decides initial weights, data order, augmentation and dropout.
-        clip_norm: largest norm of the gradient, over all stages; by default nothing is clipped.
-        amp: with bf16, compute under autocast to bfloat16.
     """
 
     stages: Few = 2
     cuts: tuple[str, ...] = ()
-    runtime: Literal["local", "distributed"] = "local"
-    threads: Few = 1
-    device: Literal["cpu", "cuda"] = "cpu"
     timeout_s: Annotated[float, Meta(gt=0, le=1e7)] = 600.0
-    epochs: Count = 10
-    iterations: Count | None = None
-    batch_size: Count = 64
     seed: Annotated[int, Meta(ge=0)] = 0
-    clip_norm: Positive | None = None
-    amp: Literal["bf16"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
