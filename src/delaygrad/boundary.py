@@ -46,6 +46,8 @@ def flatten(tree: Tree) -> tuple[list[Tensor], Structure]:
         >>> len(tensors), structure
         (2, {'dict': {'x': None, 'skip': {'tuple': [None, 'none']}}})
     """
+    if type(tree) is Tensor and tree.layout is torch.strided:  # as usual
+        return [tree], None
     tensors: list[Tensor] = []
     return tensors, _flatten_into(tree, tensors)
 

@@ -1,7 +1,8 @@
 """Find calls of ordinary training loops that are useless or harmful in a pipeline.
 
 ``pipe.step`` has updated when it returns. An ``optimizer.step()`` after it would apply each stage's
-gradient a second time: an error. Clipping after it has no effect: a warning, once.
+gradient a second time: an error. Clipping after it has no effect: a warning, once. Gradients are
+compared after the 1st, 2nd, 4th, 8th ... step.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class HabitGuard:
         self._parameters: list[nn.Parameter] = []
         self._applied: tuple[nn.Parameter, int, int] | None = None
         self._told = False
+        self._runs = 0
         self._optimizers = [] if optimizer is None else [optimizer, *parts_of(optimizer)]
         self.training = False
         """Whether the pipeline is running: the optimizer may step."""
@@ -58,10 +60,11 @@ class HabitGuard:
             # Schedulers of torch follow iterations, and warn where no optimizer step came first.
             # In the fill none does, and that is right.
             optimizer._opt_called = True  # type: ignore[attr-defined]
-        applied, self._applied = self._applied, None
-        if applied is None:
-            return
-        parameter, identity, writes = applied
+        if self._applied is not None:
+            self._look(*self._applied)
+            self._applied = None
+
+    def _look(self, parameter: nn.Parameter, identity: int, writes: int) -> None:
         gradient = parameter.grad
         if gradient is None or (id(gradient) == identity and gradient._version == writes):
             return
@@ -72,12 +75,15 @@ class HabitGuard:
                 f"{self._stage_index}), which does nothing; to clip, give the pipeline "
                 "clip_norm=1.0 (docs/your-own-loop.md)",
                 DelaygradWarning,
-                stacklevel=4,  # who calls pipe.step
+                stacklevel=5,  # who calls pipe.step
             )
 
     def end(self) -> None:
-        """Note that the pipeline has stopped running."""
+        """Note that the pipeline has stopped running; look at the next step if it is time to."""
         self.training = False
+        self._runs += 1
+        if self._runs & (self._runs - 1):
+            return
         for parameter in self._parameters:
             gradient: Tensor | None = parameter.grad
             if gradient is not None:

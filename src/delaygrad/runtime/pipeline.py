@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -72,9 +73,17 @@ class Pipeline(ABC):
         self._waits = method.clips is not None and method.clips.wait
         if self._waits:  # all must know when one of them updates
             self._stages = tuple(range(num_stages))
+        # What happens in every iteration but for the fill, as if batch 0 entered the network in it.
+        self._steady = [
+            action
+            for tick in range(method.schedule.micro_batches)
+            for action in method.schedule.actions(
+                tick, num_stages, stages=self._stages, first_batch=-sys.maxsize
+            )
+        ]
         self.iteration = 0
         """How many batches have entered the network."""
-        self._first_batch = 0
+        self._begin_phase(0)
         self.monitor: BesideTraining | None = None
         """Is told before and after every iteration; ``delaygrad.Monitor`` sets it."""
         self._failure: str | None = None
@@ -227,14 +236,17 @@ class Pipeline(ABC):
 
     def _actions(self) -> list[Action]:
         """List the actions of the next iteration."""
-        phase = self._enter_phase()
+        start, phase = self._ticks(self.iteration), self._phase
         return [
-            action
-            for tick in range(self._ticks(self.iteration), self._ticks(self.iteration + 1))
-            for action in self._schedule.actions(
-                tick, self.num_stages, stages=self._stages, first_batch=phase
-            )
+            Action(k, kind, start + batch_index)
+            for k, kind, batch_index in self._steady
+            if start + batch_index >= phase  # others do not exist: this is the fill
         ]
+
+    def _remaining_actions(self) -> list[Action]:
+        """List the actions of a drain."""
+        end, k = self._ticks(self.iteration), self.num_stages
+        return list(self._schedule.drain(end, k, stages=self._stages, first_batch=self._phase))
 
     def flush(self) -> None:
         """Run the outstanding backward passes: every stage has then used every batch exactly once.
@@ -246,10 +258,8 @@ class Pipeline(ABC):
             WorkerError, TransportError: as ``step``.
         """
         self._interrupt()
-        end, phase = self._ticks(self.iteration), self._enter_phase()
-        self._run(
-            self._schedule.drain(end, self.num_stages, stages=self._stages, first_batch=phase)
-        )
+        self._check_usable()
+        self._run(self._remaining_actions())
         self._end_phase()
 
     def watch(self, iteration: int, stage_index: int) -> None:
@@ -293,7 +303,7 @@ class Pipeline(ABC):
 
     def _end_phase(self) -> None:
         """Note that nothing is in flight any more."""
-        self._first_batch = self.iteration
+        self._begin_phase(self.iteration)
         if self.monitor is not None:
             self.monitor.forget()
         for worker in self._workers.values():
@@ -308,12 +318,11 @@ class Pipeline(ABC):
         for worker in self._workers.values():
             worker.clock.interrupt()
 
-    def _enter_phase(self) -> int:
-        """Tell the workers, and return, which micro-batch came first since the last flush."""
-        phase = self._ticks(self._first_batch)
+    def _begin_phase(self, iteration: int) -> None:
+        """Note which batch comes first since the last flush."""
+        self._first_batch, self._phase = iteration, self._ticks(iteration)
         for worker in self._workers.values():
-            worker.phase = phase
-        return phase
+            worker.phase = self._phase
 
     def _ticks(self, iterations: int) -> int:
         return iterations * self._schedule.micro_batches
@@ -446,7 +455,7 @@ class Pipeline(ABC):
         self.iteration = state["iteration"]
         if self.monitor is not None:
             self.monitor.forget()
-        self._first_batch = state["first_batch"]
+        self._begin_phase(state["first_batch"])
         self._failure = None
 
     def save(
@@ -497,13 +506,11 @@ class Pipeline(ABC):
     def _gather_tensors(self, stages: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         """Return the named tensors of all stages in the process of stage 0, [] elsewhere."""
 
-    def _run(self, actions: Iterable[Action]) -> Tensor | None:
+    def _run(self, actions: Sequence[Action]) -> Tensor | None:
         """Do the actions; whoever calls it clears ``_failure`` when its own work is done too.
 
         An interrupt can come between any two lines, so the pipeline counts as failed meanwhile.
         """
-        self._check_usable()
-        actions = list(actions)
         self._failure = _INTERRUPTED
         loss = None
         for guard in self._habits:
@@ -512,7 +519,7 @@ class Pipeline(ABC):
             for worker in self._workers.values():
                 worker.stage.partial.take_up()
                 worker.announce(actions)
-            for action in self._in_order(actions):
+            for action in self._in_order(actions) if self._waits else actions:
                 if action.stage_index in self._workers:
                     result = self._workers[action.stage_index].run(action)
                     if result is not None:
@@ -527,11 +534,8 @@ class Pipeline(ABC):
                 guard.end()
         return loss
 
-    def _in_order(self, actions: list[Action]) -> Iterator[Action]:
-        """Yield the actions; where stages wait for each other's norms, updates come last."""
-        if not self._waits:
-            yield from actions
-            return
+    def _in_order(self, actions: Sequence[Action]) -> Iterator[Action]:
+        """Yield the actions; stages wait for each other's norms, so updates come last."""
         for _, each in groupby(
             actions, lambda action: self._schedule.iteration_of(action, self.num_stages)
         ):

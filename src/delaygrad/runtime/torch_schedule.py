@@ -314,19 +314,16 @@ class _Engine(DistributedPipeline):
 
     def _drain(self) -> Iterator[None]:
         self._interrupt()
-        end, phase = self._ticks(self.iteration), self._enter_phase()
         actions: list[Action] = []
-        for action in self._schedule.drain(
-            end, self.num_stages, stages=self._stages, first_batch=phase
-        ):
+        for action in self._remaining_actions():
             actions.append(action)
             if action.kind is Kind.UPDATE and action.stage_index == self.stage_index:
-                self._failure = None
+                self._check_open()
                 self._run(actions)
                 self._failure = _UNFINISHED
                 actions = []
                 yield
-        self._failure = None
+        self._check_open()
         self._run(actions)
         self._end_phase()
         with self._naming("flush"):

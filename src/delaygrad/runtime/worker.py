@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -218,11 +218,10 @@ class Worker:
         num_parts = self._schedule.micro_batches
         first = iteration * num_parts
         if self.stage.is_first:
-            pieces = parts_of(inputs, num_parts)
-            for part, _ in pieces:
+            taken = [part for part, _ in parts_of(inputs, num_parts)]
+            for part in taken:
                 check_inputs(self.stage.module, part)
-            for index, (part, _) in enumerate(pieces, first):
-                self._inputs[index] = _copied(part) if self._offset else part
+            self._inputs.update(self._waiting(first, taken))
         if self.stage.wants_targets:
             try:
                 parts = parts_of(targets, num_parts)
@@ -230,9 +229,11 @@ class Worker:
                 raise type(error)(f"targets: {error}") from error
             loss = self.stage.loss
             shares = [share for _, share in parts] if loss is None else loss.shares(parts)
-            for index, ((part, _), share) in enumerate(zip(parts, shares, strict=True), first):
-                self._targets[index] = _copied(part) if self._offset else part
-                self._shares[index] = share
+            self._targets.update(self._waiting(first, [part for part, _ in parts]))
+            self._shares.update(enumerate(shares, first))
+
+    def _waiting(self, first: int, parts: list[Any]) -> Iterable[tuple[int, Any]]:
+        return enumerate(map(_copied, parts) if self._offset else parts, first)
 
     def announce(self, actions: Sequence[Action]) -> None:
         """Note what the neighbours' actions will send here."""

@@ -132,6 +132,7 @@ class Stage:
             require_no_replicas(module, stage_index)
         self._recomputes = method.recompute and self._waits
         self._replays_live = self._recomputes and method.linearise.weights == "live"
+        self._rounds = method.stash_dtype if self._waits else None
         self._keeps_version = (self._waits and not self._replays_live) or horizon is not None
         if self._keeps_version and method.linearise.weights != "live":
             require_no_aliases(module, stage_index)
@@ -294,8 +295,11 @@ class Stage:
         if self.signals is not None and self.is_last:
             assert batch.roots[0] is not None and batch.scale is not None
             grad_outputs = [self.signals.first_gradient(batch.roots[0], batch.scale)]
-        with _installed(batch.weights):  # a checkpointed block runs its forward again here
+        if batch.weights is None:
             go_backward(batch.roots, grad_outputs)
+        else:  # a checkpointed block runs its forward again here
+            with batch.weights.installed():
+                go_backward(batch.roots, grad_outputs)
         if batch.weights is not None:
             batch.weights.move_gradients()
             self._newest = batch.weights if self._chain else None
@@ -491,16 +495,17 @@ class Stage:
 
     def _build(self, batch: Pending) -> Tree:
         """Run the forward, keep the ends of its graph with the batch, return what is sent."""
-        leaves, dtype = batch.inputs, self.method.stash_dtype if self._waits else None
-        inputs = leaves if self.is_first and not self._waits else [leaf.clone() for leaf in leaves]
         weights = [] if batch.weights is None else batch.weights.parameters()
-        rounding = saving_rounded(dtype, [*weights, *self.module.buffers()]) if dtype else _NOTHING
-        with _installed(batch.weights), rounding:
-            outputs = self.module(unflatten(batch.structure, inputs))
-            if self.loss is not None:
-                outputs = self.loss(outputs, batch.targets, batch.share)
+        if batch.weights is None and not self._rounds:
+            outputs = self._compute(batch)  # the parameters are met as they are
+        else:
+            rounding = saving_rounded(self._rounds, [*weights, *self.module.buffers()])
+            with _installed(batch.weights), rounding:
+                outputs = self._compute(batch)
         tensors, structure = ([outputs], None) if self.is_last else flatten(outputs)
-        self._references.look(tensors, stand_ins=weights, inputs=leaves, targets=batch.targets)
+        self._references.look(
+            tensors, stand_ins=weights, inputs=batch.inputs, targets=batch.targets
+        )
         if self.is_last:
             batch.roots = [outputs]
             return outputs.detach()
@@ -513,6 +518,14 @@ class Stage:
         if not all(tensor.requires_grad for tensor in handed_on):
             handed_on = apart_from(self.module.buffers(), handed_on)  # a forward may change them
         return unflatten(structure, handed_on)
+
+    def _compute(self, batch: Pending) -> Any:
+        """Return what the module returns; on the last stage, the loss."""
+        inputs = batch.inputs
+        if self._waits or not self.is_first:
+            inputs = [leaf.clone() for leaf in inputs]
+        outputs = self.module(unflatten(batch.structure, inputs))
+        return outputs if self.loss is None else self.loss(outputs, batch.targets, batch.share)
 
     def _rebuild(self, batch: Pending) -> None:
         """Run the forward of a waiting batch again, as it was; change nothing else."""

@@ -70,7 +70,7 @@ class Stash(Generic[Entry]):
         self._entries.clear()
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Pending:
     """A batch between its forward and its backward.
 
