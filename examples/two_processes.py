@@ -34,20 +34,16 @@ with dg.DistributedPipeline(
             pipe.step(inputs[batch], targets[batch])  # inputs: rank 0, targets: the last rank
     pipe.flush()
     outputs = pipe.predict(inputs[1500:])  # on the last rank; None elsewhere
+    state = dg.gather(pipe)  # the whole model's state_dict on rank 0; {} elsewhere
 if outputs is not None:
     accuracy = (outputs.argmax(1) == targets[1500:]).float().mean().item()
     print(f"accuracy on {len(outputs)} digits held out: {accuracy:.1%}")
 
-# Every rank saves its stage, under the names of the whole model: together they are its state_dict.
-folder = Path("runs/two_processes")  # where all ranks see it
-folder.mkdir(parents=True, exist_ok=True)
-torch.save(pipe.stage.state_dict(), folder / f"stage{rank}.pt")
-dist.barrier()
-if rank == 0:
-    state = {}
-    for stage_index in range(world_size):
-        state |= torch.load(folder / f"stage{stage_index}.pt")
-    model.load_state_dict(state)  # complains if a name is missing, or one too many
+if state:
+    path = Path("runs/two_processes.pt")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path)
+    model.load_state_dict(torch.load(path))
     accuracy = (model(inputs[1500:]).argmax(1) == targets[1500:]).float().mean().item()
     print(f"accuracy of the whole model, loaded: {accuracy:.1%}")
 dist.destroy_process_group()

@@ -281,3 +281,16 @@ def test_an_nn_sequential_shares_a_parameter_across_stages_when_it_is_captured()
     stages = dg.split(model, 2, sample_inputs=sample, cuts=["1"], blocks=[])
     assert dg.check(stages, model, torch.randint(7, (3, 3))) == 0.0
     assert list(dg.merge(stages).state_dict()) == list(model.state_dict())
+
+
+def test_states_of_single_stages_make_the_whole_model_when_stages_are_merged(cut: Any) -> None:
+    model, stages = copy.deepcopy(cut)
+    saved = [stage.state_dict() for stage in stages]
+    assert "head.weight" not in {name for state in saved for name in state}
+    torch.manual_seed(5)
+    others = stages_of(ONE.make().train())
+    for stage, state in zip(others, saved, strict=True):
+        stage.load_state_dict(state)
+    assert_same(dict(dg.merge(others).state_dict()), dict(model.state_dict()))
+    pipe = dg.LocalPipeline(stages, ONE.loss, momentum)
+    assert_same(dg.gather(pipe), {k: v for k, v in model.state_dict().items()}, "gathered")

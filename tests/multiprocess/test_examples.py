@@ -17,7 +17,7 @@ def test_two_processes_learn_to_read_digits(tmp_path: Path) -> None:
     assert len(accuracy) == 1 and float(accuracy[0]) > 88  # 91.6 to 92.9, four seeds
     assert f"accuracy of the whole model, loaded: {accuracy[0]}%" in told
     saved = {path.name for path in tmp_path.rglob("*.pt")}
-    assert saved == {"stage0.pt", "stage1.pt"}
+    assert saved == {"two_processes.pt"}
 
 
 @pytest.mark.timing
