@@ -9,17 +9,20 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from delaygrad.boundary import Tree
-from delaygrad.errors import DelaygradError, TransportError
+from delaygrad.errors import DelaygradError, PartitionError, TransportError
 from delaygrad.methods import Method, method_or_ddg
 from delaygrad.methods.axes import ClipNorm, LossScale
 from delaygrad.optimizers import MakeOptimizer
 from delaygrad.partition.cuts import known_cuts
+from delaygrad.random_stream import stage_seed
 from delaygrad.runtime import exchange
 from delaygrad.runtime.cutting import cut_alike
 from delaygrad.runtime.links import Links
 from delaygrad.runtime.pipeline import Pipeline, require_free
+from delaygrad.runtime.replicas import Replicas, pipeline_of
 from delaygrad.runtime.ties import require_exact_ties
 from delaygrad.runtime.worker import Worker
 from delaygrad.stage import LossFunction, LossWeight, Stage, device_of
@@ -57,6 +60,9 @@ class DistributedPipeline(Pipeline):
         group: one rank for each stage, in order; None is the default group. Needs an initialised
             process group: gloo for stages on the CPU, NCCL (with gloo beside it, for example
             ``cpu:gloo,cuda:nccl``) for stages on GPUs.
+        mesh: stages x replicas, in place of ``group``: a ``DeviceMesh`` with the dimensions "pp"
+            and "dp". Each replica trains on its part of the data; gradients are averaged before
+            each update, over the ranks that hold the stage.
         device: where the stage computes; None is where its parameters are, or else the CPU.
         timeout_s: seconds to wait for a neighbour before giving it up.
 
@@ -65,7 +71,8 @@ class DistributedPipeline(Pipeline):
         TransportError: torch.distributed is not initialised, this rank is not in the group, or
             another rank does not make its pipeline within ``timeout_s``.
         ScheduleError: the ranks were given different methods.
-        PartitionError: two ranks hold equal parameters under one name: copies that drift apart.
+        PartitionError: two ranks hold equal parameters under one name: copies that drift apart; or
+            the replicas of a stage differ.
 
     Warns:
         DelaygradWarning: two ranks hold equal parameters under two names.
@@ -83,6 +90,7 @@ class DistributedPipeline(Pipeline):
         clip_norm: float | ClipNorm | None = None,
         loss_scale: float | LossScale | None = None,
         group: dist.ProcessGroup | None = None,
+        mesh: DeviceMesh | None = None,
         device: torch.device | None = None,
         timeout_s: float = 600.0,
     ) -> None:
@@ -91,12 +99,19 @@ class DistributedPipeline(Pipeline):
         require_free([stage])
         method = method_or_ddg(method).with_options(clip_norm, loss_scale)
         require_exact_ties(stage, method)
+        group = pipeline_of(mesh, group)
         index, num_stages = dist.get_rank(group), dist.get_world_size(group)
         if index < 0:
             raise TransportError(f"this rank is not in the group (rank: {dist.get_rank()})")
         device = device_of(stage) if device is None else device
         links = Links(device, group, timeout_s, method.schedule)
+        self._groups, self._replicas = links.groups, None
         try:
+            if mesh is not None:
+                with links.meeting():
+                    self._replicas = Replicas(mesh, device, timeout_s)
+                    self._replicas.require_alike(stage, method)
+                self.replica, self.num_replicas = self._replicas.index, self._replicas.count
             seed, first_blocks = links.agree(method, stage)
             links.require_untied(stage)
             ties, self._prediction_ties = links.connect_ties(stage)
@@ -110,12 +125,12 @@ class DistributedPipeline(Pipeline):
                 loss_weight=loss_weight,
                 allow_nonfinite_loss=allow_nonfinite_loss,
                 device=device,
-                seed=seed,
+                seed=stage_seed(seed, self.replica * num_stages - 1) if self.replica else seed,
+                average=None if self._replicas is None else self._replicas.average,
             )
         except BaseException:
-            links.groups.give_back(failed=True)
+            self._give_back(failed=True)
             raise
-        self._groups = links.groups
         self._lost = False
         self._activation_sender, self._gradient_sender = links.to_above, links.to_below
         worker = Worker(
@@ -154,7 +169,7 @@ class DistributedPipeline(Pipeline):
             model: the whole network, equal on every rank.
             loss_fn, make_optimizer, method, group: as for ``DistributedPipeline``.
             sample_inputs, cuts, blocks: as for ``delaygrad.split``.
-            options: further arguments of ``DistributedPipeline``.
+            options: further arguments of ``DistributedPipeline``. With ``mesh``, give ``cuts`` too.
 
         Raises:
             PartitionError: the model cannot be cut; on every rank.
@@ -162,6 +177,8 @@ class DistributedPipeline(Pipeline):
         if not dist.is_initialized():
             raise TransportError(_NOT_INITIALISED)
         method = method_or_ddg(method)
+        if (mesh := options.get("mesh")) is not None and cuts is None:
+            raise PartitionError("replicas that measure may cut in different places; give cuts=")
         stage = cut_alike(
             model,
             sample_inputs=sample_inputs,
@@ -169,7 +186,7 @@ class DistributedPipeline(Pipeline):
             blocks=blocks,
             make_optimizer=make_optimizer,
             recompute=method.recompute,
-            group=group,
+            group=pipeline_of(mesh, group),
         )
         return cls(stage, loss_fn, make_optimizer, method=method, group=group, **options)
 
@@ -247,10 +264,17 @@ class DistributedPipeline(Pipeline):
             self._worker.disconnect()
             self._activation_sender = self._gradient_sender = None
             self._prediction_receiver = self._prediction_sender = self._prediction_ties = None
-            self._groups.give_back(failed=self._lost or self._failure is not None)
+            self._give_back(failed=self._lost or self._failure is not None)
+
+    def _give_back(self, *, failed: bool) -> None:
+        self._groups.give_back(failed=failed)
+        if self._replicas is not None:
+            self._replicas.give_back(failed=failed)
 
     def _share(self, value: Any) -> list[Any]:
         with self._together():
+            if self._replicas is not None:
+                return self._replicas.share(value)
             return exchange.all_gather(value, self._groups.between_steps())
 
     def _gather_tensors(self, stages: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:

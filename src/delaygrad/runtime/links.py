@@ -56,7 +56,7 @@ class Links:
         self._wire, self._schedule, self._num_stages = wire, schedule, len(ranks)
         self.from_below = self.to_above = self.from_above = self.to_below = None
         self.predictions_from_below = self.predictions_to_above = None
-        with self._meeting():
+        with self.meeting():
             self.groups = Groups(ranks, device, timedelta(seconds=timeout_s))
             down, up, predictions = (self.groups.pair() for _ in range(3))
         if above is not None:
@@ -86,7 +86,7 @@ class Links:
             PartitionError: the stages share other parameters.
             TransportError: a rank is missing.
         """
-        with self._meeting():
+        with self.meeting():
             ties = sorted([tie.path, *tie.stages] for tie in ties_of(stage))
             own = method.to_json(), repr(method), ties, torch.initial_seed(), first_block(stage)
             said = exchange.all_gather(own, self.groups.first)
@@ -109,7 +109,7 @@ class Links:
         ties, here = ties_of(stage), self._stage_index
         if not ties:
             return None, None
-        with self._meeting():
+        with self.meeting():
             down, up, predictions = (self.groups.pair() for _ in range(3))
         value, gradient = "a shared parameter", "the gradient of a shared parameter"
 
@@ -138,11 +138,12 @@ class Links:
             PartitionError: two ranks hold copies of one parameter.
             TransportError: a rank is missing.
         """
-        with self._meeting():
+        with self.meeting():
             require_untied(stage, self.groups.first)
 
     @contextmanager
-    def _meeting(self) -> Iterator[None]:
+    def meeting(self) -> Iterator[None]:
+        """Within the block, a rank that does not come is a TransportError."""
         try:
             yield
         except RuntimeError as error:

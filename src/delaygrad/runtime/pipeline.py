@@ -56,6 +56,9 @@ class Pipeline(ABC):
         cuts: the first block of each stage but the first; None if `split` has not made the stages.
     """
 
+    replica, num_replicas = 0, 1
+    """Which copy of the pipeline this is, and of how many; see ``mesh``."""
+
     def __init__(
         self, workers: Sequence[Worker], num_stages: int, method: Method, cuts: list[str] | None
     ) -> None:
@@ -369,11 +372,13 @@ class Pipeline(ABC):
         return self._on_every_rank(loss) if share_loss else loss, outputs
 
     def _on_every_rank(self, loss: Tensor | None) -> Tensor | None:
+        """Return a loss of the last stage on every rank; of several replicas, the mean."""
         told = self._share(None if loss is None else [loss.item(), str(loss.dtype)])
-        if loss is not None or not any(told):
+        found = [of_rank for of_rank in told if of_rank is not None]
+        if not found or (loss is not None and len(found) == 1):
             return loss
-        value, dtype = next(filter(None, told))
-        return torch.tensor(value, dtype=getattr(torch, dtype.removeprefix("torch.")))
+        mean, dtype = sum(value for value, _ in found) / len(found), found[0][1]
+        return torch.tensor(mean, dtype=getattr(torch, dtype.removeprefix("torch.")))
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue bit for bit, batches in flight included.

@@ -49,34 +49,39 @@ def save(pipe: Pipeline, folder: Path, extra: dict[str, Any], keep: int) -> None
             "choose another folder"
         )
     stages = state.pop("stages").items()
-    states = {int(k): {**state, "stage": of_stage, "extra": extra} for k, of_stage in stages}
+    states = {
+        _place(pipe, int(k)): {**state, "stage": of_stage, "extra": extra} for k, of_stage in stages
+    }
     # Of one call, alike on all ranks.
-    about = {"saved": told[0][2], "cuts": pipe.cuts, "num_stages": pipe.num_stages}
+    about = {"saved": told[0][2], "cuts": pipe.cuts, "copies": [pipe.num_stages, pipe.num_replicas]}
     checkpoint.write(folder, iteration, states, pipe._share, about=about, keep=keep)
 
 
 def load_newest(pipe: Pipeline, folder: Path) -> dict[str, Any] | None:
     """See ``Pipeline.load_newest``."""
-    count = _stages_saved(pipe, folder)
-    stages = range(count) if count != pipe.num_stages else pipe._workers
-    newest = checkpoint.find_newest(folder, stages, pipe._share)
+    own = {_place(pipe, k): k for k in pipe._workers}
+    other = _stages_of_another(pipe, folder)
+    newest = checkpoint.find_newest(folder, other or own, pipe._share)
     if newest is None:
         return None
     cuts = newest.about.get("cuts")
-    cut_anew = count != pipe.num_stages or (None not in (cuts, pipe.cuts) and cuts != pipe.cuts)
-    states: dict[int, dict[str, Any]] = {}
+    if not other and None not in (cuts, pipe.cuts) and cuts != pipe.cuts:
+        other = {k: k for k in range(pipe.num_stages)}
+    found: list[dict[str, Any]] = []
 
     def read() -> None:
-        for k in range(count) if cut_anew else pipe._workers:
-            states[k] = checkpoint.read_stage(folder, newest.iteration, k)
-        state = {**states[min(states)], "stages": {str(k): s["stage"] for k, s in states.items()}}
-        if cut_anew:
-            with loading(min(states)):
+        states = {
+            str(k): checkpoint.read_stage(folder, newest.iteration, place)
+            for place, k in (other or own).items()
+        }
+        state = {**next(iter(states.values()))}
+        state["stages"] = {k: of_stage["stage"] for k, of_stage in states.items()}
+        if other:
+            with loading(min(own.values())):
                 state = resplit(pipe._workers, state, pipe.num_stages, pipe.cuts)
         pipe.check_state_dict(state)
         found.append(state)
 
-    found: list[dict[str, Any]] = []
     checkpoint.all_do(pipe._share, read)  # a rank that cannot load stops all, before any has
     (state,) = found
     pipe.load_state_dict(state)
@@ -87,32 +92,38 @@ def load_newest(pipe: Pipeline, folder: Path) -> dict[str, Any] | None:
     return dict(state.get("extra") or {})
 
 
-def _stages_saved(pipe: Pipeline, folder: Path) -> int:
-    """Return the number of stages of the newest checkpoint; the pipeline's own where unknown.
+def _place(pipe: Pipeline, stage_index: int) -> int:
+    """Return the number of a stage's file: those of the first replica come first."""
+    return pipe.replica * pipe.num_stages + stage_index
+
+
+def _stages_of_another(pipe: Pipeline, folder: Path) -> dict[int, int]:
+    """Return the first replica's stages, by file, if the newest checkpoint has other numbers.
 
     Raises:
-        CheckpointError: it is another one, and a rank's folder does not hold the files of all.
+        CheckpointError: it has, and a rank's folder does not hold the files of all.
     """
     newest = max(checkpoint.find(folder), default=None)
     held = [] if newest is None else checkpoint.stages_in(folder, newest)
     told = pipe._share(held)
-    found = sorted({k for of_rank in told for k in of_rank})
-    if len(found) in (0, pipe.num_stages):
-        return pipe.num_stages
+    found = {k for of_rank in told for k in of_rank}
+    if len(found) in (0, pipe.num_stages * pipe.num_replicas):
+        return {}
     about: dict[str, Any] = {}
     if newest is not None and held:
         with suppress(CheckpointError):
             about = checkpoint.read_about(folder, newest, held[0])
-    count = max(of_rank or 0 for of_rank in pipe._share(about.get("num_stages")))
-    if len(found) != count:  # files were lost
-        return pipe.num_stages
-    if any(of_rank != found for of_rank in told):
+    copies = pipe._share(about.get("copies"))
+    stages, replicas = next(filter(None, copies), (0, 0))
+    if len(found) != stages * replicas:  # files were lost
+        return {}
+    if any(not set(range(stages)) <= set(of_rank) for of_rank in told):
         raise CheckpointError(
-            f"the checkpoint has another number of stages (there: {count}, here: "
-            f"{pipe.num_stages}), and not every rank finds the files of all ({folder}); put them "
-            "where every rank reads them"
+            f"the checkpoint has other numbers of stages and replicas (there: {stages} x "
+            f"{replicas}, here: {pipe.num_stages} x {pipe.num_replicas}), and not every rank finds "
+            f"the files of all stages ({folder}); put them where every rank reads them"
         )
-    return count
+    return {k: k for k in range(stages)}
 
 
 def saved_cuts(folder: str | Path) -> list[str] | None:

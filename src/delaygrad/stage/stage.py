@@ -21,7 +21,7 @@ stage whose first layer works in place (``nn.ReLU(inplace=True)``). Where a meth
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -90,6 +90,7 @@ class Stage:
         allow_nonfinite_loss: let NaN and infinity pass.
         device: where the stage computes; None is where its parameters are, or else the CPU.
         seed: of the process that holds stage 0; None is this process's ``torch.initial_seed()``.
+        average: called with the parameters before a whole batch's gradient is used.
 
     Raises:
         StageError: the last stage has no ``loss_fn``, or one with parameters of its own; the
@@ -113,8 +114,10 @@ class Stage:
         allow_nonfinite_loss: bool = False,
         device: torch.device | None = None,
         seed: int | None = None,
+        average: Callable[[list[nn.Parameter]], None] | None = None,
     ) -> None:
         self.module = module
+        self._average = average
         self.stage_index = stage_index
         self.num_stages = num_stages
         self.is_first, self.is_last = stage_index == 0, stage_index == num_stages - 1
@@ -307,7 +310,7 @@ class Stage:
                 self._parameters.forget()
         self.partial.count += 1
         if self.signals is not None:
-            self.signals.settle(batch_index, self._parameter_list)
+            self._settle(self.signals, batch_index)
         if self.is_first:
             return [None] * len(batch.inputs)
         return [self._outgoing(leaf) for leaf in batch.inputs]
@@ -446,16 +449,26 @@ class Stage:
         """Go backward with the stage's own error gradient, and update; no graph waits."""
         outputs = local.backward(batch)
         if self.signals is not None:
-            self.signals.settle(batch_index, self._parameter_list)
+            self._settle(self.signals, batch_index)
         self._step()
         grad_inputs = [self._outgoing(leaf) for leaf in batch.inputs]
         local.keep(batch_index, outputs, batch.targets, grad_inputs)
 
+    def _settle(self, signals: Signals, batch_index: int) -> None:
+        if (
+            self._average is not None
+            and (batch_index + 1) % self.method.schedule.micro_batches == 0
+        ):
+            self._average(self._parameter_list)
+        signals.settle(batch_index, self._parameter_list)
+
     def _step(self) -> None:
         if self._keeps_version:
             self._parameters.before_update()
-        self._unused.look()
         signals = self.signals
+        if self._average is not None and signals is None:
+            self._average(self._parameter_list)
+        self._unused.look()
         if self.optimizer is not None and not (signals and signals.skips(self.optimizer)):
             met = None if self._newest is None else self._newest.named()
             norm = None if signals is None else signals.norm()

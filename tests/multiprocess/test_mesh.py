@@ -1,0 +1,155 @@
+"""Stages x replicas: the gradients of a stage are averaged over its replicas before each update."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from exact import assert_same
+from networks import batch_norm_mlp, batches, dropout_mlp
+from ranks import run_ranks
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.functional import cross_entropy
+
+import delaygrad as dg
+
+STAGES, REPLICAS, STOP = 2, 2, 4
+DATA = list(batches(8, (6,), sizes=(8, 8, 12)))
+
+
+def make_optimizer(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=0.02)
+
+
+def build(blocks: Any = batch_norm_mlp) -> list[nn.Module]:
+    torch.manual_seed(2)
+    return dg.split(nn.Sequential(*blocks()), STAGES, cuts=["4"])
+
+
+def part(batch: tuple[Tensor, Tensor], replica: int) -> tuple[Tensor, Tensor]:
+    inputs, targets = (tensor.chunk(REPLICAS)[replica] for tensor in batch)
+    return inputs.clone(), targets
+
+
+def pipeline(rank: int, seed: int = 0, blocks: Any = batch_norm_mlp, **options: Any) -> Any:
+    mesh = init_device_mesh("cpu", (STAGES, REPLICAS), mesh_dim_names=("pp", "dp"))
+    stage = build(blocks)[mesh.get_local_rank("pp")]
+    torch.manual_seed(seed)
+    return dg.DistributedPipeline(stage, cross_entropy, make_optimizer, mesh=mesh, **options)
+
+
+def train_replicas(rank: int, world_size: int, folder: str) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    for micro_batches in (1, 2):
+        method = dg.DDG(micro_batches=micro_batches)
+        losses = []
+        with pipeline(rank, method=method) as pipe:
+            for index, batch in enumerate(DATA):
+                losses.append(pipe.step(*part(batch, pipe.replica), share_loss=index == 3))
+            pipe.flush()
+            told[f"{micro_batches}"] = losses, dict(pipe.stage.state_dict())
+
+    # Dropout, clipping, and a checkpoint with batches in flight.
+    for name, path in (("whole", f"{folder}/a"), ("resumed", f"{folder}/a")):
+        options = {"blocks": dropout_mlp, "clip_norm": 0.1}
+        with pipeline(rank, seed=0 if name == "whole" else 9, **options) as pipe:
+            first = 0
+            if name == "resumed":
+                first = pipe.load_newest(path)["offset"]
+            for index in range(first, len(DATA)):
+                if index == STOP and name == "whole":
+                    pipe.save(path, extra={"offset": index})
+                pipe.step(*part(DATA[index], pipe.replica))
+            pipe.flush()
+            told[name] = dict(pipe.stage.state_dict())
+    with pipeline(rank, blocks=dropout_mlp) as pipe:
+        pipe.step(*part(DATA[0], pipe.replica))
+        pipe.flush()
+        pipe.save(f"{folder}/b", extra={"seen": 1})
+        told["flushed"] = dict(pipe.stage.state_dict())
+    told["mistakes"] = mistakes(rank)
+    return told
+
+
+def mistakes(rank: int) -> list[str]:
+    told = []
+    mesh = init_device_mesh("cpu", (STAGES, REPLICAS), mesh_dim_names=("pp", "dp"))
+    torch.manual_seed(mesh.get_local_rank("dp"))
+    stage = nn.Linear(6, 6)
+    for options in ({}, {"group": mesh.get_group("pp")}):
+        with pytest.raises(dg.DelaygradError) as caught:
+            dg.DistributedPipeline(stage, cross_entropy, make_optimizer, mesh=mesh, **options)
+        told.append(str(caught.value))
+    return told
+
+
+class Naive:
+    """Block k of the mean over replicas of the gradient of batch t - delay(k), at that time."""
+
+    def __init__(self) -> None:
+        self.stages = [build() for _ in range(REPLICAS)]  # the buffers are each replica's own
+        self.optimizers = [make_optimizer(list(stage.parameters())) for stage in self.stages[0]]
+        self.blocks: list[list[list[Tensor]]] = []
+
+    def step(self, batch: tuple[Tensor, Tensor]) -> list[Tensor]:
+        found, losses = [], []
+        for replica, stages in enumerate(self.stages):
+            inputs, targets = part(batch, replica)
+            for stage in stages:
+                stage.zero_grad()
+                inputs = stage(inputs)
+            losses.append(cross_entropy(inputs, targets))
+            losses[-1].backward()
+            found.append([[p.grad for p in stage.parameters()] for stage in stages])
+            for stage in stages:
+                stage.zero_grad()
+        pairs = [zip(*of_stage, strict=True) for of_stage in zip(*found, strict=True)]
+        self.blocks.append([[(one + other) / 2 for one, other in of_stage] for of_stage in pairs])
+        for k in range(STAGES):
+            self.update(k, len(self.blocks) - STAGES + k)
+        return [loss.detach() for loss in losses]
+
+    def update(self, k: int, batch: int) -> None:
+        if 0 <= batch < len(self.blocks):
+            for p, gradient in zip(
+                self.stages[0][k].parameters(), self.blocks[batch][k], strict=True
+            ):
+                p.grad = gradient
+            self.optimizers[k].step()
+        for stages in self.stages[1:]:
+            for p, first in zip(
+                stages[k].parameters(), self.stages[0][k].parameters(), strict=True
+            ):
+                p.data = first.data.clone()
+
+
+def test_replicas_equal_a_loop_that_averages_their_gradients(tmp_path: Path) -> None:
+    ranks = run_ranks(train_replicas, STAGES * REPLICAS, args=(str(tmp_path),), timeout_s=100)
+    naive = Naive()
+    losses = [naive.step(batch) for batch in DATA]
+    naive.update(0, len(DATA) - 1)
+    for rank, told in enumerate(ranks):
+        k, replica = divmod(rank, REPLICAS)
+        own, state = told["1"]
+        assert_same(state, dict(naive.stages[replica][k].state_dict()))
+        mean = torch.tensor(sum(loss.item() for loss in losses[3]) / REPLICAS)
+        expected = [of_batch[replica] if k else None for of_batch in losses]
+        assert_same(own, [*expected[:3], mean, *expected[4:]])
+        assert_same(told["resumed"], told["whole"])
+        for name in ("whole", "resumed"):  # dropout differs, the parameters do not
+            assert_same(told[name], ranks[k * REPLICAS][name])
+        alike = {n: v for n, v in told["2"][1].items() if "running" not in n}
+        assert_same(alike, {n: ranks[k * REPLICAS]["2"][1][n] for n in alike})
+        assert "the replicas of a stage differ" in told["mistakes"][0]
+        assert "no group beside it" in told["mistakes"][1]
+
+    # What replicas saved after a flush continues without them; what was in flight does not.
+    with dg.LocalPipeline(build(dropout_mlp), cross_entropy, make_optimizer) as pipe:
+        with pytest.raises(dg.CheckpointError, match="batches in flight"):
+            pipe.load_newest(tmp_path / "a")
+        assert pipe.load_newest(tmp_path / "b") == {"seen": 1}
+        for k, stage in enumerate(pipe.stages):
+            assert_same(dict(stage.state_dict()), ranks[k * REPLICAS]["flushed"])
