@@ -21,6 +21,7 @@ from torch.distributed.pipelining import (
     pipeline,
 )
 from torch.nn.functional import cross_entropy
+from zoo import TIED_LANGUAGE_MODEL as TIED
 
 import delaygrad as dg
 
@@ -402,6 +403,7 @@ def test_arguments_losses_and_outputs_are_those_of_torch() -> None:
     for told in ranks:
         assert told["refused"] == {
             "exported": "ignores eval()",
+            "tied": "stages share a parameter",
             "no loss": "needs a loss_fn",
             "no grad": "gradients, which are disabled",
             "unfinished": "flush is not finished",
@@ -429,6 +431,9 @@ def refusals(rank: int, world_size: int) -> dict[str, str]:
     built = exported.build_stage(rank, CPU)
     stage = PipelineStage(contract_stages()[rank], rank, world_size, CPU)
     refused("exported", "ignores eval()", lambda: dg.ScheduleDDG(built, 2, smooth))
+    tied = dg.split(TIED.build(), 2, sample_inputs=TIED.batch(4, 6), cuts=["layers.2"])[rank]
+    shared = PipelineStage(tied, rank, world_size, CPU)
+    refused("tied", "stages share a parameter", lambda: dg.ScheduleDDG(shared, 2, smooth))
     refused("no loss", "needs a loss_fn", lambda: dg.ScheduleDDG(stage, 2))
     schedule = dg.ScheduleDDG(stage, 1, cross_entropy)
     given = contract_batches()[0][rank]

@@ -31,7 +31,7 @@ from delaygrad.errors import ScheduleError, StageError
 from delaygrad.methods import DDG
 from delaygrad.partition.graph.stage import GraphStage
 from delaygrad.runtime.distributed import DistributedPipeline
-from delaygrad.runtime.ties import require_exact_ties
+from delaygrad.runtime.tie_links import ties_of
 from delaygrad.schedule import Action, Kind
 from delaygrad.stage import by_caller
 from delaygrad.transport import Receiver
@@ -61,7 +61,8 @@ class ScheduleDDG(PipelineScheduleSingle):
         options: of ``DDG``, such as ``slack`` and ``recompute``.
 
     Raises:
-        StageError: the stage holds an exported graph, or there is no ``loss_fn``.
+        StageError: the stage holds an exported graph, or shares a parameter with another; or there
+            is no ``loss_fn``.
         ScheduleError: there is more than one stage per rank.
 
     References:
@@ -99,13 +100,11 @@ class ScheduleDDG(PipelineScheduleSingle):
         self._losses: list[Tensor] = []
         self._outputs: list[Any] | None = None
         self._loss_kwargs: dict[str, Any] = {}
-        method = DDG(micro_batches=n_microbatches, **options)
-        require_exact_ties(stage.submod, method)
         self._engine = _Engine(
             _Call(stage.submod, stage.is_first),
             self._loss,
             by_caller,
-            method=method,
+            method=DDG(micro_batches=n_microbatches, **options),
             loss_weight="mean",  # the shares are given with each batch
             allow_nonfinite_loss=allow_nonfinite_loss,
             group=stage.group,
@@ -361,6 +360,11 @@ def _require_supported(stage: Any) -> None:
             "a stage of torch's pipeline() is an exported graph, which ignores eval() and has a "
             f"fixed batch size (stage: {stage.stage_index}); make stages of the model's own "
             "modules instead: PipelineStage(delaygrad.split(model, K, ...)[k], k, K, device)"
+        )
+    if ties := ties_of(stage.submod):
+        raise StageError(
+            "stages share a parameter, whose gradients torch's interface does not bring together "
+            f"(parameter: {ties[0].path}); untie it, or train with DistributedPipeline"
         )
     if (stage.stage_index, stage.num_stages) != (stage.group_rank, stage.group_size):
         raise ScheduleError(

@@ -28,8 +28,8 @@ def require_no_replicas(module: nn.Module, stage_index: int) -> None:
     if any(isinstance(part, DistributedDataParallel) for part in module.modules()):
         raise StageError(
             "DistributedDataParallel averages gradients in hooks on the parameters, which a stage "
-            "with a delay does not run; leave it out, and give DistributedPipeline a mesh of stages "
-            "and replicas (docs/your-own-loop.md has an example)"
+            "with a delay does not run; leave it out, and give DistributedPipeline a mesh of "
+            "stages and replicas (docs/your-own-loop.md has an example)"
         )
     # By name: this room does not know torch.distributed.
     sharded = [n for n, p in module.named_parameters() if type(p.data).__name__ == "DTensor"]
