@@ -18,13 +18,11 @@ from delaygrad.training.config import TrainConfig
 
 BASELINE = "bp"
 
-WITHOUT_EFFECT = frozenset({
-    "run_dir", "data_dir", "timeout_s", "log_every", "evaluation_batch_size", "checkpoint_every",
-    "keep_checkpoints", "trace",
-})  # fmt: skip
+_RECORDS = frozenset(TrainConfig.setting_names("records"))
+WITHOUT_EFFECT = (_RECORDS - {"evaluate_every", "monitor_every"}) | {"data_dir", "timeout_s"}
 """Settings that change no number of a result."""
 
-_NOT_COMPARED = WITHOUT_EFFECT | {"seed", "evaluate_every", "monitor_every"}
+_NOT_COMPARED = WITHOUT_EFFECT | _RECORDS | {"seed"}
 _OPTIONS = set(TrainConfig.setting_names("method")) - {"method"}
 _METHOD_AXES = {"method", "stages", *_OPTIONS, "cuts", "runtime", "threads"}
 _NAMED_BY_VALUE = ("data", "model", "optimizer", "runtime", "lr_schedule")
