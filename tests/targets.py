@@ -54,6 +54,37 @@ mark = "read"
 source = "their table 1"
 """
 
+SPEED = """
+title = "Speed"
+kind = "speed"
+reference = "nobody"
+[scales.smoke]
+about = "tiny"
+contests = [{ workload = "resnet8", how = "computing", stages = [2] }]
+[[published]]
+quantity = "speedup"
+stages = 2
+value = 1.4
+who = "Somebody"
+mark = "read"
+source = "their figure"
+"""
+
+MEMORY = """
+title = "Memory"
+kind = "memory"
+reference = "nobody"
+summary = "It grows."
+[cuts.resnet8]
+2 = ["group2_block1"]
+[scales.smoke]
+about = "tiny"
+lines = [
+    { model = "resnet8", stages = [1, 2], batch_size = 4 },
+    { model = "resnet8", stages = [2], batch_size = 4, options = { recompute = true } },
+]
+"""
+
 
 def write_target(experiments: Path, text: str = TRAINING, name: str = "paper-small") -> Target:
     """Write a target's file and load it."""

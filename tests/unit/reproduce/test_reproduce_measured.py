@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from targets import write_target
+from targets import MEMORY, SPEED, write_target
 
 from delaygrad.errors import ConfigError, DataError
 from delaygrad.methods import DDG
@@ -18,21 +18,6 @@ from delaygrad.reproduce.measured import MeasuredTarget, Measurement
 from delaygrad.reproduce.memory import MemoryLine, MemoryTarget
 from delaygrad.reproduce.speed import SpeedLine, SpeedTarget, speed_ups, stage_times
 
-SPEED = """
-title = "Speed"
-kind = "speed"
-reference = "nobody"
-[scales.smoke]
-about = "tiny"
-contests = [{ workload = "resnet8", how = "computing", stages = [2] }]
-[[published]]
-quantity = "speedup"
-stages = 2
-value = 1.4
-who = "Somebody"
-mark = "read"
-source = "their figure"
-"""
 STAGES = [
     {"forward": 1.0, "backward": 2.0, "update": 0.0, "send": 0.25, "wait": 0.75},
     {"forward": 1.0, "backward": 1.0, "update": 0.0, "send": 0.25, "wait": 1.75},
@@ -51,20 +36,6 @@ CONTEST: dict[str, Any] = {
         {"name": "zb-m4", "title": "ZB", "does_not_run": "no"},
     ],
 }
-MEMORY = """
-title = "Memory"
-kind = "memory"
-reference = "nobody"
-summary = "It grows."
-[cuts.resnet8]
-2 = ["group2_block1"]
-[scales.smoke]
-about = "tiny"
-lines = [
-    { model = "resnet8", stages = [1, 2], batch_size = 4 },
-    { model = "resnet8", stages = [2], batch_size = 4, options = { recompute = true } },
-]
-"""
 
 
 def keep(measurement: Measurement, found: dict[str, Any]) -> None:

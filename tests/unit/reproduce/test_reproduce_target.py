@@ -5,28 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from targets import TRAINING, write_target
+from targets import MEMORY, SPEED, TRAINING, write_target
 
 from delaygrad.errors import ConfigError
 from delaygrad.reproduce.catalogue import find_targets
 from delaygrad.reproduce.training import TrainingTarget
-
-SPEED = """
-title = "Speed"
-kind = "speed"
-reference = "nobody"
-[scales.smoke]
-about = "tiny"
-contests = [{ workload = "resnet8", how = "computing", stages = [2, 3] }]
-"""
-MEMORY = """
-title = "Memory"
-kind = "memory"
-reference = "nobody"
-[scales.smoke]
-about = "tiny"
-lines = [{ model = "resnet8", stages = [1, 2], options = { recompute = true } }]
-"""
 
 
 def test_target_is_read(tmp_path: Path) -> None:
@@ -53,7 +36,7 @@ def test_target_is_read(tmp_path: Path) -> None:
         (TRAINING, "value = 91.5", 'value = "91.5"', r"wrong value in .*published.1 \(value"),
         (TRAINING, 'mark = "read"', 'mark = "true"', r"unknown mark in .*known: read, recalled"),
         (TRAINING, 'source = "their table 1"', "", r"published.1 lacks source"),
-        (SPEED, "[2, 3]", "[]", r"scales.smoke makes nothing; give it"),
+        (SPEED, "[2]", "[]", r"scales.smoke makes nothing; give it"),
         (TRAINING, "[settings]", "[settings", r"cannot parse the target"),
         (SPEED, "resnet8", "resnet9", r"unknown workload in .*contests.1 .*did you mean 'resnet8'"),
         (
@@ -64,7 +47,7 @@ def test_target_is_read(tmp_path: Path) -> None:
         ),
         (SPEED, '"computing"', '"computing", contestants = ["bp", "x"]', r"unknown contestant \(x"),
         (SPEED, '"computing"', '"computing", forward_s = 1', r"forward_s is for sleeping stages"),
-        (SPEED, "[2, 3]", "[2, 2]", r"the same twice .*resnet8-computing-k2"),
+        (SPEED, "[2]", "[2, 2]", r"the same twice .*resnet8-computing-k2"),
         (SPEED, "resnet8", "sleep", r'workload sleep needs how = "sleeping"'),
         (MEMORY, "recompute", "recompote", r"unknown key .*did you mean 'recompute'"),
         (MEMORY, "[1, 2]", "[0]", r"stages: 0; expected int >= 1"),
@@ -80,10 +63,10 @@ def test_what_is_wrong_is_named(
 
 def test_kinds_are_told_apart(tmp_path: Path) -> None:
     speed = write_target(tmp_path, SPEED, "paper-speed").plan("smoke", tmp_path, None)
-    assert [one.name for one in speed] == ["resnet8-computing-k2", "resnet8-computing-k3"]
+    assert [one.name for one in speed] == ["resnet8-computing-k2"]
     memory = write_target(tmp_path, MEMORY, "paper-memory").plan("smoke", tmp_path, None)
     assert [one.name for one in memory] == [
-        "resnet8-b128-ddg-recompute-cpu-k1", "resnet8-b128-ddg-recompute-cpu-k2",
+        "resnet8-b4-ddg-cpu-k1", "resnet8-b4-ddg-cpu-k2", "resnet8-b4-ddg-recompute-cpu-k2",
     ]  # fmt: skip
 
 
