@@ -87,3 +87,25 @@ def test_a_closed_pipeline_trains_no_more_and_still_predicts() -> None:
     for call in (lambda: pipe.step(inputs, targets), pipe.flush, pipe.state_dict):
         with pytest.raises(dg.WorkerError, match="the pipeline is closed"):
             call()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [dg.DDG(), dg.DDG(slack=1, micro_batches=3), dg.BP(micro_batches=2), dg.FDG()],
+    ids=repr,
+)
+def test_an_iteration_has_the_actions_of_its_ticks_in_the_fill_and_after(method: dg.Method) -> None:
+    parts, num_stages, length = method.schedule.micro_batches, 4, 9
+    with pipeline([nn.Linear(3, 3) for _ in range(num_stages)], method=method) as pipe:
+        for first in (0, length):  # two phases
+            for iteration in range(first, first + length):
+                ticks = range(iteration * parts, (iteration + 1) * parts)
+                assert pipe._actions() == [
+                    action
+                    for tick in ticks
+                    for action in method.schedule.actions(
+                        tick, num_stages, first_batch=first * parts
+                    )
+                ]
+                pipe.step(torch.randn(4, 3), torch.ones(4, 3))
+            pipe.flush()
