@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import delaygrad as dg
 from delaygrad.records import ClockReading, StageTrace, Trace, measure_trace, read_trace
 from delaygrad.results import chrome_trace
-from delaygrad.runtime.clock_reading import read_clocks
+from delaygrad.runtime.clock_sync import read_clocks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timing]
 

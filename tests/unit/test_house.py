@@ -34,7 +34,7 @@ FLOORS = {
     "partition": 1,
     "boundary": 0,
     "random_stream": 0,
-    "roundable": 0,
+    "rounding_rule": 0,
     "plain_values": 0,
     "optimizers": 0,
     "stash": 1,

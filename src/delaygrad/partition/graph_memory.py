@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from delaygrad.partition.costs import Storage
-from delaygrad.roundable import is_roundable
+from delaygrad.rounding_rule import is_roundable
 
 __all__ = ["GraphMemory"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from delaygrad.errors import TransportError
 from delaygrad.records import ClockReading
 from delaygrad.runtime import exchange
-from delaygrad.runtime.clock_reading import read_clocks
+from delaygrad.runtime.clock_sync import read_clocks
 from delaygrad.transport import Message
 from delaygrad.transport.wire import Wire, WireReceiver, WireSender, reason_of
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from delaygrad.roundable import WIDE, is_roundable
+from delaygrad.rounding_rule import WIDE, is_roundable
 
 _Saved: TypeAlias = tuple[Tensor, torch.dtype | None, int]
 

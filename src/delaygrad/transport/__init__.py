@@ -1,6 +1,6 @@
 """How boundary tensors move between neighbouring stages: within a process, or over a network."""
 
-from delaygrad.transport.link import Message, Receiver, Sender
+from delaygrad.transport.message import Message, Receiver, Sender
 from delaygrad.transport.queue import Queue
 
 __all__ = ["Message", "Queue", "Receiver", "Sender"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from delaygrad.errors import TransportError
-from delaygrad.transport.link import Message
+from delaygrad.transport.message import Message
 
 
 class Queue:

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from delaygrad.boundary import from_row_major, to_row_major
 from delaygrad.errors import TransportError
-from delaygrad.transport.link import Message
+from delaygrad.transport.message import Message
 
 _HEADER_BYTES = 4096  # the first capacity: room for some 60 tensors
 _LENGTH_BYTES = 16  # of the text, and of the payload behind it, 8 each
