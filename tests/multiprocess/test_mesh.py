@@ -70,8 +70,18 @@ def train_replicas(rank: int, world_size: int, folder: str) -> dict[str, Any]:
         pipe.flush()
         pipe.save(f"{folder}/b", extra={"seen": 1})
         told["flushed"] = dict(pipe.stage.state_dict())
+        told["some have none"] = average_what_some_have(pipe)
     told["mistakes"] = mistakes(rank)
     return told
+
+
+def average_what_some_have(pipe: Any) -> list[Tensor | None]:
+    parameters = [nn.Parameter(torch.zeros(3)) for _ in range(3)]
+    parameters[0].grad = torch.ones(3)
+    if pipe.replica:
+        parameters[1].grad = torch.ones(3)
+    pipe._replicas.average(parameters)
+    return [p.grad for p in parameters]
 
 
 def mistakes(rank: int) -> list[str]:
@@ -143,6 +153,7 @@ def test_replicas_equal_a_loop_that_averages_their_gradients(tmp_path: Path) -> 
             assert_same(told[name], ranks[k * REPLICAS][name])
         alike = {n: v for n, v in told["2"][1].items() if "running" not in n}
         assert_same(alike, {n: ranks[k * REPLICAS]["2"][1][n] for n in alike})
+        assert_same(told["some have none"], [torch.ones(3), torch.full((3,), 0.5), None])
         assert "the replicas of a stage differ" in told["mistakes"][0]
         assert "no group beside it" in told["mistakes"][1]
 

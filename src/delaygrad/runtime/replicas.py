@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.parameter import is_lazy
 
 from delaygrad.errors import PartitionError, StageError, TransportError
 from delaygrad.methods import Method
@@ -80,7 +81,7 @@ class Replicas:
             )
         digest = hashlib.blake2b(str(method.to_json()).encode())
         for name, tensor in stage.state_dict().items():
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and not is_lazy(tensor):
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
                 digest.update(content.numpy().data)
