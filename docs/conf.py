@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 ROOMS = [
     "delaygrad",
     *(f"delaygrad.{room}" for room in ("methods", "methods.axes", "schedule", "planning")),
-    *(f"delaygrad.{room}" for room in ("results", "records", "theory")),
+    *(f"delaygrad.{room}" for room in ("data", "launch", "results", "records", "theory")),
 ]
 SECTIONS = {"Args:", "Attributes:", "Returns:", "Yields:", "Raises:", "Example:", "References:"}
 
@@ -124,7 +124,7 @@ def fit_to_site(app: Sphinx, page: str, text: list[str]) -> None:
 def fit_docstring(
     app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]
 ) -> None:
-    """Show indented blocks outside of sections as they are, and ``|`` as a letter."""
+    """Show indented blocks outside of sections as they are; ``|`` and a lone ``*`` are letters."""
     fitted: list[str] = []
     in_section = in_block = False
     for line in lines:
@@ -133,7 +133,8 @@ def fit_docstring(
         elif line.startswith("    ") and not in_section and not in_block:
             fitted += ["", "::", ""]
             in_block = True
-        escaped = re.sub(r"(``.*?``)|\|", lambda found: found[1] or r"\|", line)
+        lone = r"\||\*(?=\w)" if line.count("*") == 1 else r"\|"  # (B, *sample_shape)
+        escaped = re.sub(rf"(``.*?``)|({lone})", lambda found: found[1] or rf"\{found[2]}", line)
         fitted.append(line if in_block else escaped)
     lines[:] = fitted
 
