@@ -3,7 +3,10 @@
 python examples/own_loop.py                                 one process for both stages
 torchrun --nproc-per-node 2 examples/own_loop.py            a process for each
 
-Kill it, and give the same command again, or the other one: both read the same checkpoints.
+Kill it, and give the same command again, or the other one: both read the same checkpoints. A run
+that has ended has no batches in flight, so it continues with another number of stages too:
+
+torchrun --nproc-per-node 3 examples/own_loop.py --iterations 1200
 """
 
 import argparse
@@ -21,6 +24,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--folder", default="runs/own_loop")
 parser.add_argument("--iterations", type=int, default=600)
 parser.add_argument("--save-every", type=int, default=50)
+parser.add_argument("--stages", type=int, default=2, help="in one process")
 options = parser.parse_args()
 
 distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1  # set by torchrun
@@ -34,7 +38,8 @@ inputs, targets = torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(l
 model = nn.Sequential(
     nn.Linear(64, 128), nn.ReLU(), nn.Dropout(0.1), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
 )
-stages = dg.split(model, 2, cuts=["3"])
+num_stages = int(os.environ["WORLD_SIZE"]) if distributed else options.stages
+stages = dg.split(model, num_stages, cuts={1: [], 2: ["3"], 3: ["2", "4"]}[num_stages])
 
 
 def make_optimizer(params):
@@ -67,6 +72,7 @@ with pipe:
             if loss is not None:  # the process of the last stage
                 print(f"iteration {pipe.iteration}: loss {loss.item():.4f}", flush=True)
     pipe.flush()
+    pipe.save(options.folder, extra=position)
     state = dg.gather(pipe)  # the whole model on rank 0, {} elsewhere
 if state:
     model.load_state_dict(state)

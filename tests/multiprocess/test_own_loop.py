@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,17 @@ def test_killed_and_continued_alone_and_under_torchrun(tmp_path: Path) -> None:
     resumed, _ = run_program(2, PROGRAM, killed)
     assert "iteration 4:" not in resumed  # it went on, and did not begin again
     assert digest_of(resumed) == digest_of(whole)
+
+
+def test_a_run_that_ended_continues_with_three_stages(tmp_path: Path) -> None:
+    first, then = ["--iterations", 8], ["--iterations", 16, "--stages", 3]
+    run_program(2, PROGRAM, [*first, "--folder", tmp_path / "a"])
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    digests = [
+        digest_of(run_program(world_size, PROGRAM, [*then, "--folder", tmp_path / folder])[0])
+        for world_size, folder in ((3, "a"), (1, "b"))
+    ]
+    assert digests[0] == digests[1]
 
 
 def save_and_gather(rank: int, world_size: int, shared: str) -> dict[str, Any]:
