@@ -32,7 +32,7 @@ from delaygrad.data import load
 from delaygrad.errors import DataError
 from delaygrad.models import build
 from delaygrad.records import read_events
-from delaygrad.runtime.team import Ranks
+from delaygrad.runtime.control import Ranks
 from delaygrad.training import TrainConfig, load_config
 from delaygrad.training.run import require_alike
 
@@ -161,9 +161,9 @@ def test_torchrun_restarts_a_run_that_has_lost_a_rank(tmp_path: Path) -> None:
 
 def begin_with_texts(rank: int, world_size: int, folder: Path) -> str:
     config = TrainConfig.of(data="text", data_dir=folder / f"host{rank}", context_length=8)
-    team = Ranks(timeout_s=20)
+    control = Ranks(timeout_s=20)
     try:
-        require_alike(config.data.load(), False, team)
+        require_alike(config.data.load(), False, control)
     except DataError as error:
         return str(error)
     return "nothing was raised"

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 import delaygrad as dg
 from delaygrad.launch import Launch, joined, run_workers
-from delaygrad.runtime.team import Ranks
+from delaygrad.runtime.control import Ranks
 
 PACKAGE = Path(dg.__file__).parent
 ENDLESS = ("--iterations", 1_000_000, "--log-every", 5, "--quiet", "--runtime", "distributed")
@@ -33,7 +33,7 @@ def work_and_list_sockets() -> list[tuple[str, int]]:
     """Make every kind of process group that the library makes, and use it."""
     launch = Launch(num_workers=2, timeout_s=30)
     with joined(launch, torch.device("cpu")) as rank:
-        team = Ranks(timeout_s=30)
+        control = Ranks(timeout_s=30)
         torch.manual_seed(0)
         stage = into_stages(mlp(), 2)[rank]
         with dg.DistributedPipeline(stage, cross_entropy, OPTIMIZERS["sgd"]) as pipe:
@@ -43,7 +43,7 @@ def work_and_list_sockets() -> list[tuple[str, int]]:
             assert launcher is not None and launcher.pid is not None
             # This one, the fork server, and the process that started both.
             found = listening_addresses([os.getpid(), os.getppid(), launcher.pid])
-            team.barrier()
+            control.barrier()
     return found
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from delaygrad.data import Dataset
 from delaygrad.runtime import Pipeline
-from delaygrad.runtime.team import Team
+from delaygrad.runtime.control import Control
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class Evaluation:
 
 def evaluate(
     pipeline: Pipeline,
-    team: Team,
+    control: Control,
     dataset: Dataset,
     *,
     batch_size: int,
@@ -56,12 +56,12 @@ def evaluate(
     correct, loss_sum, count = 0, 0.0, 0
     for start in range(0, dataset.num_samples, batch_size):
         indices = np.arange(start, min(start + batch_size, dataset.num_samples))
-        outputs = pipeline.predict(place(dataset.inputs(indices)) if team.rank == 0 else None)
-        if team.is_last:
+        outputs = pipeline.predict(place(dataset.inputs(indices)) if control.rank == 0 else None)
+        if control.is_last:
             targets = dataset.targets(indices).to(outputs.device)
             loss_sum += cross_entropy(outputs, targets).item() * targets.numel()
             correct += int((outputs.argmax(-1) == targets).sum())
             count += targets.numel()
-    sums = team.gather((correct, loss_sum, count))
-    correct, loss_sum, count = team.broadcast(sums[-1] if sums else None)
+    sums = control.gather((correct, loss_sum, count))
+    correct, loss_sum, count = control.broadcast(sums[-1] if sums else None)
     return Evaluation(correct / count, loss_sum / count, count)

@@ -18,7 +18,7 @@ from delaygrad.data import DataSource, augmentation_rng, batch_indices, iteratio
 from delaygrad.errors import NonFiniteLossError
 from delaygrad.monitor import Monitor, Row
 from delaygrad.runtime import Pipeline
-from delaygrad.runtime.team import Team
+from delaygrad.runtime.control import Control
 from delaygrad.training import run_folder
 from delaygrad.training.assembly import place
 from delaygrad.training.config import TrainConfig
@@ -38,7 +38,7 @@ class TrainingLoop:
         config: resolved (cuts and run folder chosen).
         source: the data.
         pipeline: all stages, or this rank's.
-        team: the other processes.
+        control: messages to the other processes.
         device: where this process computes.
         quiet: show no progress.
     """
@@ -48,13 +48,13 @@ class TrainingLoop:
         config: TrainConfig,
         source: DataSource,
         pipeline: Pipeline,
-        team: Team,
+        control: Control,
         device: torch.device,
         *,
         quiet: bool,
     ) -> None:
         self._config, self._source, self._pipeline = config, source, pipeline
-        self._team, self._device, self._quiet = team, device, quiet
+        self._control, self._device, self._quiet = control, device, quiet
         self._run_dir: Path = config.run_dir
         self._per_epoch = iterations_per_epoch(source.train.num_samples, config.run.batch_size)
         self._num_iterations = config.run.iterations or config.run.epochs * self._per_epoch
@@ -75,11 +75,11 @@ class TrainingLoop:
             NonFiniteLossError: the loss became NaN or infinite.
         """
         config, start = self._config, self._pipeline.iteration
-        if self._team.is_reporter:
+        if self._control.is_reporter:
             self._last_loss = run_folder.last_loss(self._run_dir)  # of a resumed run
             self._reporter = Reporter(self._run_dir, self._num_iterations, start, quiet=self._quiet)
         tracing = Tracing(
-            config, self._pipeline, self._team, start=start, num_iterations=self._num_iterations
+            config, self._pipeline, self._control, start=start, num_iterations=self._num_iterations
         )
         self._started_s = time.perf_counter()
         try:
@@ -113,7 +113,7 @@ class TrainingLoop:
             for group in optimizer.param_groups:
                 group["lr"] = lr
         inputs = targets = None
-        if self._team.rank == 0:
+        if self._control.rank == 0:
             rng = augmentation_rng(seed=config.run.seed, iteration=iteration)
             inputs = place(source.train.inputs(indices, rng), config, self._device)
         if self._pipeline.wants_targets:
@@ -150,7 +150,7 @@ class TrainingLoop:
 
     def _send_losses(self, done: int) -> None:
         """Send the losses since the last report from the last rank to rank 0."""
-        if self._team.is_last:
+        if self._control.is_last:
             losses = [float(loss) for loss in self._losses]
             for index, loss in enumerate(losses):
                 if not math.isfinite(loss):
@@ -162,8 +162,8 @@ class TrainingLoop:
                         "checkpoints already written are kept"
                     )
             self._losses.clear()
-            self._team.send_losses(losses)
-        if self._team.is_reporter:
+            self._control.send_losses(losses)
+        if self._control.is_reporter:
             self._reports.append(done)
 
     def _note_divergence(self, iteration: int, loss: float) -> None:
@@ -181,7 +181,7 @@ class TrainingLoop:
         """On rank 0: write down the reports made up to an iteration."""
         while self._reporter and self._reports and self._reports[0] <= until:
             done = self._reports.popleft()
-            losses = self._team.receive_losses()
+            losses = self._control.receive_losses()
             if not losses:
                 continue
             self._last_loss = sum(losses) / len(losses)
@@ -200,7 +200,7 @@ class TrainingLoop:
         with self._aside():
             result = evaluate(
                 self._pipeline,
-                self._team,
+                self._control,
                 dataset,
                 batch_size=self._config.records.evaluation_batch_size,
                 place=lambda inputs: place(inputs, self._config, self._device),
@@ -215,12 +215,12 @@ class TrainingLoop:
         self._receive_losses(until=done)
         folder = self._run_dir / run_folder.CHECKPOINTS
         with self._aside():
-            about = self._team.broadcast(self._about() if self._reporter else None)
+            about = self._control.broadcast(self._about() if self._reporter else None)
             state = self._pipeline.state_dict()
             stages = state.pop("stages").items()
             states = {int(k): {**state, "stage": stage_state} for k, stage_state in stages}
             keep = self._config.records.keep_checkpoints
-            checkpoint.write(folder, done, states, self._team.share, about=about, keep=keep)
+            checkpoint.write(folder, done, states, self._control.share, about=about, keep=keep)
         if self._reporter:
             self._reporter.event("checkpoint", done)
 
@@ -236,13 +236,13 @@ class TrainingLoop:
             self._evaluate(self._num_iterations, "validation")
         result = self._evaluate(self._num_iterations, "test")
         mine = {n: t for m in self._pipeline.modules for n, t in m.state_dict().items()}
-        parts = self._team.gather_tensors(mine)
-        clocks = self._team.gather((self._pipeline.stage_seconds(), train_s))
+        parts = self._control.gather_tensors(mine)
+        clocks = self._control.gather((self._pipeline.stage_seconds(), train_s))
         tensors = {name: t.cpu() for part in parts for name, t in part.items()}
-        if self._team.is_reporter:
+        if self._control.is_reporter:
             run_folder.write_model(self._run_dir, tensors)
         trace = tracing.finish()
-        if not self._team.is_reporter:
+        if not self._control.is_reporter:
             return None
         config = self._config
         summary: dict[str, Any] = {

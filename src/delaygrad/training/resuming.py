@@ -11,7 +11,7 @@ from delaygrad import checkpoint
 from delaygrad.data import DataSource
 from delaygrad.errors import CheckpointError
 from delaygrad.plain_values import shown
-from delaygrad.runtime.team import Team
+from delaygrad.runtime.control import Control
 from delaygrad.training import run_folder
 from delaygrad.training.config import TrainConfig, deciding
 
@@ -54,7 +54,7 @@ def describe(config: TrainConfig, source: DataSource, run_dir: Path) -> dict[str
     }
 
 
-def find_start(run_dir: Path, stages: Iterable[int], team: Team, *, strict: bool) -> Start:
+def find_start(run_dir: Path, stages: Iterable[int], control: Control, *, strict: bool) -> Start:
     """Choose the newest checkpoint that is sound for every rank; all ranks call it.
 
     Damaged ones that are newer are set aside.
@@ -66,11 +66,11 @@ def find_start(run_dir: Path, stages: Iterable[int], team: Team, *, strict: bool
         CheckpointError: there is no sound checkpoint, or, if strict, the newest is damaged.
     """
     checkpoints = run_dir / run_folder.CHECKPOINTS
-    newest = checkpoint.find_newest(checkpoints, stages, team.share, strict=strict)
+    newest = checkpoint.find_newest(checkpoints, stages, control.share, strict=strict)
     if newest is None:
         raise CheckpointError("the hosts have no checkpoint in common; start the run again")
     start = Start(iteration=newest.iteration, about=newest.about, notes=newest.notes(checkpoints))
-    recorded = team.broadcast(_last_recorded(run_dir) if team.is_reporter else None)
+    recorded = control.broadcast(_last_recorded(run_dir) if control.is_reporter else None)
     if recorded > max([newest.iteration, *newest.rejected]):
         gone = f"the newest checkpoint is gone (iteration: {recorded}, found: {newest.iteration})"
         if strict:

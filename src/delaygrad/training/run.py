@@ -19,7 +19,7 @@ from delaygrad.launch import (
     require_single_process,
     run_workers,
 )
-from delaygrad.runtime.team import Ranks, Solo, Team
+from delaygrad.runtime.control import Control, Ranks, Solo
 from delaygrad.training import run_folder
 from delaygrad.training.assembly import build_pipeline, resolve
 from delaygrad.training.config import TrainConfig, load_config, require_settings
@@ -160,17 +160,17 @@ def _rank_main(
         device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
         torch.accelerator.set_device_index(device.index)
     with joined(launch, device) as rank, RunLock() as lock:
-        team = Ranks(timeout_s=config.run.timeout_s)
+        control = Ranks(timeout_s=config.run.timeout_s)
         source = config.data.load()
         if not prepared:
             assert not isinstance(start, int)
-            require_alike(source, start is not None, team)
-            config, start = _prepare_together(config, source, start, team, lock)
+            require_alike(source, start is not None, control)
+            config, start = _prepare_together(config, source, start, control, lock)
         assert not isinstance(start, Resume)
-        return _run(config, source, team, device, start, quiet, rank=rank)
+        return _run(config, source, control, device, start, quiet, rank=rank)
 
 
-def require_alike(source: DataSource, resuming: bool, team: Team) -> None:
+def require_alike(source: DataSource, resuming: bool, control: Control) -> None:
     """Raise, on every rank, unless all have the same data, and begin or continue together.
 
     Raises:
@@ -178,14 +178,14 @@ def require_alike(source: DataSource, resuming: bool, team: Team) -> None:
         ConfigError: some have a run to continue, some have not.
     """
     told = f"{source.train.num_samples} samples, {source.num_classes} classes, {source.sha256}"
-    found = team.gather((told, resuming))
-    texts, continuing = team.broadcast(
+    found = control.gather((told, resuming))
+    texts, continuing = control.broadcast(
         ([text for text, _ in found], [rank for rank, (_, flag) in enumerate(found) if flag])
     )
     if len(set(texts)) > 1:
         every = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(texts))
         raise DataError(f"the hosts have different training data ({every}); give them the same")
-    if len(continuing) not in (0, team.size):
+    if len(continuing) not in (0, control.size):
         raise ConfigError(
             f"only some ranks find their run to continue (ranks: {continuing}); start torchrun "
             "again on all hosts, with delaygrad resume"
@@ -237,17 +237,17 @@ def _rewind(config: TrainConfig, source: DataSource, request: Resume, start: Sta
 
 
 def _prepare_together(
-    config: TrainConfig, source: DataSource, request: Resume | None, team: Team, lock: RunLock
+    config: TrainConfig, source: DataSource, request: Resume | None, control: Control, lock: RunLock
 ) -> tuple[TrainConfig, int | None]:
     """Do the same on all ranks: rank 0 decides, and every host has a folder, shared or its own."""
     own = config
     if own.records.run_dir is not None and request is None:
         run_folder.require_no_run(own.records.run_dir)
-    team.barrier()  # all have looked, before the first folder is made
-    lock.token = team.broadcast(lock.token)
-    if team.rank == 0 and request is None:
+    control.barrier()  # all have looked, before the first folder is made
+    lock.token = control.broadcast(lock.token)
+    if control.rank == 0 and request is None:
         config = _begin(config, source, lock)
-    config = TrainConfig.from_json(team.broadcast(config.to_json()))
+    config = TrainConfig.from_json(control.broadcast(config.to_json()))
     config = config.replace(run_dir=own.records.run_dir or config.run_dir, data_dir=own.data_dir)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one rank of each host
         lock.take(config.run_dir)
@@ -255,18 +255,18 @@ def _prepare_together(
         run_folder.create(config)
     start = None
     if request is not None:
-        start = find_start(config.run_dir, [team.rank], team, strict=request.strict)
-        if team.rank == 0:
+        start = find_start(config.run_dir, [control.rank], control, strict=request.strict)
+        if control.rank == 0:
             _rewind(config, source, request, start)
         checkpoint.rewind(config.run_dir / run_folder.CHECKPOINTS, start.iteration)
-    team.barrier()  # all is in line, before anything new is written
+    control.barrier()  # all is in line, before anything new is written
     return config, None if start is None else start.iteration
 
 
 def _run(
     config: TrainConfig,
     source: DataSource,
-    team: Team,
+    control: Control,
     device: torch.device,
     iteration: int | None,
     quiet: bool,
@@ -287,4 +287,4 @@ def _run(
                 group.update(optimizer.defaults)
     narrow = torch.autocast(device.type, torch.bfloat16, enabled=config.run.amp is not None)
     with narrow:
-        return TrainingLoop(config, source, pipeline, team, device, quiet=quiet).run()
+        return TrainingLoop(config, source, pipeline, control, device, quiet=quiet).run()

@@ -6,7 +6,7 @@ from typing import Any
 
 from delaygrad.records import ClockReading, StageTrace, Trace, measure_trace
 from delaygrad.runtime import Pipeline
-from delaygrad.runtime.team import Team
+from delaygrad.runtime.control import Control
 from delaygrad.training import run_folder
 from delaygrad.training.config import TrainConfig
 
@@ -22,7 +22,7 @@ class Tracing:
     Args:
         config: says how many iterations to record; 0 is none.
         pipeline: all stages, or this rank's.
-        team: the other processes.
+        control: messages to the other processes.
         start: the first iteration of this process.
         num_iterations: of the whole run.
     """
@@ -31,12 +31,12 @@ class Tracing:
         self,
         config: TrainConfig,
         pipeline: Pipeline,
-        team: Team,
+        control: Control,
         *,
         start: int,
         num_iterations: int,
     ) -> None:
-        self._config, self._pipeline, self._team = config, pipeline, team
+        self._config, self._pipeline, self._control = config, pipeline, control
         self._recorded = False
         fill = pipeline.method.schedule.delay(0, pipeline.num_stages)
         last = (
@@ -44,7 +44,7 @@ class Tracing:
         )  # one more, so that the window's end is seen
         self._begin = max(start, min(start + fill + pipeline.num_stages + _WARM_UP, last))
         # Now and at the end: clocks of two hosts drift apart by milliseconds in some minutes.
-        self._readings = [team.read_clocks()] if config.records.trace else []
+        self._readings = [control.read_clocks()] if config.records.trace else []
 
     def before(self, iteration: int) -> None:
         """Begin to record if this is the iteration to begin with."""
@@ -59,9 +59,9 @@ class Tracing:
         """
         if not self._config.records.trace or not self._recorded:
             return None
-        self._readings.append(self._team.read_clocks())
-        gathered = self._team.gather([t.to_json() for t in self._pipeline.stage_traces()])
-        if not self._team.is_reporter:
+        self._readings.append(self._control.read_clocks())
+        gathered = self._control.gather([t.to_json() for t in self._pipeline.stage_traces()])
+        if not self._control.is_reporter:
             return None
         by_rank: list[tuple[ClockReading, ...]] = list(zip(*self._readings, strict=True))
         stages = [

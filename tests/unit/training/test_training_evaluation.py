@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from delaygrad import LocalPipeline
-from delaygrad.runtime.team import Solo
+from delaygrad.runtime.control import Solo
 from delaygrad.training.evaluation import cross_entropy, evaluate
 
 

@@ -21,8 +21,8 @@ from delaygrad.transport import Message
 from delaygrad.transport.wire import Wire, WireReceiver, WireSender, reason_of
 
 
-class Team(ABC):
-    """The processes of one run. Rank 0 reports to the user; the last rank knows the losses."""
+class Control(ABC):
+    """What processes of a run tell each other. Rank 0 reports; the last rank knows the losses."""
 
     rank: int
     size: int
@@ -76,7 +76,7 @@ class Team(ABC):
         """On rank 0: return what the last rank sent, and wait for it if necessary."""
 
 
-class Solo(Team):
+class Solo(Control):
     """One process that holds all stages."""
 
     rank = 0
@@ -104,7 +104,7 @@ class Solo(Team):
         return self._losses.popleft()
 
 
-class Ranks(Team):
+class Ranks(Control):
     """The ranks of the default process group.
 
     Args:
