@@ -30,6 +30,7 @@ from delaygrad.monitor import Monitor
 from delaygrad.partition import check, merge, split
 from delaygrad.planning import plan
 from delaygrad.runtime import DistributedPipeline, LocalPipeline, gather, saved_cuts
+from delaygrad.stage import add_loss
 
 if TYPE_CHECKING:
     from delaygrad.runtime.torch_schedule import ScheduleDDG
@@ -60,6 +61,7 @@ __all__ = [
     "StashError",
     "TransportError",
     "WorkerError",
+    "add_loss",
     "check",
     "gather",
     "merge",

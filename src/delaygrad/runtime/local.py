@@ -33,7 +33,8 @@ class LocalPipeline(Pipeline):
     Args:
         stages: K modules, from the input; each takes what the one before returns. They are trained
             in place, in the mode (``train()``) that they are in.
-        loss_fn: ``loss_fn(outputs, targets)``, a 0-d tensor.
+        loss_fn: ``loss_fn(outputs, targets)``, a 0-d tensor; or a pair of it and extras, which
+            ``extras`` keeps.
         make_optimizer: ``make_optimizer(params)``, called for each stage that has parameters.
         method: the rule to train by.
         loss_weight: how losses of micro-batches combine. None or "mean": by their samples. "sum":

@@ -160,6 +160,27 @@ class Pipeline(ABC):
         return [0 if stage.signals is None else stage.signals.skipped for stage in stages]
 
     @property
+    def added_losses(self) -> list[Tensor | None]:
+        """What ``add_loss`` was given in the newest batch of each stage of this process.
+
+        0-d, detached; None where it was not called. ``step`` returns the loss without it.
+        """
+        return [worker.stage.added.newest for worker in self._workers.values()]
+
+    @property
+    def extras(self) -> list[Any]:
+        """What ``loss_fn`` returned beside the loss of the newest batch, for each micro-batch.
+
+        Detached. Empty where ``loss_fn`` returns the loss only, or does not run in this process.
+        """
+        return [
+            extras
+            for worker in self._workers.values()
+            if worker.stage.loss is not None
+            for extras in worker.stage.loss.extras
+        ]
+
+    @property
     def wants_targets(self) -> bool:
         """Whether ``step`` reads targets here: last stage, or synthesizers that see labels."""
         return any(worker.stage.wants_targets for worker in self._workers.values())
@@ -312,6 +333,7 @@ class Pipeline(ABC):
         for worker in self._workers.values():
             worker.stage.partial.forget_applied()
         for worker in self._workers.values():
+            worker.stage.added.settle()
             if worker.stage.loss is not None:
                 worker.stage.loss.settle()
         self._failure = None

@@ -144,7 +144,8 @@ class Worker:
         self._inputs: dict[int, Tree] = {}
         self._beside: dict[int, int] = {}  # inputs of a batch in flight that were not received
         self._targets: dict[int, Any] = {}
-        self._shares: dict[int, float] = {}
+        self._shares: dict[int, float] = {}  # in the loss
+        self._portions: dict[int, float] = {}  # of the samples, on the first stage
         self._identities: dict[int, Identity] = {}
         # One process reads each batch once.
         self._compares = rank is not None and stage.num_stages > 1
@@ -210,6 +211,8 @@ class Worker:
         self._inputs.update(
             enumerate(inputs if self.stage.is_first else map(_copied, inputs), first)
         )
+        if self.stage.is_first:
+            self._portions.update(dict.fromkeys(range(first, first + len(inputs)), share))
         if targets is not None:
             self._targets.update(enumerate(targets, first))
             self._shares.update(dict.fromkeys(range(first, first + len(targets)), share))
@@ -218,10 +221,13 @@ class Worker:
         num_parts = self._schedule.micro_batches
         first = iteration * num_parts
         if self.stage.is_first:
-            taken = [part for part, _ in parts_of(inputs, num_parts)]
+            pieces = parts_of(inputs, num_parts)
+            taken = [part for part, _ in pieces]
             for part in taken:
                 check_inputs(self.stage.module, part)
             self._inputs.update(self._waiting(first, taken))
+            if num_parts > 1:
+                self._portions.update(enumerate([portion for _, portion in pieces], first))
         if self.stage.wants_targets:
             try:
                 parts = parts_of(targets, num_parts)
@@ -269,12 +275,14 @@ class Worker:
     def live_forward(self, batch_index: int) -> None:
         """Take a watched micro-batch forward at the live parameters, beside training."""
         inputs, inbox = self._inputs.get(batch_index), self._activations
+        portion, watched = self._portions.get(batch_index, 1.0), self.stage.watched()
         if inbox is not None:
-            inputs = inbox.take_aside().activation()
+            received = inbox.take_aside()
+            inputs, portion = received.activation(), received.share
         targets, share = self._targets.get(batch_index), self._shares.get(batch_index, 1.0)
-        outputs = self.stage.watched().forward(batch_index, inputs, targets, share)
+        outputs = watched.forward(batch_index, inputs, targets, share, portion)
         if self._above is not None:
-            self._above.send(Message.of_activation(batch_index, outputs))
+            self._above.send(Message.of_activation(batch_index, outputs, share=watched.portion))
 
     def live_backward(self, batch_index: int, *, is_lowest: bool) -> None:
         """Take it backward; send no further if this is the lowest stage that is asked for."""
@@ -317,6 +325,7 @@ class Worker:
             "beside": {str(batch): number for batch, number in self._beside.items()},
             "targets": _saved(self._targets),
             "shares": {str(batch): share for batch, share in self._shares.items()},
+            "portions": {str(batch): portion for batch, portion in self._portions.items()},
             "identities": {str(batch): known for batch, known in self._identities.items()},
         }
 
@@ -327,6 +336,7 @@ class Worker:
         self._beside = {int(batch): number for batch, number in state.get("beside", {}).items()}
         self._targets = _restored(state["targets"])
         self._shares = {int(batch): share for batch, share in state["shares"].items()}
+        self._portions = {int(batch): part for batch, part in state.get("portions", {}).items()}
         self._identities = {int(batch): known for batch, known in state["identities"].items()}
         for inbox, name in ((self._activations, "activations"), (self._gradients, "gradients")):
             if inbox is not None:
@@ -338,7 +348,7 @@ class Worker:
         stage = self.stage
         identity, scalars = self._identities.pop(batch_index, None), None
         if self._activations is None:
-            inputs = self._inputs.pop(batch_index)
+            inputs, portion = self._inputs.pop(batch_index), self._portions.pop(batch_index, 1.0)
         else:
             received = self._activations.take(batch_index, self.phase)
             inputs = received.activation()
@@ -348,7 +358,7 @@ class Worker:
             if identity is not None:
                 require_same(received.identity, identity)
             identity = received.identity
-            scalars = received.scalars
+            scalars, portion = received.scalars, received.share
             if batch_index in self._inputs:
                 beside = self._inputs.pop(batch_index)
                 self._beside[batch_index] = len(flatten(beside)[0])
@@ -359,7 +369,7 @@ class Worker:
         if stage.wants_targets:
             targets, share = self._targets.pop(batch_index), self._shares.pop(batch_index)
         try:
-            outputs = stage.forward(batch_index, inputs, targets, share)
+            outputs = stage.forward(batch_index, inputs, targets, share, portion)
         except Exception as error:
             if stage.is_first:
                 require_one_batch(error, inputs)
@@ -371,7 +381,8 @@ class Worker:
         num_bytes = 0
         if self.ties is not None:
             outputs, num_bytes = self.ties.lend(batch_index, self.phase, outputs)
-        message = Message.of_activation(batch_index, outputs, self.phase, identity, scalars)
+        about = self.phase, identity, scalars, portion
+        message = Message.of_activation(batch_index, outputs, *about)
         self._send(message, self._above, self._gradients, num_bytes)
         return None
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from delaygrad.boundary import Tree, dense, flatten, unflatten
 from delaygrad.random_stream import RandomStream
+from delaygrad.stage.added_losses import Collecting, total, with_added
 from delaygrad.stage.losses import StageLoss
 from delaygrad.stage.network import go_backward
 from delaygrad.stash import ParameterStash, ParameterVersion, Pending, as_it_was, autocast_dtype
@@ -48,6 +49,8 @@ class LivePass:
         self._entered: dict[int, Pending] = {}
         self._open: dict[int, Pending] = {}
         self._version: ParameterVersion | None = None
+        self.portion = 1.0
+        """The last micro-batch's share of the samples of its batch."""
         self.met: dict[str, Tensor] = {}
         """What the forward of the first watched micro-batch used, by name."""
         self.start: dict[str, Tensor] = {}
@@ -81,7 +84,9 @@ class LivePass:
         inputs = [leaf.detach().clone() for leaf in batch.inputs] if self._is_first else []
         self._entered[batch_index] = replace(batch, inputs=inputs, weights=None)
 
-    def forward(self, batch_index: int, inputs: Tree, targets: Any, share: float) -> Tree:
+    def forward(
+        self, batch_index: int, inputs: Tree, targets: Any, share: float, portion: float
+    ) -> Tree:
         """Take a micro-batch forward; call it for the parts of a batch in order.
 
         Args:
@@ -89,6 +94,7 @@ class LivePass:
             inputs: from the stage below in this pass; on the first stage only used if the
                 micro-batch's own forward has not run yet.
             targets, share: on the last stage, in the same case.
+            portion: of the samples, in the same case.
 
         Returns:
             What the next stage takes; nothing of meaning on the last stage.
@@ -99,10 +105,13 @@ class LivePass:
             self._replayed.set_state(self._random.state())
         batch = self._entered.get(batch_index)
         if batch is None:
-            batch = Pending(inputs=[], structure=None, targets=targets, share=share)
+            batch = Pending(
+                inputs=[], structure=None, targets=targets, share=share, portion=portion
+            )
             batch.autocast = autocast_dtype(self._device)
         elif batch.random_state is not None:
             self._replayed.set_state(batch.random_state)
+        self.portion = batch.portion
         if inputs is None:
             tensors, structure = batch.inputs, batch.structure
         else:
@@ -113,13 +122,14 @@ class LivePass:
         ]
         batch = replace(batch, inputs=leaves, structure=structure)
         where = as_it_was(self._module, batch, self._device)
-        with self._replayed.drawing(), where, self._version.installed():
+        with self._replayed.drawing(), where, self._version.installed(), Collecting() as added:
             copies = [leaf.clone() for leaf in leaves]
             outputs = self._module(unflatten(structure, copies))
             if self._loss is not None:
                 outputs = self._loss.part(outputs, batch.targets, batch.share)
         ends, structure = flatten(outputs)
         batch.roots = [end if end.requires_grad else None for end in ends]
+        batch.added = total(added, batch.portion)
         self._open[batch_index] = batch
         handed_on = [dense(end.detach()).requires_grad_(end.requires_grad) for end in ends]
         return unflatten(structure, handed_on)
@@ -130,6 +140,8 @@ class LivePass:
         """Take a micro-batch backward; return the gradients of its inputs."""
         batch = self._open.pop(batch_index)
         assert batch.roots is not None and self._version is not None
+        if batch.added is not None and batch.added.requires_grad:
+            grad_outputs = with_added(batch.roots, grad_outputs, batch.added)
         with self._version.installed():
             go_backward(batch.roots, grad_outputs)
         return [None if leaf.grad is None else dense(leaf.grad) for leaf in batch.inputs]

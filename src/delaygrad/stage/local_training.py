@@ -43,6 +43,8 @@ class LocalTraining:
         ends = [
             (root, grad) for root, grad in zip(batch.roots, grads, strict=True) if root is not None
         ]
+        if batch.added is not None and batch.added.requires_grad:
+            ends.append((batch.added, torch.ones_like(batch.added)))
         if ends:
             torch.autograd.backward([root for root, _ in ends], [grad for _, grad in ends])
         return outputs

@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from delaygrad.boundary import Tree, flatten, parts_of, unflatten
 from delaygrad.errors import DelaygradError, NonFiniteLossError, StageError
@@ -70,6 +71,8 @@ class StageLoss:
         self._compares = micro_batches > 1 and loss_weight != "mean"
         self._finite = None if allow_nonfinite else FiniteLoss(micro_batches)
         self._parts: list[tuple[Tree, Tree, Tensor]] | None = None  # of a batch to compare
+        self.extras: list[Any] = []
+        """What ``loss_fn`` returned beside the losses of the newest batch."""
 
     def shares(self, parts: Sequence[tuple[Tree, float]]) -> list[float]:
         """Return the share of each part of a batch.
@@ -93,17 +96,26 @@ class StageLoss:
         total = sum(weights)
         return [weight / total if total else 0.0 for weight in weights]
 
-    def part(self, outputs: Any, targets: Any, share: float) -> Tensor:
-        """Return a part's contribution to the loss of its batch; little is checked, nothing kept.
+    def part(
+        self, outputs: Any, targets: Any, share: float, *, keep_extras: bool = False
+    ) -> Tensor:
+        """Return a part's contribution to the loss of its batch; little is checked.
 
         Raises:
             StageError: the loss is not a 0-d tensor.
         """
-        loss = require_scalar(self._loss_fn(outputs, targets)) if share else _nothing(outputs)
+        if not share:
+            return _nothing(outputs) * share
+        returned = self._loss_fn(outputs, targets)
+        if keep_extras and isinstance(returned, tuple) and len(returned) == 2:
+            self.extras.append(tree_map_only(Tensor, Tensor.detach, returned[1]))
+        loss = require_scalar(returned)
         return loss if share == 1 else loss * share
 
     def begin(self, batch_index: int) -> None:
         """Note which part of which batch comes next."""
+        if self.extras and batch_index % self._micro_batches == 0:
+            self.extras = []
         if not self._compares:
             return
         iteration, part = divmod(batch_index, self._micro_batches)
@@ -122,7 +134,7 @@ class StageLoss:
         """
         if self._parts is not None:
             kept = _copied(outputs)
-        loss = self.part(outputs, targets, share)
+        loss = self.part(outputs, targets, share, keep_extras=True)
         if self._finite is not None:
             self._finite.look(loss)
         if self._parts is not None:

@@ -15,8 +15,9 @@ from torch.nn.parameter import is_lazy
 from delaygrad.errors import StageError
 from delaygrad.optimizers import MakeOptimizer, is_of_nothing, joined
 
-LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
-"""``loss_fn(outputs, targets)``: a 0-d tensor, usually the mean over the batch."""
+LossFunction: TypeAlias = Callable[[Any, Any], Tensor | tuple[Tensor, Any]]
+"""``loss_fn(outputs, targets)``: a 0-d tensor, usually the mean over the batch; or a pair of it and
+extras, which the pipeline keeps for the user."""
 
 
 def require_no_replicas(module: nn.Module, stage_index: int) -> None:
@@ -203,11 +204,13 @@ def require_loss(loss_fn: LossFunction | None, stage_index: int) -> LossFunction
 
 
 def require_scalar(loss: Any) -> Tensor:
-    """Return what ``loss_fn`` returned.
+    """Return the loss of what ``loss_fn`` returned: a loss, or a pair of a loss and extras.
 
     Raises:
         StageError: it is not a 0-d tensor.
     """
+    if isinstance(loss, tuple) and len(loss) == 2:
+        loss = loss[0]
     if not isinstance(loss, Tensor) or loss.dim() != 0:
         found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise StageError(f"loss_fn must return a 0-d tensor (returned: {found}); take its mean")

@@ -32,6 +32,7 @@ from delaygrad.boundary import Structure, Tree, dense, flatten, narrowed, unflat
 from delaygrad.methods import Method
 from delaygrad.optimizers import MakeOptimizer
 from delaygrad.random_stream import RandomStream, stage_seed
+from delaygrad.stage.added_losses import AddedLosses, Collecting, total, with_added
 from delaygrad.stage.live_pass import LivePass
 from delaygrad.stage.local_training import LocalTraining, require_alike
 from delaygrad.stage.losses import LossWeight, StageLoss
@@ -155,6 +156,9 @@ class Stage:
         self._parameter_list = list(module.parameters())
         self.optimizer = make_own_optimizer(make_optimizer, self._parameter_list, stage_index)
         self._hands_over = make_optimizer is by_caller
+        nonfinite = allow_nonfinite_loss or method.loss_scale is not None
+        self.added = AddedLosses(method.schedule.micro_batches, allow_nonfinite=nonfinite)
+        """What the modules add to the loss."""
         self.loss = None
         """Of the last stage."""
         if self.is_last:
@@ -163,7 +167,7 @@ class Stage:
                 device=self.device,
                 micro_batches=method.schedule.micro_batches,
                 loss_weight=loss_weight,
-                allow_nonfinite=allow_nonfinite_loss or method.loss_scale is not None,
+                allow_nonfinite=nonfinite,
             )
         seed = torch.initial_seed() if seed is None else seed
         own_seed = stage_seed(seed, stage_index) if num_stages > 1 else None
@@ -196,7 +200,12 @@ class Stage:
         return [names.get(id(p), "") for group in groups for p in group["params"]]
 
     def forward(
-        self, batch_index: int, inputs: Tree, targets: Any = None, share: float = 1.0
+        self,
+        batch_index: int,
+        inputs: Tree,
+        targets: Any = None,
+        share: float = 1.0,
+        portion: float = 1.0,
     ) -> Tree:
         """Take a batch forward with the live parameters, and stash what its backward will need.
 
@@ -206,6 +215,8 @@ class Stage:
                 the first, those with ``requires_grad`` get an error gradient.
             targets: for ``loss_fn`` on the last stage, and for synthesizers that see labels.
             share: the loss is multiplied by this share of the whole batch; last stage only.
+            portion: the batch's share of the samples; what ``add_loss`` is given is multiplied
+                by it.
 
         Returns:
             What the next stage takes: detached tensors that require a gradient where one is
@@ -225,6 +236,7 @@ class Stage:
             structure=structure,
             targets=targets if self._local is None else _kept(targets, self.wants_targets),
             share=share,
+            portion=portion,
             scale=None if self.signals is None else self.signals.passing,
         )
         if self._waits or self.live_pass is not None:  # the forward may be computed again
@@ -239,6 +251,8 @@ class Stage:
             self.loss.begin(batch_index)
         with self._random.drawing():
             outputs = self._build(batch)
+        if batch.added is not None or self.added.newest is not None:
+            self.added.note(batch_index, batch.added)
         if batch.weights is not None:
             self._parameters.leave(batch.weights)
         if self._local is not None:
@@ -247,7 +261,7 @@ class Stage:
             self._train_at_once(self._local, batch_index, batch)
             return outputs
         if self._recomputes:
-            batch.roots = None
+            batch.roots = batch.added = None
             batch.checksum = None if self._replays_live else checksum(outputs)
             batch.weights = None if self._replays_live else batch.weights
         self._pending.put(batch_index, batch)
@@ -298,6 +312,9 @@ class Stage:
         if self.signals is not None and self.is_last:
             assert batch.roots[0] is not None and batch.scale is not None
             grad_outputs = [self.signals.first_gradient(batch.roots[0], batch.scale)]
+        if batch.added is not None and batch.added.requires_grad:
+            scale = None if self.signals is None else self.signals.scale
+            grad_outputs = with_added(batch.roots, grad_outputs, batch.added, scale)
         if batch.weights is None:
             go_backward(batch.roots, grad_outputs)
         else:  # a checkpointed block runs its forward again here
@@ -509,15 +526,18 @@ class Stage:
     def _build(self, batch: Pending) -> Tree:
         """Run the forward, keep the ends of its graph with the batch, return what is sent."""
         weights = [] if batch.weights is None else batch.weights.parameters()
-        if batch.weights is None and not self._rounds:
-            outputs = self._compute(batch)  # the parameters are met as they are
-        else:
-            rounding = saving_rounded(self._rounds, [*weights, *self.module.buffers()])
-            with _installed(batch.weights), rounding:
-                outputs = self._compute(batch)
+        with Collecting() as added:
+            if batch.weights is None and not self._rounds:
+                outputs = self._compute(batch)  # the parameters are met as they are
+            else:
+                rounding = saving_rounded(self._rounds, [*weights, *self.module.buffers()])
+                with _installed(batch.weights), rounding:
+                    outputs = self._compute(batch)
         tensors, structure = ([outputs], None) if self.is_last else flatten(outputs)
+        if added:
+            batch.added = total(added, batch.portion)
         self._references.look(
-            tensors, stand_ins=weights, inputs=batch.inputs, targets=batch.targets
+            [*tensors, *added], stand_ins=weights, inputs=batch.inputs, targets=batch.targets
         )
         if self.is_last:
             batch.roots = [outputs]

@@ -84,10 +84,12 @@ class Pending:
         random_state: before the forward; None where no replay is ever needed.
         autocast: what the forward computed in under ``torch.autocast``; None: it was off.
         buffers: what the forward met, by name.
+        portion: the batch's share of the samples, for losses that modules add.
         scale: of its loss; None where none is used.
         checksum: of the outputs, where the forward is to be computed again.
         roots: ends of the graph, one per output tensor; None for an output without a gradient.
             The whole list is None while the graph is not built (or not built again).
+        added: what the stage's modules have added to the loss, with its graph.
     """
 
     inputs: list[Tensor]
@@ -98,9 +100,11 @@ class Pending:
     random_state: RandomState | None = None
     autocast: torch.dtype | None = None
     buffers: dict[str, Tensor | None] = field(default_factory=dict)
+    portion: float = 1.0
     scale: Tensor | None = None
     checksum: list[int] | None = None
     roots: list[Tensor | None] | None = None
+    added: Tensor | None = None
 
     def describe(self, batch_index: int, buffers: dict[str, Tensor | None]) -> dict[str, Any]:
         """Return what a replay of the forward needs, for a checkpoint.
@@ -126,6 +130,7 @@ class Pending:
             "structure": self.structure,
             "targets": {"tensors": tensors, "structure": structure},
             "share": self.share,
+            "portion": self.portion,
             "scale": self.scale,
             "edition": None if self.weights is None else self.weights.edition,
             "changed": [] if self.weights is None else self.weights.changed(),
@@ -162,6 +167,7 @@ class Pending:
             structure=described["structure"],
             targets=unflatten(targets["structure"], on_device),
             share=described["share"],
+            portion=described.get("portion", 1.0),
             scale=None if described.get("scale") is None else described["scale"].to(device),
             weights=weights,
             random_state=described["random"],

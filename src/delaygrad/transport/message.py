@@ -23,6 +23,7 @@ class Message:
         structure: rebuilds an activation; see ``delaygrad.boundary``.
         phase: the first batch since the sender's last flush.
         identity: of an activation's batch, made by stage 0; a JSON value.
+        share: of the samples of an activation's batch; below 1 for a micro-batch.
         scalars: what else the stages tell each other, float64; None if nothing.
     """
 
@@ -32,6 +33,7 @@ class Message:
     phase: int = 0
     identity: dict[str, Any] | None = None
     scalars: Tensor | None = None
+    share: float = 1.0
 
     @classmethod
     def of_activation(
@@ -41,10 +43,11 @@ class Message:
         phase: int = 0,
         identity: dict[str, Any] | None = None,
         scalars: Tensor | None = None,
+        share: float = 1.0,
     ) -> Message:
         """Pack what ``Stage.forward`` returned."""
         tensors, structure = flatten(activation)
-        return cls(batch_index, tuple(tensors), structure, phase, identity, scalars)
+        return cls(batch_index, tuple(tensors), structure, phase, identity, scalars, share)
 
     @classmethod
     def of_flush(cls, batch_index: int, loads: int) -> Message:
@@ -79,6 +82,7 @@ class Message:
             "phase": self.phase,
             "identity": self.identity,
             "scalars": self.scalars,
+            "share": self.share,
         }
 
     @classmethod
@@ -89,7 +93,7 @@ class Message:
             for tensor, wanted in zip(state["tensors"], state["requires_grad"], strict=True)
         )
         about = state["structure"], state["phase"], state["identity"], state.get("scalars")
-        return cls(state["batch"], tensors, *about)
+        return cls(state["batch"], tensors, *about, state.get("share", 1.0))
 
 
 class Sender(Protocol):

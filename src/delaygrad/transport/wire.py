@@ -153,6 +153,8 @@ class WireSender:
                 for part, t in zip(parts, tensors, strict=True)
             ],
         }
+        if message.share != 1:
+            header["share"] = message.share
         if scalars is not None:
             header["scalars"] = on_device or scalars.tolist()
         self._latest.append(payload.numel())
@@ -250,7 +252,7 @@ class WireReceiver:
         elif scalars is not None:
             scalars = torch.tensor(scalars, dtype=torch.float64)
         about = header["structure"], header["phase"], header["identity"], scalars
-        return Message(header["batch"], tensors, *about)
+        return Message(header["batch"], tensors, *about, header.get("share", 1.0))
 
     def _read_header(self) -> tuple[dict[str, Any], Tensor]:
         """Return the header, and the payload behind it, which may be empty."""
