@@ -14,8 +14,8 @@ from delaygrad.bench import run_contest
 from delaygrad.bench.config import ContestConfig, WorkloadName
 from delaygrad.bench.workload import load_workload
 from delaygrad.errors import ConfigError
-from delaygrad.partition.measured_cuts import measured_cuts
-from delaygrad.partition.measurement import measuring
+from delaygrad.methods import BP
+from delaygrad.planning import plan
 from delaygrad.records.spread import MISSING, quartiles_text
 from delaygrad.reproduce.measured import MeasuredTarget, Measurement
 from delaygrad.reproduce.target import FILE, Findings, Published, Row, Scale, Sources, text_table
@@ -268,25 +268,20 @@ def stage_times(contest: SpeedLine) -> dict[str, Any]:
         cuts; stages: seconds of forward, backward and update of each; boundary_bytes: of the
         largest boundary.
     """
-    config = ContestConfig(workload=contest.workload, smoke=contest.small)
-    workload = load_workload(config)
+    workload = load_workload(ContestConfig(workload=contest.workload, smoke=contest.small))
     inputs, targets = workload.batch()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with measuring(
-            workload.model(),
-            inputs,
-            make_optimizer=workload.make_optimizer,
-            loss=lambda outputs: workload.loss_fn(outputs, targets),
-        ) as measurement:
-            found = measured_cuts(measurement, measurement.layers(), contest.stages[0])
-    finally:
-        torch.set_num_threads(threads)
-    boundaries = [stage.output_bytes for stage in found.stages[:-1]]
+    (stages,) = plan(
+        workload.model(),
+        inputs,
+        num_stages=contest.stages[0],
+        method=BP(),
+        loss=lambda outputs: workload.loss_fn(outputs, targets),
+        make_optimizer=workload.make_optimizer,
+    ).stages
+    boundaries = [stage.output_bytes for stage in stages[:-1]]
     return {
-        "cuts": [stage.name for stage in found.stages[1:]],
-        "stages": [stage.times() for stage in found.stages],
+        "cuts": [stage.name for stage in stages[1:]],
+        "stages": [stage.times() for stage in stages],
         "boundary_bytes": max(boundaries, default=0) or None,
     }
 
