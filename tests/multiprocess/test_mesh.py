@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import cross_entropy
 
 import delaygrad as dg
+from delaygrad.methods.axes import ClipNorm
 
 STAGES, REPLICAS, STOP = 2, 2, 4
 DATA = list(batches(8, (6,), sizes=(8, 8, 12)))
@@ -164,3 +165,21 @@ def test_replicas_equal_a_loop_that_averages_their_gradients(tmp_path: Path) -> 
         assert pipe.load_newest(tmp_path / "b") == {"seen": 1}
         for k, stage in enumerate(pipe.stages):
             assert_same(dict(stage.state_dict()), ranks[k * REPLICAS]["flushed"])
+
+
+def clip_together(rank: int, world_size: int) -> list[float]:
+    norms = []
+    with pipeline(rank, clip_norm=ClipNorm(0.1, wait=True)) as pipe:
+        for batch in DATA[:5]:
+            pipe.step(*part(batch, pipe.replica))
+            gradients = [p.grad for p in pipe.stage.parameters() if p.grad is not None]
+            norms.append(float(nn.utils.get_total_norm(gradients)))
+    return norms
+
+
+def test_stages_that_wait_for_each_other_clip_by_the_norm_of_one_replica() -> None:
+    ranks = run_ranks(clip_together, STAGES * REPLICAS, timeout_s=100)
+    for replica in range(REPLICAS):
+        first, last = ranks[replica], ranks[REPLICAS + replica]
+        for one, other in list(zip(first, last, strict=True))[1:]:
+            assert (one**2 + other**2) ** 0.5 == pytest.approx(0.1, rel=1e-3)

@@ -577,7 +577,8 @@ class Pipeline(ABC):
         """Tell the stages of this process the norm of what all these stages apply."""
         found = {k: s for k, worker in self._workers.items() if (s := worker.stage.signals)}
         own = [signals.applied() if k in updating else 0.0 for k, signals in found.items()]
-        total = sum(value for values in self._share(own) for value in values)
+        of_one_replica = self._share(own)[: self.num_stages]  # all apply the same
+        total = sum(value for values in of_one_replica for value in values)
         for signals in found.values():
             signals.total.fill_(total)
 
