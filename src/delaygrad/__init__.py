@@ -25,7 +25,7 @@ from delaygrad.errors import (
     TransportError,
     WorkerError,
 )
-from delaygrad.methods import BP, DDG, DNI, FDG, FR, Lookahead, Method
+from delaygrad.methods import BP, DDG, DNI, FDG, FR, Auto, Lookahead, Method
 from delaygrad.monitor import Monitor
 from delaygrad.partition import check, merge, split
 from delaygrad.planning import plan
@@ -43,6 +43,7 @@ __all__ = [
     "DNI",
     "FDG",
     "FR",
+    "Auto",
     "CheckpointError",
     "ConfigError",
     "DataError",

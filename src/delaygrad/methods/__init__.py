@@ -6,6 +6,7 @@ A file in this folder that uses ``published`` is found here: nothing else has to
 import importlib
 import pkgutil
 
+from delaygrad.methods.auto import Auto, chosen
 from delaygrad.methods.bp import BP
 from delaygrad.methods.ddg import DDG, method_or_ddg
 from delaygrad.methods.dni import DNI
@@ -18,6 +19,6 @@ for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
     importlib.import_module(_module.name)
 
 __all__ = [
-    "BP", "DDG", "DNI", "FDG", "FR", "METHODS", "Lookahead", "Method", "method_or_ddg",
-    "published",
+    "BP", "DDG", "DNI", "FDG", "FR", "METHODS", "Auto", "Lookahead", "Method", "chosen",
+    "method_or_ddg", "published",
 ]  # fmt: skip

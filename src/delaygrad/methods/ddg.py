@@ -112,8 +112,8 @@ def DDG(
     )
 
 
-def method_or_ddg(method: Method | None) -> Method:
-    """Return the method, DDG where none is given.
+def method_or_ddg(method: Method | None, num_stages: int | None = None) -> Method:
+    """Return the method, DDG where none is given; for a number of stages, if it is known.
 
     Raises:
         TypeError: it is no Method, for instance a name, or a method's function that was not called.
@@ -126,4 +126,4 @@ def method_or_ddg(method: Method | None) -> Method:
             f"method is no Method (given: {given}); call a method's function, for example "
             "method=delaygrad.DDG()"
         )
-    return method
+    return method if num_stages is None else method.for_stages(num_stages)

@@ -32,12 +32,13 @@ from delaygrad.schedule import locked
 
 
 @published("delayed gradients with micro-batches and a look-ahead")
-def Lookahead(micro_batches: int, slack: int = 0) -> Method:
+def Lookahead(micro_batches: int | None = None, slack: int = 0) -> Method:
     """Keep every gradient at most one update late, and take it at predicted parameters.
 
     Args:
-        micro_batches: M, parts that a batch is split into; use (K-1)(1 + slack) or more. With
-            fewer parts the delays grow, and the predictions look further ahead.
+        micro_batches: M, parts that a batch is split into; by default (K-1)(1 + slack), or a little
+            more if that divides the batch. With fewer parts the delays grow, and the predictions
+            look further ahead.
         slack: additional ticks of lag per boundary, to hide a slow link; at least 0.
 
     Raises:
@@ -47,9 +48,30 @@ def Lookahead(micro_batches: int, slack: int = 0) -> Method:
         >>> method = Lookahead(micro_batches=4)
         >>> [method.delay(k, 5) for k in range(5)]
         [1, 1, 1, 1, 0]
+        >>> Lookahead().for_stages(5)
+        Lookahead(micro_batches=4)
     """
+
+    def complete(num_stages: int, batch_size: int | None) -> Method:
+        needed = max((num_stages - 1) * (1 + slack), 1)
+        return Lookahead(enough_micro_batches(needed, batch_size), slack)
+
     return Method(
         name="lookahead",
-        schedule=locked(slack, micro_batches),
+        schedule=locked(slack, 1 if micro_batches is None else micro_batches),
         forward_weights=Predicted("mean", offset=1),
+        complete=complete if micro_batches is None else None,
     )
+
+
+def enough_micro_batches(needed: int, batch_size: int | None) -> int:
+    """Return the smallest number from ``needed`` to twice that which divides the batch.
+
+    If none does, the parts of a batch differ by a sample.
+
+    Example:
+        >>> enough_micro_batches(15, 64), enough_micro_batches(3, 100), enough_micro_batches(5, 13)
+        (16, 4, 5)
+    """
+    options = range(needed, 2 * needed + 1)
+    return next((m for m in options if batch_size and batch_size % m == 0), needed)

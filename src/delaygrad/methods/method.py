@@ -79,6 +79,8 @@ class Method:
     update: tuple[Update, ...] = ()
     loss_scale: LossScale | None = None
     title: str | None = field(default=None, compare=False)
+    complete: Callable[[int, int | None], Method] | None = field(default=None, compare=False)
+    """Decides options left open, by the number of stages and the batch size."""
     call: str | None = field(default=None, compare=False)
     """How a published method was made, for people; ``published`` sets it."""
 
@@ -109,7 +111,7 @@ class Method:
         chosen = [
             f"{axis.name}={getattr(self, axis.name)!r}"
             for axis in fields(self)
-            if getattr(self, axis.name) != axis.default
+            if axis.compare and getattr(self, axis.name) != axis.default
         ]
         return f"Method({', '.join(chosen)})"
 
@@ -123,6 +125,15 @@ class Method:
         if self.error_gradient.is_local and not is_last:
             return 0
         return self.schedule.delay(stage_index, num_stages)
+
+    def for_stages(self, num_stages: int, batch_size: int | None = None) -> Method:
+        """Return the method with the options that the number of stages decides.
+
+        Args:
+            num_stages: K.
+            batch_size: samples; None is not known.
+        """
+        return self if self.complete is None else self.complete(num_stages, batch_size)
 
     def with_options(
         self, clip_norm: float | ClipNorm | None, loss_scale: float | LossScale | None

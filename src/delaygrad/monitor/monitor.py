@@ -47,7 +47,7 @@ class Monitor:
             process that holds stage 0 issues a ``DelaygradWarning``.
 
     Raises:
-        ValueError: ``every`` is below 1, or the pipeline has a monitor.
+        ValueError: ``every`` is below 1, or the pipeline has a monitor, or replicas (``mesh``).
 
     Example:
         >>> import torch, delaygrad as dg
@@ -76,6 +76,11 @@ class Monitor:
             raise ValueError(f"every must be at least 1 (every: {every})")
         if pipe.monitor is not None:
             raise ValueError("the pipeline has a monitor already; use that one")
+        if pipe.num_replicas > 1:
+            raise ValueError(
+                f"a monitor compares gradients of one replica (replicas: {pipe.num_replicas}); "
+                "leave it out, or train without a mesh"
+            )
         self._pipe, self._every = pipe, every
         self._report = self._warn if report is None else report
         self._advice = Advice()

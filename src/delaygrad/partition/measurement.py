@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from delaygrad.boundary import Tree, flatten, unflatten
+from delaygrad.boundary import Tree, flatten, parts_of, unflatten
 from delaygrad.errors import PartitionError, StageError
 from delaygrad.optimizers import MakeOptimizer, is_of_nothing, joined
 from delaygrad.partition.costs import LayerCost, Seconds, Storage
@@ -38,7 +38,7 @@ __all__ = ["Measurement", "measure", "measuring"]
 MIN_REPEATS = 3
 MAX_REPEATS = 10
 # No further repeat starts after this, once there are MIN_REPEATS.
-LAYERS_BUDGET_S, STAGES_BUDGET_S = 2.0, 1.5
+LAYERS_BUDGET_S, STAGES_BUDGET_S, PARTS_BUDGET_S = 2.0, 1.5, 0.5
 
 
 def measure(
@@ -151,6 +151,22 @@ class Measurement:
         ]
         return self._repeat(pieces, STAGES_BUDGET_S)
 
+    def of_parts(self, num_parts: int) -> Seconds:
+        """Measure the largest of the parts of a split batch, through the whole network.
+
+        Without the loss, which may know the targets of a whole batch.
+
+        Raises:
+            StageError: the inputs cannot be split.
+            PartitionError: a layer fails on a part.
+        """
+        last = self._layers[-1]
+        bare = last.module.layer if isinstance(last.module, _WithLoss) else last.module
+        piece = self._piece([*self._layers[:-1], Layer(last.name, bare)], whole=True)
+        inputs = parts_of(self._inputs, num_parts)[0][0]
+        (seconds,) = self._repeat([piece], PARTS_BUDGET_S, inputs)
+        return seconds
+
     def stage_inputs(self, cuts: Sequence[int]) -> list[Tree]:
         """Return what arrives at each stage, detached; ``requires_grad`` as in training."""
         found, value = [], self._inputs
@@ -180,11 +196,13 @@ class Measurement:
             group["lr"] = 0.0  # ones as gradients would soon drive parameters out of range
         return optimizer if hasattr(optimizer, "step") else None
 
-    def _repeat(self, pieces: list[_Piece], budget_s: float) -> list[Seconds]:
+    def _repeat(
+        self, pieces: list[_Piece], budget_s: float, inputs: Tree | None = None
+    ) -> list[Seconds]:
         walks: list[list[Seconds]] = []
         stop_at = self._clock() + budget_s
         while len(walks) < MIN_REPEATS or (len(walks) < MAX_REPEATS and self._clock() < stop_at):
-            walks.append(self._walk(pieces))
+            walks.append(self._walk(pieces, inputs))
         return [
             Seconds(
                 forward_s=statistics.median(repeat.forward_s for repeat in repeats),
@@ -194,8 +212,8 @@ class Measurement:
             for repeats in zip(*walks, strict=True)
         ]
 
-    def _walk(self, pieces: list[_Piece]) -> list[Seconds]:
-        timings, value = [], self._inputs
+    def _walk(self, pieces: list[_Piece], inputs: Tree | None = None) -> list[Seconds]:
+        timings, value = [], self._inputs if inputs is None else inputs
         for piece in pieces:
             timing, value = piece.time(value, self._clock)
             timings.append(timing)

@@ -15,7 +15,7 @@ from delaygrad.partition.graph.ties import TiedParameter
 from delaygrad.planning.link import Link
 from delaygrad.planning.simulate import Boundary, Ties, iteration_s
 from delaygrad.planning.stage_memory import StageMemory, stage_memory
-from delaygrad.schedule import locked
+from delaygrad.schedule import Schedule, locked
 
 __all__ = ["DataParallel", "Forecast", "Here", "Host", "StagePlan", "data_parallel", "forecast"]
 
@@ -67,6 +67,25 @@ class Here:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DialRow:
+    """The pipeline with M micro-batches.
+
+    Args:
+        micro_batches: M.
+        iteration_s: seconds of an iteration in steady state, on K devices of their own.
+        speedup: over one device.
+        delay: of the first stage, in updates.
+        memory_bytes: of the stage that needs the most.
+    """
+
+    micro_batches: int
+    iteration_s: float
+    speedup: float
+    delay: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StagePlan(Seconds):
     """One stage; seconds are on its own device, recomputation included.
 
@@ -112,6 +131,7 @@ class Forecast:
         stage_plans: one for each stage.
         advice: what to do, in sentences.
         command: the command that cuts the network like this.
+        dial: other numbers of micro-batches.
     """
 
     stages: int
@@ -130,6 +150,7 @@ class Forecast:
     stage_plans: tuple[StagePlan, ...]
     advice: tuple[str, ...]
     command: str = ""
+    dial: tuple[DialRow, ...] = ()
     ties: tuple[TiedParameter, ...] = ()
     tie_bytes: int = 0
 
@@ -146,11 +167,9 @@ def forecast(
 ) -> Forecast:
     """Predict an iteration of a pipeline.
 
-    A micro-batch is assumed to cost 1/M of the batch. Small micro-batches cost more.
-
     Args:
-        stages: what each stage costs on the device that was measured.
-        whole: what the whole network costs on that device.
+        stages: what each stage costs on the device that was measured, M micro-batches together.
+        whole: what the whole network costs on that device, with the batch at once.
         method: gives the schedule, and what is kept, sent and recomputed.
         link: between neighbours; None costs nothing.
         speeds: of each stage's device, relative to the measured one; by default all 1.
@@ -160,23 +179,14 @@ def forecast(
     num_stages, schedule = len(stages), method.schedule
     speeds = [1.0] * num_stages if speeds is None else speeds
     plans = _stage_plans(stages, method, speeds, ties)
-    fraction = 1.0 if method.boundary_dtype is None else 0.5
-    lent = _lent(ties)
-    beside = [lent.pop((k, k + 1), (0, 0)) for k in range(num_stages - 1)]
     parts = schedule.micro_batches
-    boundaries = tuple(
-        Boundary(
-            activation_bytes=stage.output_bytes * fraction + values * parts,
-            gradient_bytes=stage.gradient_bytes * fraction + gradients * parts,
-        )
-        for stage, (values, gradients) in zip(stages[:-1], beside, strict=True)
-    )
-    tie_bytes = parts * sum(map(sum, [*beside, *lent.values()]))
+    boundaries, lent = _boundaries(stages, method, ties)
+    tie_bytes = parts * sum(map(sum, _lent(ties).values()))
     apart = parts * sum(map(sum, lent.values()))
     time = partial(iteration_s, plans, boundaries=boundaries, link=link, ties=lent)
     slacks = () if schedule.slack is None else _SLACKS
     own_s = time(schedule)
-    slack_s = {slack: time(locked(slack, schedule.micro_batches)) for slack in slacks}
+    slack_s = {slack: time(locked(slack, parts)) for slack in slacks}
     slowest_s = max(plan.total_s for plan in plans)
     rival = data_parallel(whole, num_stages, link, slowest_speed=min(speeds))
     return Forecast(
@@ -198,9 +208,33 @@ def forecast(
         stage_plans=plans,
         advice=(
             *_advice_on_link(slowest_s, boundaries, link),
-            *_advice_on_slack(own_s, slack_s, schedule.slack),
+            *_advice_on_delay(method, num_stages),
+            *_advice_on_slack(own_s, slack_s, schedule, num_stages),
             *_advice_on_rival(min([own_s, *slack_s.values()]), boundaries, rival),
         ),
+    )
+
+
+def dial_row(
+    stages: Sequence[LayerCost],
+    whole: LayerCost,
+    method: Method,
+    link: Link | None,
+    *,
+    speeds: Sequence[float] | None = None,
+    ties: Sequence[TiedParameter] = (),
+) -> DialRow:
+    """Predict one row of the dial; arguments as for ``forecast``."""
+    num_stages = len(stages)
+    plans = _stage_plans(stages, method, speeds or [1.0] * num_stages, ties)
+    boundaries, lent = _boundaries(stages, method, ties)
+    time = iteration_s(plans, method.schedule, boundaries=boundaries, link=link, ties=lent)
+    return DialRow(
+        micro_batches=method.schedule.micro_batches,
+        iteration_s=time,
+        speedup=whole.total_s / time,
+        delay=method.schedule.delay(0, num_stages),
+        memory_bytes=max(plan.memory.total_bytes for plan in plans),
     )
 
 
@@ -265,6 +299,23 @@ def _stage_plans(
     return tuple(replace(plan, share=plan.total_s / total_s) for plan in found)
 
 
+def _boundaries(
+    stages: Sequence[LayerCost], method: Method, ties: Sequence[TiedParameter]
+) -> tuple[tuple[Boundary, ...], dict[tuple[int, int], tuple[int, int]]]:
+    """Return what crosses each boundary, and what shared parameters send elsewhere."""
+    fraction = 1.0 if method.boundary_dtype is None else 0.5
+    lent, parts = _lent(ties), method.schedule.micro_batches
+    beside = [lent.pop((k, k + 1), (0, 0)) for k in range(len(stages) - 1)]
+    boundaries = tuple(
+        Boundary(
+            activation_bytes=stage.output_bytes * fraction + values * parts,
+            gradient_bytes=stage.gradient_bytes * fraction + gradients * parts,
+        )
+        for stage, (values, gradients) in zip(stages[:-1], beside, strict=True)
+    )
+    return boundaries, lent
+
+
 def _lent(ties: Sequence[TiedParameter]) -> dict[tuple[int, int], tuple[int, int]]:
     """Add up the bytes of each owner and borrower: of values, and of gradients, a micro-batch."""
     found: dict[tuple[int, int], tuple[int, int]] = {}
@@ -308,14 +359,33 @@ def _advice_on_link(
     ]
 
 
-def _advice_on_slack(own_s: float, slack_s: dict[int, float], slack: int | None) -> list[str]:
+def _advice_on_delay(method: Method, num_stages: int) -> list[str]:
+    delay = method.schedule.delay(0, num_stages)
+    if delay <= 1:
+        return []
+    needed = (num_stages - 1) * (1 + (method.schedule.slack or 0))
+    return [
+        f"gradients are up to {delay} updates late, which costs accuracy; use lookahead with "
+        f"{needed} micro-batches or more: no gradient is then more than one update late, and the "
+        "look-ahead corrects it"
+    ]
+
+
+def _advice_on_slack(
+    own_s: float, slack_s: dict[int, float], schedule: Schedule, num_stages: int
+) -> list[str]:
+    slack = schedule.slack
     if slack is None:
         return []
     least = min(slack_s.values())
     wanted = min(option for option, time in slack_s.items() if time <= least * (1 + _WORTH))
     wanted_s = milliseconds(slack_s[wanted])
     if wanted > slack and slack_s[wanted] < own_s * (1 - _WORTH):
-        return [f"use slack {wanted}: it hides the link ({milliseconds(own_s)} -> {wanted_s})"]
+        gain = f"hides the link ({milliseconds(own_s)} -> {wanted_s})"
+        delay = locked(wanted, schedule.micro_batches).delay(0, num_stages)
+        if delay <= 1:
+            return [f"use slack {wanted}: it {gain}"]
+        return [f"slack {wanted} {gain}, but makes gradients up to {delay} updates late"]
     if wanted < slack:
         return [f"slack {wanted} would do: {wanted_s}, with less delay"]
     return []

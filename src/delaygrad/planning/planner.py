@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from delaygrad.boundary import Tree
+from delaygrad.boundary import Tree, flatten
 from delaygrad.errors import ConfigError, lacks
 from delaygrad.methods import DDG, Method, method_or_ddg
 from delaygrad.optimizers import MakeOptimizer
@@ -22,7 +22,8 @@ from delaygrad.partition.costs import join, stages_of, with_seconds, without_bor
 from delaygrad.partition.measured_cuts import MeasuredCuts, measured_cuts
 from delaygrad.partition.measurement import Measurement, measuring
 from delaygrad.partition.split import cuttable, separable_groups
-from delaygrad.planning.forecast import Forecast, Host, forecast
+from delaygrad.planning.dial import counts_of, part_costs, scaled, with_micro_batches
+from delaygrad.planning.forecast import Forecast, Host, dial_row, forecast
 from delaygrad.planning.link import Link
 from delaygrad.planning.stage_memory import fits_within
 from delaygrad.runtime.machine import Machine, measure_machine
@@ -140,10 +141,13 @@ def plan(
         >>> [each.cuts for each in found.forecasts]
         [(), ('1', '2')]
     """
-    method = method_or_ddg(method)
+    method_or_ddg(method)
     counts = [num_stages] if isinstance(num_stages, int) else list(dict.fromkeys(num_stages))
     _check(method, counts, speeds)
     say = say or (lambda text: None)
+    batch_size = len(flatten(sample_inputs)[0][0])
+    methods = {k: method.for_stages(k, batch_size) for k in counts}
+    dials = {k: counts_of(k, methods[k].schedule.micro_batches) for k in counts}
     # All that can be refused, before anything is measured for long.
     network = cuttable(model, sample_inputs, before_loss=loss is not None)
     layers = network.layers
@@ -152,7 +156,7 @@ def plan(
 
     def cut(measurement: Measurement, costs: Sequence[LayerCost], k: int) -> MeasuredCuts:
         say(f"timing {k} stages")
-        fits = None
+        method, fits = methods[k], None
         if memory_cap_bytes < math.inf:
             fits = fits_within(stages_of(costs, groups[k][1:]), method, k, memory_cap_bytes)
         again = [method.recompute and method.schedule.lag(stage, k) > 0 for stage in range(k)]
@@ -177,6 +181,8 @@ def plan(
         ]
         (whole,) = with_seconds([join(costs)], measurement.stages([]))
         found = {k: cut(measurement, costs, k) for k in counts}
+        say("timing micro-batches")
+        parts = part_costs(measurement, sorted({m for dial in dials.values() for m in dial}))
         at_once = min(max(counts), max(cores // threads, 1))  # with more, they would share cores
         if side_by_side and at_once > 1:
             own = separable_groups(network, at_once)
@@ -195,6 +201,21 @@ def plan(
             )
     host = Host(cores=cores, threads=threads, slowdown=machine.slowdown or 1.0, link=loopback)
     used = loopback if link == "loopback" else link
+
+    def predicted(k: int, own: Method) -> Forecast:
+        stages, ties = found[k].stages, network.shared(found[k].cuts)
+        rows = [
+            dial_row(
+                scaled(stages, parts, m), whole, with_micro_batches(own, m), used,
+                speeds=speeds, ties=ties,
+            )
+            for m in (dials[k] if own.schedule.lag(0, k) else ())
+            if m in parts
+        ]  # fmt: skip
+        stages = scaled(stages, parts, own.schedule.micro_batches)
+        made = forecast(stages, whole, own, used, speeds=speeds, host=host, ties=ties)
+        return replace(made, dial=tuple(rows))
+
     planned = Plan(
         whole=whole,
         layers=tuple(costs),
@@ -203,18 +224,7 @@ def plan(
         slowdown=machine.slowdown,
         processes=machine.processes,
         threads=threads,
-        forecasts=tuple(
-            forecast(
-                each.stages,
-                whole,
-                method,
-                used,
-                speeds=speeds,
-                host=host,
-                ties=network.shared(each.cuts),
-            )
-            for each in found.values()
-        ),
+        forecasts=tuple(predicted(k, methods[k]) for k in counts),
         stages=tuple(tuple(each.stages) for each in found.values()),
     )
     sample = "sample_inputs=inputs, " if network.captured else ""

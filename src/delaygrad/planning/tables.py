@@ -51,6 +51,8 @@ def tables(plan: Plan) -> Iterator[RenderableType]:
                 f"  shared parameters send {_mebibytes(forecast.tie_bytes)} of the "
                 f"{_mebibytes(forecast.sent_bytes)} MiB per iteration"
             )
+        if len(forecast.dial) > 1:
+            yield _dial(forecast)
         for sentence in forecast.advice:
             yield Text(f"  - {sentence}")
         if forecast.here.crowded:
@@ -65,12 +67,14 @@ def tables(plan: Plan) -> Iterator[RenderableType]:
 def _overview(plan: Plan) -> Table:
     table = _table(
         "predicted, on K devices like this one (times in ms, sizes in MiB)",
-        "K", "iteration", "exposed", "speed-up", "efficiency", "sent", "all here", "data parallel",
+        "K", "delay", "iteration", "exposed", "speed-up", "efficiency", "sent", "all here",
+        "data parallel",
     )  # fmt: skip
     for each in plan.forecasts:
         rival = each.data_parallel
         table.add_row(
             str(each.stages),
+            str(each.stage_plans[0].delay),
             _milliseconds(each.iteration_s),
             _milliseconds(each.exposed_s),
             f"{each.speedup:.2f}",
@@ -80,10 +84,10 @@ def _overview(plan: Plan) -> Table:
             f"{_milliseconds(rival.best_s)} to {_milliseconds(rival.worst_s)}",
         )
     table.caption = (
-        "exposed: the slowest stage waits for neighbours and link. sent: per iteration, all "
-        "boundaries. all here: all processes on this host (* more than its cores). data parallel: "
-        "from an all-reduce that hides behind the backward as far as possible, to one that does "
-        "not hide."
+        "delay: updates, of the first stage. exposed: the slowest stage waits for neighbours and "
+        "link. sent: per iteration, all boundaries. all here: all processes on this host (* more "
+        "than its cores). data parallel: from an all-reduce that hides behind the backward as far "
+        "as possible, to one that does not hide."
     )
     table.caption_justify = "left"
     return table
@@ -109,6 +113,22 @@ def _stages(forecast: Forecast) -> Table:
             f"{stage.share:.1%}",
             _mebibytes(memory.total_bytes),
             _mebibytes(waiting),
+        )
+    return table
+
+
+def _dial(forecast: Forecast) -> Table:
+    table = _table(
+        f"{forecast.stages} stages: the dial (times in ms, sizes in MiB)",
+        "micro-batches", "delay", "iteration", "speed-up", "memory of a stage",
+    )  # fmt: skip
+    for row in forecast.dial:
+        table.add_row(
+            str(row.micro_batches),
+            str(row.delay),
+            _milliseconds(row.iteration_s),
+            f"{row.speedup:.2f}",
+            _mebibytes(row.memory_bytes),
         )
     return table
 

@@ -118,7 +118,8 @@ class CompareConfig(Config):
             for stages in self.grid.stages if name != BASELINE else (1,):
                 counts: Sequence[int | None] = (None,)
                 if "micro_batches" in options_of(kind) and "micro_batches" not in options:
-                    required = defaults_of(kind)["micro_batches"] is dataclasses.MISSING
+                    default = defaults_of(kind)["micro_batches"]
+                    required = default is None or default is dataclasses.MISSING
                     own = () if name == BASELINE else self.grid.micro_batches
                     counts = own or ((stages,) if required else (None,))
                 for count in counts:

@@ -97,10 +97,10 @@ class DistributedPipeline(Pipeline):
         if not dist.is_initialized():
             raise TransportError(_NOT_INITIALISED)
         require_free([stage])
-        method = method_or_ddg(method).with_options(clip_norm, loss_scale)
-        require_exact_ties(stage, method)
         group = pipeline_of(mesh, group)
         index, num_stages = dist.get_rank(group), dist.get_world_size(group)
+        method = method_or_ddg(method, num_stages).with_options(clip_norm, loss_scale)
+        require_exact_ties(stage, method)
         if index < 0:
             raise TransportError(f"this rank is not in the group (rank: {dist.get_rank()})")
         device = device_of(stage) if device is None else device

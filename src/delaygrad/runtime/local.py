@@ -87,7 +87,7 @@ class LocalPipeline(Pipeline):
         if not stages:
             raise StageError("a pipeline needs at least one stage (stages: 0)")
         require_free(stages)
-        method = method_or_ddg(method).with_options(clip_norm, loss_scale)
+        method = method_or_ddg(method, len(stages)).with_options(clip_norm, loss_scale)
         for stage in stages:
             require_exact_ties(stage, method)
         ties = find_ties([Layer("", stage) for stage in stages])

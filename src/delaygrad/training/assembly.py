@@ -7,11 +7,13 @@ from torch import Tensor, nn
 
 from delaygrad.data import DataSource, batch_indices
 from delaygrad.errors import ConfigError
+from delaygrad.methods import chosen
 from delaygrad.partition import cuts_of, split
 from delaygrad.partition.layers import keeps_forward
 from delaygrad.runtime import DistributedPipeline, LocalPipeline, Pipeline
 from delaygrad.training.config import TrainConfig
 from delaygrad.training.evaluation import cross_entropy
+from delaygrad.training.reporter import announce
 from delaygrad.training.run_folder import new_run_dir
 
 
@@ -60,6 +62,7 @@ def build_stages(config: TrainConfig, source: DataSource, device: torch.device) 
 
 def resolve(config: TrainConfig, source: DataSource) -> TrainConfig:
     """Fill in what is left open: cuts (by measuring the layers), run folder; absolute paths."""
+    config = with_method(config)
     config.method.build(source)  # complain before anything is measured
     check_batches(config, source)
     threads = torch.get_num_threads()
@@ -74,6 +77,23 @@ def resolve(config: TrainConfig, source: DataSource) -> TrainConfig:
         data_dir=config.data_dir and config.data_dir.resolve(),
         run_dir=config.records.run_dir or new_run_dir(config),
     )
+
+
+def with_method(config: TrainConfig) -> TrainConfig:
+    """Fill in what the method leaves open: by the stages, the batch size and the optimizer."""
+    method, run = config.method.build(), config.run
+    if method.complete is None:
+        return config
+    if method.name == "auto":
+        looks_ahead = bool(config.optimizer.options().get("nesterov"))
+        method = chosen(run.stages, run.batch_size, looks_ahead=looks_ahead)
+        announce(f"method {method}: {method.title}", quiet=False)
+    else:
+        method = method.for_stages(run.stages, run.batch_size)
+    parts = method.schedule.micro_batches
+    config = config.replace(method=method.name, **{"micro_batches": parts} if parts > 1 else {})
+    config.check()
+    return config
 
 
 def check_batches(config: TrainConfig, source: DataSource) -> None:

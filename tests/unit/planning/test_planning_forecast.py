@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from delaygrad.methods import BP, DDG
+from delaygrad.methods import BP, DDG, Lookahead
 from delaygrad.partition.costs import LayerCost, Storage, join
 from delaygrad.planning.forecast import data_parallel, forecast
 from delaygrad.planning.link import Link
@@ -46,13 +46,15 @@ def test_without_a_link_balanced_stages_run_side_by_side():
     assert found.data_parallel.worst_s == pytest.approx(3.0 + 2.0)
 
 
-def test_a_hop_is_exposed_and_slack_is_advised_to_hide_it():
+def test_a_hop_is_exposed_and_slack_hides_it_at_the_price_of_delay():
     found = predict(2, link=link(latency_s=1.0))
     # Two iterations go once around: both stages, but for the upper one's update, and two hops.
     assert found.iteration_s == pytest.approx((3.5 + 3.0 + 2.0) / 2)
     assert found.exposed_s == pytest.approx(0.75)
     assert found.iteration_by_slack_s == pytest.approx({0: 4.25, 1: 3.5, 2: 3.5})
-    assert any("use slack 1" in sentence for sentence in found.advice)
+    assert any("slack 1 hides the link" in s and "2 updates late" in s for s in found.advice)
+    split = predict(2, method=DDG(micro_batches=2), link=link(latency_s=1.0))
+    assert any("use slack 1: it hides the link" in sentence for sentence in split.advice)
 
 
 def test_slack_without_need_is_advised_against():
@@ -107,3 +109,13 @@ def test_backpropagation_has_no_slack_to_choose():
 def test_one_stage_has_no_rival():
     found = predict(1, link=link())
     assert found.iteration_s == pytest.approx(3.5) and found.advice == ()
+
+
+def test_more_than_one_update_of_delay_is_advised_against():
+    late = predict(16)
+    assert any(
+        "15 updates late" in s and "lookahead with 15 micro-batches" in s for s in late.advice
+    )
+    assert not any(sentence.startswith("use slack") for sentence in late.advice)
+    assert not any("updates late" in sentence for sentence in predict(2).advice)
+    assert not any("updates late" in s for s in predict(16, method=Lookahead(16)).advice)
