@@ -511,13 +511,13 @@ class Pipeline(ABC):
         Every rank calls it. Damaged ones that are newer are set aside, with a warning. What is
         later, or unfinished, is removed.
 
-        If the network was cut in another way, or into another number of stages, the checkpoint must
-        be one that was saved after ``flush``, and every rank must find the files of all stages.
-        Stages are then to be made by ``split``. Random streams and gradient norms of the stages
-        begin anew.
+        If the network was cut in another way, or into another number of stages, or had another
+        number of replicas, the checkpoint must be one that was saved after ``flush``, and every
+        rank must find the files of all stages. Stages are then to be made by ``split``. Random
+        streams and gradient norms of the stages begin anew.
 
         Returns:
-            The ``extra`` of ``save``, or {}; None if no rank has a checkpoint: nothing was loaded.
+            The ``extra`` of ``save``, or {}; after such a change that of stage 0. None if no rank has a checkpoint: nothing was loaded.
 
         Raises:
             CheckpointError: no checkpoint is sound, or it is of another pipeline; on all ranks, and
