@@ -517,7 +517,8 @@ class Pipeline(ABC):
         streams and gradient norms of the stages begin anew.
 
         Returns:
-            The ``extra`` of ``save``, or {}; after such a change that of stage 0. None if no rank has a checkpoint: nothing was loaded.
+            The ``extra`` of ``save``, or {}; after such a change that of stage 0. None if no rank
+            has a checkpoint: nothing was loaded.
 
         Raises:
             CheckpointError: no checkpoint is sound, or it is of another pipeline; on all ranks, and
