@@ -312,8 +312,8 @@ class Theorem(LRSchedule):
 class MethodOptions(Kind):
     """The method by which the stages train.
 
-    ddg is the paper's rule, lookahead is for many stages, bp is backpropagation; docs/methods.md
-    describes each. ``--method NAME --help`` shows the options of a method.
+    ddg is the paper's rule, lookahead is for many stages, auto chooses by their number, bp is
+    backpropagation; docs/methods.md describes each. ``--method NAME --help`` shows its options.
     """
 
     def build(self, source: DataSource | None = None) -> Method:
