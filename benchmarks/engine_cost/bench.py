@@ -9,6 +9,7 @@ counts is the process's CPU time. Run:
 from __future__ import annotations
 
 import copy
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def main(output: Path, rounds: int = 201) -> None:
         network = resnet(depth, num_classes=10).to(memory_format=torch.channels_last)
         networks[f"resnet{depth}"] = network
     found = [measure(f"{name}, batch 32", net, rounds) for name, net in networks.items()]
-    write(output, threads=1, results=found)
+    write(output, threads=1, load_average=round(os.getloadavg()[0], 1), results=found)
 
 
 if __name__ == "__main__":
