@@ -162,7 +162,7 @@ def test_a_wrapper_that_would_not_average_is_refused() -> None:
     )
     try:
         wrapped = [nn.parallel.DistributedDataParallel(nn.Linear(6, 6)), nn.Linear(6, CLASSES)]
-        with pytest.raises(StageError, match="DistributedDataParallel averages .* pre-hook"):
+        with pytest.raises(StageError, match="DistributedDataParallel averages .* mesh"):
             pipeline(wrapped)
         wrapped.reverse()
         pipeline(wrapped)  # the last stage has no delay, and averages as usual
