@@ -46,7 +46,8 @@ def require_no_replicas(module: nn.Module, stage_index: int) -> None:
 def require_no_aliases(module: nn.Module, stage_index: int) -> None:
     """Raise if a trained parameter lies in the memory of another tensor of the stage.
 
-    The first update of a stage with a delay gives the parameter new memory, and unties the two.
+    The first update of a stage with a delay gives the parameter new memory, and unties the two. Two
+    trained parameters that are the same piece of memory move together.
 
     Raises:
         StageError: two parameters, or a parameter and a buffer, overlap in memory.
@@ -57,10 +58,9 @@ def require_no_aliases(module: nn.Module, stage_index: int) -> None:
         if tensor.layout == torch.strided and not (tensor.is_meta or is_lazy(tensor)):
             by_memory.setdefault(_memory_of(tensor), []).append((name, tensor))
     for first, second in (p for held in by_memory.values() for p in combinations(held, 2)):
-        trained = isinstance(first[1], nn.Parameter) and (
-            first[1].requires_grad or second[1].requires_grad
-        )
-        if trained and _overlap(first[1], second[1]):
+        is_trained = [tensor.requires_grad for _, tensor in (first, second)]
+        moves_together = all(is_trained) and first[1].is_set_to(second[1])
+        if any(is_trained) and not moves_together and _overlap(first[1], second[1]):
             raise StageError(
                 f"two tensors of a stage with a delay share memory (stage: {stage_index}, names: "
                 f"{first[0]}, {second[0]}), which its first update would end; register one "
