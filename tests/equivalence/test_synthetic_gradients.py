@@ -218,7 +218,7 @@ def test_labels_are_wanted_everywhere_or_only_by_the_loss() -> None:
     ids=["length", "dtype", "none", "dict", "positions"],
 )
 def test_labels_that_do_not_fit_are_refused(outputs: Tensor, targets: Any, message: str) -> None:
-    network = dg.DNI(num_classes=CLASSES).error_gradient.make_synthesizer(outputs.shape)
+    network = dg.DNI(num_classes=CLASSES).error_gradient.make_network(outputs.shape)
     with pytest.raises(StageError, match=message):
         network(outputs, targets)
 
@@ -257,7 +257,7 @@ def test_a_state_without_synthesizers_is_refused() -> None:
 
 def test_a_label_per_sample_serves_all_positions() -> None:
     torch.manual_seed(0)
-    network = dg.DNI(num_classes=CLASSES, synthesizer_width=8).error_gradient.make_synthesizer(
+    network = dg.DNI(num_classes=CLASSES, synthesizer_width=8).error_gradient.make_network(
         torch.Size((4, 3, 6))
     )
     nn.init.normal_(network.layers[-1].weight)

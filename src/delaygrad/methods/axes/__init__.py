@@ -16,13 +16,14 @@ from delaygrad.methods.axes.error_gradient import (
 )
 from delaygrad.methods.axes.forward_weights import ForwardWeights, Live, Predicted
 from delaygrad.methods.axes.linearise import Graph, Linearise, Replay, require_narrow
+from delaygrad.methods.axes.local_head import LocalHead
 from delaygrad.methods.axes.loss_scale import LossScale
 from delaygrad.methods.axes.synthetic import Synthetic
 from delaygrad.methods.axes.update import Step, Update
 
 __all__ = [
     "Axis", "ClipNorm", "DelayCompensation", "DelayScaledLR", "ErrorFeedback", "ErrorGradient",
-    "ForwardWeights", "Graph", "Linearise", "Live", "LocalGradients", "LossScale", "Predicted",
-    "Received", "Replay", "Shrunk", "SpikeCompensation", "Step", "Synthetic", "Update", "plain",
-    "require_narrow",
+    "ForwardWeights", "Graph", "Linearise", "Live", "LocalGradients", "LocalHead", "LossScale",
+    "Predicted", "Received", "Replay", "Shrunk", "SpikeCompensation", "Step", "Synthetic",
+    "Update", "plain", "require_narrow",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,12 @@ class Synthetic(ErrorGradient):
     def make_local(self, device: torch.device) -> LocalGradients:
         return Synthesizers(self, device)
 
-    def make_synthesizer(self, shape: torch.Size) -> Synthesizer:
+    @property
+    def lr(self) -> float:
+        """Learning rate of the synthesizers."""
+        return self.synthesizer_lr
+
+    def make_network(self, shape: torch.Size) -> nn.Module:
         """Build the synthesizer of an output tensor.
 
         Args:
@@ -90,6 +95,17 @@ class Synthetic(ErrorGradient):
         )
 
 
+class LearnsLocally(Protocol):
+    """An axis value with networks that learn beside the stage."""
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the networks' Adam."""
+
+    def make_network(self, shape: torch.Size) -> nn.Module:
+        """Build the network for outputs of this shape, the batch first."""
+
+
 class Synthesizers:
     """The synthesizers of one stage, one for each output that requires a gradient.
 
@@ -98,7 +114,7 @@ class Synthesizers:
         device: where they are.
     """
 
-    def __init__(self, axis: Synthetic, device: torch.device) -> None:
+    def __init__(self, axis: LearnsLocally, device: torch.device) -> None:
         self._axis, self._device = axis, device
         self._networks = nn.ModuleDict()  # by the position of the output
         self._made_for: dict[str, dict[str, Any]] = {}  # shape and dtype, by position
@@ -155,20 +171,24 @@ class Synthesizers:
             self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
 
     def _predict(self, position: str, output: Tensor, targets: Any) -> Tensor:
+        network = self._network(position, output)
+        with torch.no_grad():
+            predicted: Tensor = network(output, targets) / len(output)
+        return predicted
+
+    def _network(self, position: str, output: Tensor) -> nn.Module:
         if position not in self._networks:
             self._make(position, output.shape, output.dtype)
-        with torch.no_grad():
-            predicted: Tensor = self._networks[position](output, targets) / len(output)
-        return predicted
+        return self._networks[position]
 
     def _make(self, position: str, shape: torch.Size, dtype: torch.dtype) -> None:
         """Make the synthesizer of an output that requires a gradient for the first time."""
-        network = self._axis.make_synthesizer(shape).to(self._device, dtype)
+        network = self._axis.make_network(shape).to(self._device, dtype)
         self._networks[position] = network
         name = str(dtype).removeprefix("torch.")
         self._made_for[position] = {"shape": list(shape), "dtype": name}
         parameters = list(network.parameters())
         if self._optimizer is None:
-            self._optimizer = torch.optim.Adam(parameters, lr=self._axis.synthesizer_lr)
+            self._optimizer = torch.optim.Adam(parameters, lr=self._axis.lr)
         else:
             self._optimizer.add_param_group({"params": parameters})
