@@ -22,6 +22,7 @@ class Optimizers(Optimizer):
         parts: at least one; none may have a parameter of another.
 
     Example:
+        >>> import torch
         >>> weight, bias = nn.Linear(3, 2).parameters()
         >>> both = Optimizers([torch.optim.SGD([weight], lr=1.0), torch.optim.AdamW([bias])])
         >>> [group["lr"] for group in both.param_groups]

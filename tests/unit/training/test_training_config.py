@@ -84,7 +84,7 @@ def test_setting_out_of_range_or_without_effect_is_refused(
         ({"stages": "3"}, "wrong value in config (stages: '3'; expected int, got str)"),
         ({"stages": 3.0}, "(stages: 3.0; expected int, got float)"),
         ({"stages": True}, "(stages: True; expected int, got bool)"),
-        ({"method": "lookahead"}, "method lookahead needs micro_batches; set --micro-batches"),
+        ({"method": "delayedef"}, "method delayedef needs micro_batches; set --micro-batches"),
         ({"lr": "high"}, "(lr: 'high'; expected float, got str)"),
         ({"data": "cifar10", "augment": 1}, "(augment: 1; expected bool, got int)"),
         ({"cuts": "linear2"}, "(cuts: 'linear2'; expected array, got str)"),
