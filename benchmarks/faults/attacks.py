@@ -101,8 +101,10 @@ def interrupt(rng: random.Random, folder: Path, reference: Record) -> Record:
     over = digest(run_dir) is not None and not ended.err  # Python was on its way out
     if ended.code != 0 and not over and not is_one_line(ended, "stopped by SIGINT"):
         early = "in <module>" in ended.err and not run_dir.exists()
-        outcome = "early" if early else "unclear"
-        return {**record, "outcome": outcome, "code": ended.code, "error": ended.err[-2000:]}
+        if early:
+            words = ended.err.splitlines()[-1]
+            return {**record, "outcome": "early", "code": ended.code, "error": words}
+        return {**record, "outcome": "unclear", "code": ended.code, "error": ended.err[-2000:]}
     return {**record, **finish(network, run_dir, reference["sha256"])}
 
 
