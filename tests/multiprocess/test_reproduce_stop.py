@@ -109,18 +109,6 @@ def test_stopped_reproduction_goes_on_and_ends_with_the_same_bits(
     assert "Traceback" not in log
 
 
-def test_two_at_once_share_the_runs(tmp_path: Path, uninterrupted: dict[str, str]) -> None:
-    write_target(tmp_path / "experiments", TARGET)
-    words = (*command(tmp_path / "experiments", tmp_path / "out"), "--json")
-    with running(*DELAYGRAD, *words) as one, running(*DELAYGRAD, *words) as two:
-        for process in (one, two):
-            out, err = process.communicate(timeout=90)
-            assert process.returncode == 0, err
-            found = {run["name"]: run for run in json.loads(out)["small"]["runs"]}
-            shas = {name: run["parameters_sha256"] for name, run in found.items()}
-            assert shas == uninterrupted
-
-
 def test_a_diverged_run_is_a_result_and_a_failed_one_is_told_at_the_end(tmp_path: Path) -> None:
     write_target(tmp_path / "experiments", TROUBLE)
     done = delaygrad(*command(tmp_path / "experiments", tmp_path / "out"))

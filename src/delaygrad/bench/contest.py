@@ -22,7 +22,7 @@ from delaygrad.bench.rounds import Rounds
 from delaygrad.bench.throughput import evaluate
 from delaygrad.bench.workload import Workload, load_workload
 from delaygrad.errors import PartitionError
-from delaygrad.launch import Launch, joined, launched_by_torchrun, run_workers
+from delaygrad.launch import Launch, joined, launched_by_torchrun, require_gpus, run_workers
 from delaygrad.partition import cuts_of
 from delaygrad.runtime import exchange
 
@@ -58,6 +58,9 @@ def run_contest(config: ContestConfig, *, quiet: bool = False) -> dict[str, Any]
     from delaygrad.bench.catalogue import EVERYONE, SLEEPERS, entry
 
     config.check()
+    if config.device == "cuda":
+        local_rank = os.environ.get("LOCAL_RANK", config.stages - 1)  # under torchrun, one GPU each
+        require_gpus(int(local_rank) + 1)
     names = config.contestants or (SLEEPERS if config.workload == "sleep" else EVERYONE)
     for name in names:
         entry(name)  # complain before anything starts

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from delaygrad.bench.contest import variables
-from delaygrad.launch import Launch, joined, run_workers
+from delaygrad.launch import Launch, joined, require_gpus, run_workers
 from delaygrad.methods import Method
 from delaygrad.partition import cuts_of, layer_names, measure, split
 from delaygrad.partition.costs import stages_of
@@ -73,7 +73,11 @@ def measure_total_on_gpu(case: MemoryCase, cuts: Sequence[str]) -> int:
 
     For machines with fewer GPUs than stages. Less than the sum of the stages' own peaks, as these
     do not come at the same time, and nothing is sent.
+
+    Raises:
+        ConfigError: this machine has no GPU.
     """
+    require_gpus(1)
     device = torch.device("cuda")
     model, inputs, targets = case.make()
     stages = [stage.to(device) for stage in split(model, case.num_stages, cuts=cuts)]

@@ -1,6 +1,12 @@
 """Start the processes of a run on this machine, or join those that torchrun has started."""
 
-from delaygrad.launch.joining import Launch, joined, launched_by_torchrun, require_single_process
+from delaygrad.launch.joining import (
+    Launch,
+    joined,
+    launched_by_torchrun,
+    require_gpus,
+    require_single_process,
+)
 from delaygrad.launch.private_folder import private_folder
 from delaygrad.launch.process import end_at_interrupt, end_with_parent, keep_freed_memory
 from delaygrad.launch.workers import fork_server, run_workers
@@ -14,6 +20,7 @@ __all__ = [
     "keep_freed_memory",
     "launched_by_torchrun",
     "private_folder",
+    "require_gpus",
     "require_single_process",
     "run_workers",
 ]

@@ -54,6 +54,16 @@ def require_single_process() -> None:
         )
 
 
+def require_gpus(needed: int) -> None:
+    """Raise ConfigError unless this host has so many GPUs."""
+    found = torch.cuda.device_count()
+    if found < needed:
+        raise ConfigError(
+            f"too few GPUs (found: {found}, needed: {needed}); compute on the CPU, or use fewer "
+            "processes"
+        )
+
+
 @contextmanager
 def joined(launch: Launch, device: torch.device) -> Iterator[int]:
     """Within the block this process is a rank of the default group; yields the rank.

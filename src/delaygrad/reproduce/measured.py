@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from delaygrad.errors import ConfigError, DataError
+from delaygrad.errors import ConfigError, DataError, DelaygradError
 from delaygrad.records import parse_json
 from delaygrad.reproduce.target import Failure, Say, Target
 from delaygrad.training import run_folder
@@ -26,7 +26,6 @@ class Measurement:
         settings: plain values that decide it.
         row: what its rows begin with.
         measure: makes it.
-        obstacle: why this machine cannot make it; "" if it can.
     """
 
     name: str
@@ -34,7 +33,6 @@ class Measurement:
     settings: dict[str, Any]
     row: dict[str, Any]
     measure: Callable[[], dict[str, Any]]
-    obstacle: str = ""
 
     @property
     def path(self) -> Path:
@@ -85,30 +83,35 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredTarget(Target):
-    """A target of measurements, made one after the other, alone on the machine."""
+    """A target of measurements, made one after the other, alone on the machine.
+
+    A measurement that fails does not stop the others.
+    """
 
     @classmethod
     def make(
         cls, planned: Sequence[Measurement], workers: int | None, say: Say | None
     ) -> list[Failure]:
         """Make what is missing; see ``Target``."""
+        failures = []
         for measurement in planned:
-            if measurement.kept() is None and not measurement.obstacle:
+            if measurement.kept() is None:
                 if say is not None:
                     say(f"measuring {measurement.name}")
-                measurement.make()
-        return []
+                try:
+                    measurement.make()
+                except DelaygradError as error:
+                    failures.append(Failure(measurement.name, str(error)))
+        return failures
 
     def measured_rows(self, planned: Sequence[Measurement]) -> list[dict[str, Any]]:
         """Return the rows of all measurements."""
-        rows: list[dict[str, Any]] = []
-        for measurement in planned:
-            found = measurement.kept()
-            if found is not None:
-                rows += self.rows(measurement, found)
-            elif measurement.obstacle:
-                rows.append({**measurement.row, "does_not_run": measurement.obstacle})
-        return rows
+        return [
+            row
+            for measurement in planned
+            if (found := measurement.kept()) is not None
+            for row in self.rows(measurement, found)
+        ]
 
     @abstractmethod
     def rows(self, measurement: Measurement, found: dict[str, Any]) -> list[dict[str, Any]]:

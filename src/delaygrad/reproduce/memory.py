@@ -119,7 +119,6 @@ class MemoryTarget(MeasuredTarget):
                 name: getattr(line, name)
                 for name in ("model", "batch_size", "method", "variant", "device")
             }
-            lacking = line.device == "cuda" and not torch.cuda.is_available()
             plain_cuts = None if cuts is None else list(cuts)
             found.append(
                 Measurement(
@@ -128,7 +127,6 @@ class MemoryTarget(MeasuredTarget):
                     settings={**dataclasses.asdict(line), "stages": num_stages, "cuts": plain_cuts},
                     row={**row, "num_stages": num_stages},
                     measure=partial(_measure, line, line.case(num_stages), cuts),
-                    obstacle="needs a GPU (found: none)" if lacking else "",
                 )
             )
         return found
@@ -144,16 +142,11 @@ class MemoryTarget(MeasuredTarget):
         ``over_one_stage`` of a row is the total over that of K = 1 of the same line.
         """
         rows = self.measured_rows(planned)
-        ones = {
-            _network(row): row["measured_bytes"]
-            for row in rows
-            if row["num_stages"] == 1 and "measured_bytes" in row
-        }
+        ones = {_network(row): row["measured_bytes"] for row in rows if row["num_stages"] == 1}
         for row in rows:
             one = ones.get(_network(row))
-            known = one and "measured_bytes" in row
-            row["over_one_stage"] = round(row["measured_bytes"] / one, 3) if known else None
-        bars = [_bar(row) for row in rows if "measured_bytes" in row]
+            row["over_one_stage"] = round(row["measured_bytes"] / one, 3) if one else None
+        bars = list(map(_bar, rows))
         names = dict.fromkeys(name for bar in bars for name in bar.parts)
         looks = {name: {"facecolor": colour(k)} for k, name in enumerate(names, start=1)}
         return Findings(
@@ -197,8 +190,6 @@ def _method(row: Row) -> str:
 
 def _cells(row: Row) -> list[str]:
     names = [row["model"], str(row["batch_size"]), _method(row), str(row["num_stages"])]
-    if "does_not_run" in row:
-        return [*names, row["does_not_run"], *[MISSING] * 4]
     measured, predicted = row["measured_bytes"], row["predicted_bytes"]
     stages = [stage["measured_bytes"] for stage in row["stages"]]
     ratio = row["over_one_stage"]

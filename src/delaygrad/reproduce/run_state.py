@@ -1,12 +1,9 @@
-"""What became of a planned run, and whether another process is writing its folder."""
+"""What became of a planned run."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -19,7 +16,7 @@ from delaygrad.training import TrainConfig, run_folder
 from delaygrad.training.config import read_settings
 
 LOG = "runner.log"
-_LOCK, _PLANNED = "runner.lock", "planned.json"
+_PLANNED = "planned.json"
 _OURS = (
     run_folder.CONFIG, run_folder.RECORDS, run_folder.SUMMARY, run_folder.MODEL, run_folder.LOCK,
     "curves.png",
@@ -90,31 +87,11 @@ def clear(run_dir: Path) -> None:
 
 
 def write_planned(config: TrainConfig) -> Path:
-    """Write the settings that the run is started with."""
+    """Make the run's folder, and write the settings that the run is started with."""
+    with run_folder.writing(config.run_dir):
+        config.run_dir.mkdir(parents=True, exist_ok=True)
     run_folder.write_json(config.run_dir / _PLANNED, config.to_json())
     return config.run_dir / _PLANNED
-
-
-@contextmanager
-def held(run_dir: Path) -> Iterator[int | None]:
-    """Within the block, no other runner works on this run.
-
-    Yields:
-        The lock's file descriptor. A child that inherits it holds the run until it exits, whatever
-        becomes of this process. None if another process holds the run.
-    """
-    with run_folder.writing(run_dir):
-        run_dir.mkdir(parents=True, exist_ok=True)
-        handle = os.open(run_dir / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            yield handle
-    finally:
-        os.close(handle)
 
 
 def message_of(run_dir: Path) -> str:

@@ -1,8 +1,7 @@
 """Make many runs, a few at a time, each in a process of its own; stop and continue at any moment.
 
 Finished runs stay. Runs with a checkpoint are resumed; interrupted ones without a checkpoint begin
-anew. A run that diverged is a result. A run that fails does not stop the others. Two runners may
-share an output folder: one of them holds each run.
+anew. A run that diverged is a result. A run that fails does not stop the others.
 """
 
 from __future__ import annotations
@@ -13,19 +12,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 
-from delaygrad.errors import ConfigError, PartitionError
+from delaygrad.errors import PartitionError
+from delaygrad.launch import require_gpus
 from delaygrad.reproduce import run_state
 from delaygrad.reproduce.grid import PlannedRun
 from delaygrad.reproduce.progress import RunsProgress
 from delaygrad.reproduce.target import Failure
 from delaygrad.training.assembly import build_stages
+from delaygrad.training.run_lock import RunLock
 
 _POLL_S = 0.1
-_LOOK_S = 1.0  # between two looks at the records, and at runs that others hold
 _GRACE_S = 10.0  # for a run that was told to stop
 
 
@@ -38,7 +39,8 @@ def make_runs(runs: Sequence[PlannedRun], workers: int | None, *, quiet: bool) -
         quiet: show no progress.
 
     Raises:
-        ConfigError: one of them is impossible, or there are results with other settings.
+        ConfigError: one of them is impossible, there are results with other settings, or another
+            command works in the same folder.
         PartitionError: a network cannot be cut there.
     """
     for run in runs:
@@ -47,14 +49,18 @@ def make_runs(runs: Sequence[PlannedRun], workers: int | None, *, quiet: bool) -
     if not missing:
         return []
     _require_possible(missing)
-    with RunsProgress(runs, quiet=quiet) as progress:
-        return Runner(runs, workers=workers or _workers(runs), progress=progress).run()
+    with ExitStack() as stack:
+        for folder in {run.run_dir.parent for run in missing}:
+            stack.enter_context(RunLock()).take(folder)
+        missing = [run for run in missing if not run.is_done()]  # made before the lock was ours
+        progress = stack.enter_context(RunsProgress(missing, quiet=quiet))
+        return Runner(missing, workers=workers or _workers(runs), progress=progress).run()
 
 
 def _require_possible(runs: Sequence[PlannedRun]) -> None:
     """Complain before anything starts, and not once for each run."""
-    if any(run.config.run.device == "cuda" for run in runs) and not torch.cuda.is_available():
-        raise ConfigError("too few GPUs (found: 0, needed: 1); compute on the CPU")
+    if any(run.config.run.device == "cuda" for run in runs):
+        require_gpus(1)
     for run in runs:
         run.config.check()
     sources = {data: data.load() for data in {run.config.data for run in runs}}
@@ -90,7 +96,7 @@ class Runner:
     """Make runs.
 
     Args:
-        runs: in the order in which they begin.
+        runs: without a result, in the order in which they begin.
         workers: at a time, at least 1.
         progress: shows what happens.
     """
@@ -100,70 +106,48 @@ class Runner:
         self._workers = workers
         self._progress = progress
         self._active: list[_Active] = []
-        self._held_elsewhere: list[PlannedRun] = []
         self._failures: list[Failure] = []
-        self._looked_s = 0.0
 
     def run(self) -> list[Failure]:
-        """Make all runs that have no result yet; return those that failed."""
+        """Make all runs; return those that failed."""
         try:
-            while self._pending or self._active or self._held_elsewhere:
-                self._reap()
+            while self._pending or self._active:
                 while self._pending and len(self._active) < self._workers:
                     self._begin(self._pending.pop(0))
-                self._look()
                 time.sleep(_POLL_S)
+                for active in list(self._active):
+                    if active.process.poll() is None:
+                        self._progress.at(active.run, run_state.position(active.run.run_dir))
+                    else:
+                        self._end(active)
         finally:
             self._stop()
         return self._failures
 
     def _begin(self, run: PlannedRun) -> None:
-        """Start a run, unless it has a result or another process holds it."""
-        with run_state.held(run.run_dir) as lock:
-            if lock is None:
-                self._held_elsewhere.append(run)
-                return
-            run_state.require_same_settings(run.config)
-            state = run_state.state_of(run.run_dir)
-            if state in ("finished", "diverged"):
-                self._progress.ended(run, state, new=False)
-                return
-            before = run_state.position(run.run_dir) if state == "resumable" else {}
-            if state == "resumable":
-                action = ["resume", str(run.run_dir)]
-            else:
-                run_state.clear(run.run_dir)
-                action = ["train", str(run_state.write_planned(run.config))]
-            worker = min(set(range(self._workers)) - {active.worker for active in self._active})
-            process = _launch(run, action, lock, worker)
-            self._active.append(_Active(run=run, process=process, worker=worker))
-            self._progress.started(run, before)
+        if run_state.state_of(run.run_dir) == "resumable":
+            before = run_state.position(run.run_dir)
+            action = ["resume", str(run.run_dir)]
+        else:
+            before = {}
+            run_state.clear(run.run_dir)
+            action = ["train", str(run_state.write_planned(run.config))]
+        worker = min(set(range(self._workers)) - {active.worker for active in self._active})
+        process = _launch(run, action, worker)
+        self._active.append(_Active(run=run, process=process, worker=worker))
+        self._progress.started(run, before)
 
-    def _reap(self) -> None:
-        for active in [a for a in self._active if a.process.poll() is not None]:
-            self._active.remove(active)
-            run = active.run
-            state = run_state.state_of(run.run_dir)
-            if state in ("finished", "diverged"):
-                self._progress.ended(run, state)
-                continue
-            message = run_state.message_of(run.run_dir)
-            if active.process.returncode < 0:
-                message = f"ended by {signal.Signals(-active.process.returncode).name}"
-            self._failures.append(Failure(run.label, message))
-            self._progress.ended(run, f"failed: {message}")
-
-    def _look(self) -> None:
-        """Show how far the runs are, and try those again that others held."""
-        if time.monotonic() - self._looked_s < _LOOK_S:
+    def _end(self, active: _Active) -> None:
+        self._active.remove(active)
+        state = run_state.state_of(active.run.run_dir)
+        if state in ("finished", "diverged"):
+            self._progress.ended(active.run, state)
             return
-        self._looked_s = time.monotonic()
-        for active in self._active:
-            self._progress.at(active.run, run_state.position(active.run.run_dir))
-        for run in self._held_elsewhere:
-            self._progress.at(run, run_state.position(run.run_dir))
-        if not self._pending:
-            self._pending, self._held_elsewhere = self._held_elsewhere, []
+        message = run_state.message_of(active.run.run_dir)
+        if active.process.returncode < 0:
+            message = f"ended by {signal.Signals(-active.process.returncode).name}"
+        self._failures.append(Failure(active.run.label, message))
+        self._progress.ended(active.run, f"failed: {message}")
 
     def _stop(self) -> None:
         """End what still runs, after an interruption, and wait for it."""
@@ -179,7 +163,7 @@ class Runner:
                 active.process.wait()
 
 
-def _launch(run: PlannedRun, action: list[str], lock: int, worker: int) -> subprocess.Popen[bytes]:
+def _launch(run: PlannedRun, action: list[str], worker: int) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(run.config.run.threads)}
     gpus = torch.cuda.device_count()
     if run.config.run.device == "cuda" and run.config.run.runtime == "local" and gpus > 1:
@@ -191,7 +175,6 @@ def _launch(run: PlannedRun, action: list[str], lock: int, worker: int) -> subpr
             stdout=log,
             stderr=log,
             env=environment,
-            pass_fds=(lock,),
             process_group=0,  # Ctrl-C in a terminal is for this process, which then tells the run
         )
 

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from delaygrad.bench import run_contest
 from delaygrad.bench.config import ContestConfig, WorkloadName
 from delaygrad.bench.workload import load_workload
@@ -126,19 +124,17 @@ class SpeedTarget(MeasuredTarget):
 
     def plan(self, scale: str, folder: Path, data_dir: Path | None = None) -> list[Measurement]:
         """List the contests; see ``Target``."""
-        gpus, found = torch.cuda.device_count(), []
+        found = []
         for one in self.scales[scale].each():
             one.check(f"{self.label}/{FILE}: scales.{scale}")
-            short = one.device == "cuda" and gpus < one.stages[0]
             row = {"workload": one.workload, "how": one.how, "stages": one.stages[0]}
             found.append(
                 Measurement(
                     name=one.name,
                     folder=folder,
                     settings=one.settings(),
-                    row={**row, "contestant": "ddg"} if short else row,
+                    row=row,
                     measure=partial(_hold, one),
-                    obstacle=f"needs {one.stages[0]} GPUs (found: {gpus})" if short else "",
                 )
             )
         return found
@@ -210,7 +206,7 @@ _SHRUNK = "The networks were shrunk: the figures mean nothing."
 
 
 def _cells(row: Row, published: Sequence[Published], sources: Sources) -> list[str]:
-    names = [row["workload"], row["how"], str(row["stages"]), row.get("title", row["contestant"])]
+    names = [row["workload"], row["how"], str(row["stages"]), row["title"]]
     own = [n for n in published if n.stages == row["stages"] and n.quantity == "speedup"]
     quoted = sources.quote([n for n in own if n.problem in ("", row["workload"])])
     if "does_not_run" in row:

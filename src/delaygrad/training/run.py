@@ -16,6 +16,7 @@ from delaygrad.launch import (
     Launch,
     joined,
     launched_by_torchrun,
+    require_gpus,
     require_single_process,
     run_workers,
 )
@@ -125,17 +126,12 @@ def _dispatch(config: TrainConfig, request: Resume | None, quiet: bool) -> dict[
 
 def _device(config: TrainConfig) -> torch.device:
     """Raise ConfigError unless this host can compute on the device."""
-    device = torch.device(config.run.device)
-    if device.type == "cuda":
+    if config.run.device == "cuda":
         needed = config.run.stages if config.run.runtime == "distributed" else 1
         if launched_by_torchrun():
             needed = int(os.environ.get("LOCAL_RANK", "0")) + 1
-        here = torch.cuda.device_count()
-        if here < needed:
-            raise ConfigError(
-                f"too few GPUs (found: {here}, needed: {needed}); use cpu or the local runtime"
-            )
-    return device
+        require_gpus(needed)
+    return torch.device(config.run.device)
 
 
 def _rank_main(

@@ -20,14 +20,12 @@ def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, terminal: bool) ->
         "Console",
         lambda **_: Console(file=file, force_terminal=terminal, width=120, color_system=None),
     )
-    first, second, third, fourth, *_ = runs = runs_of(tmp_path)
+    second, third, *_ = runs = runs_of(tmp_path)[1:]
     with RunsProgress(runs, quiet=False) as progress:
-        progress.ended(first, "finished", new=False)  # from before
         progress.started(second, {})
         progress.started(third, {"epoch": 1.0, "iteration": 10})
         progress.at(second, {})
         progress.at(third, {"epoch": 1.5, "iteration": 15})
-        progress.at(fourth, {"epoch": 0.5, "iteration": 5})  # another process's
         progress._bar.refresh()
         progress.ended(third, "diverged")
         progress.ended(second, "failed: the disk is full")
@@ -40,8 +38,8 @@ def test_terminal_shows_each_run_and_the_whole(
     text = shown(tmp_path, monkeypatch, terminal=True)
     assert "small/sgd-ddg-k2-seed0" in text
     assert "epoch 1.5 of 2" in text
-    assert "1 of 9 runs" in text
-    assert "3 of 9 runs" in text
+    assert "0 of 8 runs" in text
+    assert "2 of 8 runs" in text
 
 
 def test_log_gets_a_line_for_each_run_that_ends(

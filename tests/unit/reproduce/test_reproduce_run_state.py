@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -64,24 +61,6 @@ def test_clearing_removes_what_a_run_leaves_and_nothing_else(tmp_path: Path) -> 
     run_state.clear(folder)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
     assert state_of(folder) == "new"
-
-
-def test_only_one_holds_a_run_and_a_child_holds_it_on(tmp_path: Path) -> None:
-    with run_state.held(tmp_path / "run") as first:
-        assert first is not None
-        with run_state.held(tmp_path / "run") as second:
-            assert second is None
-        child = subprocess.Popen(
-            [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(first,)
-        )
-    try:
-        with run_state.held(tmp_path / "run") as third:
-            assert third is None  # the child still has it
-    finally:
-        child.communicate(b"\n", timeout=30)
-    with run_state.held(tmp_path / "run") as fourth:
-        assert fourth is not None
-        assert os.get_inheritable(fourth) is False
 
 
 def test_position_is_the_newest_whole_event(tmp_path: Path) -> None:

@@ -13,10 +13,9 @@ from targets import by_name, record, runs_of
 from delaygrad.errors import ConfigError
 from delaygrad.reproduce import run_state, runner
 from delaygrad.reproduce.grid import PlannedRun
-from delaygrad.reproduce.progress import RunsProgress
-from delaygrad.reproduce.runner import Runner
 from delaygrad.reproduce.target import Failure
 from delaygrad.reproduce.training import TrainingTarget
+from delaygrad.training.run_lock import RunLock
 
 Started = list[tuple[str, str]]
 
@@ -86,25 +85,12 @@ def test_a_run_with_other_settings_stops_everything_before_it_starts(
     assert started == []
 
 
-def test_runs_that_somebody_else_holds_are_waited_for(
-    tmp_path: Path, started: Started, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_command_in_the_same_folder_is_refused(tmp_path: Path, started: Started) -> None:
     runs = runs_of(tmp_path)[2:4]
-    monkeypatch.setattr(runner, "_LOOK_S", 0.05)
-    order: list[str] = []
-    with run_state.held(runs[0].run_dir):
-        progress = RunsProgress(runs, quiet=True)
-        original = Runner._look
-
-        def look(self: Runner) -> None:
-            order.append(",".join(run.name for run in self._held_elsewhere))
-            if len(order) == 20:
-                (runs[0].run_dir / "x").touch()
-                runs[0].run_dir.rename(tmp_path / "moved")  # lets go of it
-                record(runs[0], [0.5])
-            original(self)
-
-        monkeypatch.setattr(Runner, "_look", look)
-        assert Runner(runs, workers=2, progress=progress).run() == []
-    assert started == [(runs[1].name, "train")]  # the other one's result was taken
-    assert runs[0].name in order
+    with RunLock() as lock:
+        lock.take(runs[0].run_dir.parent)
+        with pytest.raises(ConfigError, match=r"another process works .*wait until it ends"):
+            make(runs)
+    assert started == []
+    make(runs)
+    assert len(started) == 2
