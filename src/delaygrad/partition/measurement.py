@@ -284,12 +284,15 @@ class _WithLoss(nn.Module):
 
 def _copy_of(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        copied = copy.deepcopy(model)
     except Exception as error:
         raise PartitionError(
             f"model cannot be copied for measuring ({type(error).__name__}: {error}); "
             "pass cuts instead of sample_inputs"
         ) from error
+    for original, own in zip(model.parameters(), copied.parameters(), strict=True):
+        vars(own).update(vars(original))  # make_optimizer may ask for them, and torch drops them
+    return copied
 
 
 def _count_bytes(layers: list[Layer], inputs: Tree) -> list[LayerCost]:

@@ -11,6 +11,7 @@ from delaygrad.methods import chosen
 from delaygrad.partition import cuts_of, split
 from delaygrad.partition.layers import keeps_forward
 from delaygrad.runtime import DistributedPipeline, LocalPipeline, Pipeline
+from delaygrad.training.choices import mark_hidden_matrices
 from delaygrad.training.config import TrainConfig
 from delaygrad.training.evaluation import cross_entropy
 from delaygrad.training.reporter import announce
@@ -26,6 +27,7 @@ def build_model(config: TrainConfig, source: DataSource) -> nn.Module:
     config.model.require_memory(source)
     torch.manual_seed(config.run.seed)
     model = config.model.build(source)
+    mark_hidden_matrices(model)
     if config.model.channels_last:
         for parameter in model.parameters():
             if parameter.dim() == 4:

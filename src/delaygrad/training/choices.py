@@ -196,12 +196,14 @@ class OwnModel(ResNet):
 
 
 class Optimizer(Kind):
-    """The optimizer of every stage: sgd, adam or adamw."""
+    """The optimizer of every stage: sgd, adam, adamw or muon."""
 
     lr: float
 
-    def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Make the optimizer of one stage."""
+    def make(
+        self, parameters: Iterable[nn.Parameter]
+    ) -> torch.optim.Optimizer | list[torch.optim.Optimizer]:
+        """Make the optimizer of one stage, or several."""
         kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
             "sgd": torch.optim.SGD,
             "adam": torch.optim.Adam,
@@ -244,6 +246,57 @@ class Adam(Optimizer):
 
     lr: Positive = 1e-3
     weight_decay: NotNegative = 5e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon(Optimizer):
+    """Muon for hidden matrices, AdamW for the other parameters, at one learning rate.
+
+    Muon's updates are scaled to the size of AdamW's (0.2 sqrt(larger side) of a matrix).
+
+    Args:
+        lr: learning rate before its schedule, of both.
+        momentum: momentum of the hidden matrices.
+        nesterov: Nesterov's momentum for the hidden matrices.
+        weight_decay: weight decay of both.
+    """
+
+    lr: Positive = 1e-3
+    momentum: Fraction = 0.95
+    nesterov: bool = True
+    weight_decay: NotNegative = 0.1
+
+    def make(self, parameters: Iterable[nn.Parameter]) -> list[torch.optim.Optimizer]:
+        """Make both optimizers of one stage; each may have no parameter there."""
+        hidden, others = list[nn.Parameter](), list[nn.Parameter]()
+        for parameter in parameters:
+            (hidden if getattr(parameter, _HIDDEN, False) else others).append(parameter)
+        options = self.options()
+        own = {name: options.pop(name) for name in ("momentum", "nesterov")}
+        return [
+            torch.optim.Muon(
+                [{"params": hidden}], adjust_lr_fn="match_rms_adamw", **own, **options
+            ),
+            torch.optim.AdamW([{"params": others}], **options),
+        ]
+
+
+def mark_hidden_matrices(network: nn.Module) -> None:
+    """Mark the parameters that Muon trains; on the whole network, so that all K have the same.
+
+    They are the parameters of two dimensions, but not those of embeddings, nor those of the
+    network's first and last module with a parameter of two or more dimensions.
+    """
+    wide = [m for m in network.modules() if any(p.dim() > 1 for p in m.parameters(recurse=False))]
+    outer = [m for m in wide if m in (wide[0], wide[-1]) or isinstance(m, _EMBEDDINGS)]
+    others = {parameter for module in outer for parameter in module.parameters(recurse=False)}
+    for parameter in network.parameters():
+        if parameter.dim() == 2 and parameter not in others:
+            setattr(parameter, _HIDDEN, True)
+
+
+_HIDDEN = "is_hidden_matrix"
+_EMBEDDINGS = nn.Embedding | nn.EmbeddingBag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,7 +468,7 @@ CHOICES = {
         _other_model,
     ),
     "method": Choice("ddg", _methods),
-    "optimizer": Choice("sgd", lambda: {"sgd": SGD, "adam": Adam, "adamw": Adam}),
+    "optimizer": Choice("sgd", lambda: {"sgd": SGD, "adam": Adam, "adamw": Adam, "muon": Muon}),
     "lr_schedule": Choice(
         "cosine",
         lambda: {"constant": LRSchedule, "step": Step, "cosine": Cosine, "theorem": Theorem},

@@ -20,6 +20,7 @@ from delaygrad.launch import (
     require_single_process,
     run_workers,
 )
+from delaygrad.optimizers import parts_of
 from delaygrad.runtime.control import Control, Ranks, Solo
 from delaygrad.training import run_folder
 from delaygrad.training.assembly import build_pipeline, resolve
@@ -279,8 +280,9 @@ def _run(
             raise CheckpointError(f"the stages of the checkpoint are not of one run ({folder})")
         pipeline.load_state_dict({**states[indices[0]], "stages": stages})
         for optimizer in filter(None, pipeline.optimizers):  # the configuration decides
-            for group in optimizer.param_groups:
-                group.update(optimizer.defaults)
+            for part in parts_of(optimizer):
+                for group in part.param_groups:
+                    group.update(part.defaults)
     narrow = torch.autocast(device.type, torch.bfloat16, enabled=config.run.amp is not None)
     with narrow:
         return TrainingLoop(config, source, pipeline, control, device, quiet=quiet).run()
