@@ -6,11 +6,9 @@ Each is made by a few lines of the user's own, with a sample, a batch of another
 from __future__ import annotations
 
 import copy
-import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -394,13 +392,3 @@ def specimen(name: str) -> Specimen:
     if name in TRANSFORMERS and "CI" not in os.environ:
         pytest.importorskip("transformers", reason="transformers is not installed (extra: dev)")
     return PLAIN_MOBILENET if name == "plain mobilenet" else ZOO[name]
-
-
-def naive_loop() -> Any:
-    """The class of the naive loop, which is a file of the folder of equivalences."""
-    path = Path(__file__).parent / "equivalence" / "naive.py"
-    spec = importlib.util.spec_from_file_location("naive_for_models", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.NaiveDelayedGradients

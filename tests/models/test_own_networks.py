@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 import torch.utils._pytree as pytree
+from equivalence.naive import NaiveDelayedGradients
 from exact import assert_same
 from ranks import run_ranks
 from torch import Tensor, nn
-from zoo import TIED, ZOO, Specimen, naive_loop, specimen
+from zoo import TIED, ZOO, Specimen, specimen
 
 import delaygrad as dg
 from delaygrad.partition import cuts_of, measured_cuts, measurement
@@ -30,7 +32,6 @@ from delaygrad.partition.merge import mark_stage
 split_module = sys.modules[split_function.__module__]
 
 NAMES = list(ZOO)
-DEPTHS = (2, 3)
 
 
 def sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -102,14 +103,22 @@ def named_state(modules: list[nn.Module]) -> dict[str, Tensor]:
     return {key: found[key] for key in sorted(found)}
 
 
-# One worker runs all tests of a network: it captures the network once.
-every_network = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NAMES]
-)
-every_depth = pytest.mark.parametrize("num_stages", DEPTHS)
+def every_network(turn: int, names: Iterable[str] = NAMES) -> pytest.MarkDecorator:
+    """Each network at one depth, that of a test of the other turn behind ``full``.
+
+    One worker runs all tests of a network: it captures the network once.
+    """
+    cases = []
+    for index, name in enumerate(names):
+        for num_stages in (2, 3):
+            own_turn = (index + num_stages) % 2 == turn
+            group = pytest.mark.xdist_group(name.removeprefix("plain "))
+            marks = [group] if own_turn else [group, pytest.mark.full]
+            cases.append(pytest.param(name, num_stages, marks=marks))
+    return pytest.mark.parametrize(("name", "num_stages"), cases)
 
 
-@every_network
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in NAMES])
 def test_split_alone_cuts_and_keeps_the_users_modules_and_names(name: str) -> None:
     model, stages = cut(name, 2)
     assert len(stages) == 2 and all(list(stage.children()) for stage in stages)
@@ -120,8 +129,7 @@ def test_split_alone_cuts_and_keeps_the_users_modules_and_names(name: str) -> No
     assert held > {id(model.get_submodule(name.split(" (")[0])) for name in cuts_of(stages)}
 
 
-@every_depth
-@every_network
+@every_network(0)
 def test_stages_are_the_model_in_both_modes_and_at_another_size(name: str, num_stages: int) -> None:
     one, model, stages = fresh(name, num_stages)
     torch.manual_seed(3)
@@ -129,12 +137,11 @@ def test_stages_are_the_model_in_both_modes_and_at_another_size(name: str, num_s
     assert dg.check(stages, model, one.batch(*one.sizes)) == 0.0
 
 
-@every_depth
-@every_network
+@every_network(1)
 def test_ddg_is_the_naive_loop(name: str, num_stages: int) -> None:
     one, _, stages = fresh(name, num_stages)
     torch.manual_seed(0)
-    naive = naive_loop()(stages, one.loss, sgd)
+    naive = NaiveDelayedGradients(stages, one.loss, sgd)
     pipe = dg.LocalPipeline(stages, one.loss, sgd, method=dg.DDG())
     for inputs, targets in one.batches(5):
         assert_same(pipe.step(inputs, targets), naive.step(inputs, targets), "loss")
@@ -143,14 +150,7 @@ def test_ddg_is_the_naive_loop(name: str, num_stages: int) -> None:
     assert_same(named_state(pipe.stages), named_state(naive.stages), "state")
 
 
-@every_depth
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n.replace("mobilenet", "plain mobilenet"), marks=pytest.mark.xdist_group(n))
-        for n in NAMES
-    ],
-)
+@every_network(0, [name.replace("mobilenet", "plain mobilenet") for name in NAMES])
 def test_backpropagation_through_stages_is_the_models_own(name: str, num_stages: int) -> None:
     one, _, stages = fresh(name, num_stages)
     model = copy.deepcopy(cut_in_two(name).network.model)
@@ -206,11 +206,7 @@ class WholeModelLoop:
                 self.optimizers[k].step()
 
 
-@every_depth
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in (*TIED, "bert", "unet")],
-)
+@every_network(1, (*TIED, "bert", "unet"))
 def test_ddg_is_a_loop_over_the_whole_model(name: str, num_stages: int) -> None:
     one, model, stages = fresh(name, num_stages)
     for module in (model, *stages):
@@ -224,9 +220,9 @@ def test_ddg_is_a_loop_over_the_whole_model(name: str, num_stages: int) -> None:
     assert_same(named_state([dg.merge(pipe.stages)]), named_state([whole.model]), "state")
 
 
-@every_network
-def test_predict_is_the_model_in_evaluation_and_changes_nothing(name: str) -> None:
-    one, model, stages = fresh(name, 3)
+@every_network(0)
+def test_predict_is_the_model_in_evaluation_and_changes_nothing(name: str, num_stages: int) -> None:
+    one, model, stages = fresh(name, num_stages)
     pipe = dg.LocalPipeline(stages, one.loss, sgd, method=dg.DDG())
     (inputs, targets), _ = one.batches(2)
     pipe.step(inputs, targets)
@@ -240,8 +236,7 @@ def test_predict_is_the_model_in_evaluation_and_changes_nothing(name: str) -> No
     assert_same(leaves(predicted), leaves(expected), "predictions")
 
 
-@every_depth
-@every_network
+@every_network(1)
 def test_merged_stages_load_into_the_models_class(name: str, num_stages: int) -> None:
     one, model, stages = fresh(name, num_stages)
     state = dg.merge(stages).state_dict()
@@ -279,7 +274,7 @@ def _on_a_rank(rank: int, world_size: int, name: str, cuts: list[str] | None) ->
         *(
             pytest.param(name, num_stages, None, marks=pytest.mark.full)
             for name in NAMES
-            for num_stages in DEPTHS
+            for num_stages in (2, 3)
             if (name, num_stages) != ("unet", 2)
         ),
     ],

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from equivalence.naive import NaiveDelayedGradients
 from exact import assert_same
 from torch import Tensor, nn
 from torch.nn import functional as F
-from zoo import naive_loop
 
 import delaygrad as dg
 
@@ -183,7 +183,7 @@ def test_they_are_cut_by_one_call_and_train_exactly(
     assert dg.check(stages, model, batch(kind, 3)) == 0.0
     assert list(dg.merge(stages).state_dict()) == list(model.state_dict())
     torch.manual_seed(0)
-    naive = naive_loop()(copy.deepcopy(stages), loss, sgd)
+    naive = NaiveDelayedGradients(copy.deepcopy(stages), loss, sgd)
     pipe = dg.LocalPipeline(stages, loss, sgd, method=dg.DDG())
     torch.manual_seed(1)
     losses: tuple[list[Any], list[Any]] = ([], [])
