@@ -264,8 +264,6 @@ def _on_a_rank(rank: int, world_size: int, name: str, cuts: list[str] | None) ->
         return _train(pipe, one)
 
 
-# TransformerEncoder copies its first layer, so the stages begin with equal parameters.
-@pytest.mark.filterwarnings("ignore:two stages hold equal parameters")
 @pytest.mark.parametrize(
     ("name", "num_stages", "cuts"),
     [

@@ -139,7 +139,7 @@ def test_a_rank_that_never_makes_its_pipeline_is_given_up() -> None:
     outcomes = run_ranks_raw(make_all_but_one, 2, timeout_s=40)
     assert_told(
         outcomes[0],
-        r"TransportError: \[stage 0, rank 0\] another rank did not make its pipeline: it is gone, "
+        r"TransportError: \[rank 0\] another rank did not make its pipeline: it is gone, "
         "or took longer than 3 s; see its own error",
     )
 

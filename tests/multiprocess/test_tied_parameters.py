@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -31,6 +32,9 @@ def stage_of(kind: str, rank: int) -> nn.Module:
         with torch.no_grad():
             other.weight[0, 1] += 1  # not in the sample: every second of 5400
         return nn.Sequential(nn.Tanh(), (head, other)[rank])
+    if kind == "copied layers of one model":  # as nn.TransformerEncoder's
+        layer = nn.Linear(60, 60)
+        return dg.split(nn.Sequential(layer, copy.deepcopy(layer)), 2, cuts=["1"])[rank]
     if kind == "constants":
         nn.init.zeros_(head.weight)
         nn.init.ones_(head.bias)
@@ -66,7 +70,16 @@ def test_a_copy_under_one_name_is_an_error_on_every_rank() -> None:
         assert "keep it in one stage" in error
 
 
-@pytest.mark.parametrize("kind", ["untied", "tied and frozen", "one element differs", "constants"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "untied",
+        "tied and frozen",
+        "one element differs",
+        "constants",
+        "copied layers of one model",
+    ],
+)
 def test_other_parameters_say_nothing(kind: str) -> None:
     outcomes = run_ranks(make, 2, args=(kind,))
     if kind == "one element differs":  # but for the biases, which are copies in this test

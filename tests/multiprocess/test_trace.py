@@ -68,7 +68,7 @@ def record(
         lambda params: torch.optim.SGD(params, lr=0.01),
         timeout_s=30,
     )
-    pipe._worker.clock.now = now
+    pipe._workers[pipe.stage_index].clock.now = now
     readings = [read_clocks(dist.group.WORLD, now)]
     for iteration in range(TRACED + 8):
         if iteration == 4:

@@ -27,13 +27,20 @@ def cut_alike(
     make_optimizer: MakeOptimizer,
     recompute: bool,
     group: dist.ProcessGroup | None,
-) -> nn.Module:
-    """Return this rank's stage, cut where rank 0 has chosen.
+    num_stages: int | None,
+) -> list[nn.Module]:
+    """Return this rank's stages, cut where rank 0 has chosen.
 
     Raises:
         PartitionError: rank 0 could not cut the network; raised on every rank.
     """
-    num_stages, index = dist.get_world_size(group), dist.get_rank(group)
+    num_ranks, index = dist.get_world_size(group), dist.get_rank(group)
+    num_stages = num_ranks if num_stages is None else num_stages
+    if num_stages < num_ranks:
+        raise PartitionError(
+            f"too few stages for the ranks (stages: {num_stages}, ranks: {num_ranks}); give each "
+            "rank one at least"
+        )
 
     def at(places: Sequence[str | int]) -> list[nn.Module]:
         return split(model, num_stages, sample_inputs=sample_inputs, cuts=places, blocks=blocks)
@@ -68,7 +75,7 @@ def cut_alike(
             raise type(error)(
                 f"rank {index} cannot cut the network as rank 0 does (cuts: {found}): {error}"
             ) from error
-    return stages[index]
+    return stages[num_stages * index // num_ranks : num_stages * (index + 1) // num_ranks]
 
 
 def _broadcast(value: dict[str, Any], group: dist.ProcessGroup | None) -> dict[str, Any]:

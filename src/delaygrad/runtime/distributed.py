@@ -1,8 +1,8 @@
-"""One rank per stage, over torch.distributed."""
+"""A rank for each stage, or for several, over torch.distributed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Self
 
@@ -19,15 +19,17 @@ from delaygrad.optimizers import MakeOptimizer
 from delaygrad.partition.cuts import known_cuts
 from delaygrad.random_stream import stage_seed
 from delaygrad.runtime import exchange
+from delaygrad.runtime.chain import chain, listed, outward_first, require_apart
 from delaygrad.runtime.cutting import cut_alike
 from delaygrad.runtime.links import Links
-from delaygrad.runtime.pipeline import Pipeline, require_free
+from delaygrad.runtime.pipeline import Pipeline
 from delaygrad.runtime.replicas import Replicas, pipeline_of
-from delaygrad.runtime.ties import require_exact_ties
-from delaygrad.runtime.worker import Worker
-from delaygrad.stage import LossFunction, LossWeight, Stage, device_of
+from delaygrad.runtime.tie_links import TieLinks
+from delaygrad.runtime.worker import Inbox, Worker
+from delaygrad.schedule import Action
+from delaygrad.stage import LossFunction, LossWeight, device_of
 from delaygrad.transport import Message, Receiver, Sender
-from delaygrad.transport.wire import WireSender, reason_of
+from delaygrad.transport.wire import reason_of
 
 _NOT_INITIALISED = (
     "torch.distributed is not initialised; start the ranks with torchrun and call "
@@ -36,11 +38,12 @@ _NOT_INITIALISED = (
 
 
 class DistributedPipeline(Pipeline):
-    """Train one stage in this process, in step with the ranks that hold the others.
+    """Train one stage or several in this process, in step with the ranks that hold the others.
 
-    Rank r of the group holds stage r. Every rank makes the same calls (``step``, ``flush``,
-    ``predict``, ``state_dict``); no other synchronisation takes place. An error gradient is waited
-    for just before the backward that needs it.
+    The ranks of the group hold the stages in order: with one stage each, rank r holds stage r.
+    Every rank makes the same calls (``step``, ``flush``, ``predict``, ``state_dict``); no other
+    synchronisation takes place. An error gradient is waited for just before the backward that
+    needs it.
 
     Each stage's random stream follows from ``torch.initial_seed()`` of rank 0; to build the same
     network on every rank, call ``torch.manual_seed`` with one seed on all of them.
@@ -51,19 +54,20 @@ class DistributedPipeline(Pipeline):
     neighbours have not yet received.
 
     Args:
-        stage: this rank's module; takes what the stage below returns.
+        stage: this rank's module, which takes what the stage below returns; or a list of modules,
+            of stages that follow each other. Ranks may hold different numbers of stages.
         loss_fn: ``loss_fn(outputs, targets)``; used on the last rank.
         make_optimizer: ``make_optimizer(params)``.
         method: the rule to train by; the same on every rank.
         loss_weight: see ``LocalPipeline``; used on the last rank.
         allow_nonfinite_loss, clip_norm, loss_scale: see ``LocalPipeline``.
-        group: one rank for each stage, in order; None is the default group. Needs an initialised
-            process group: gloo for stages on the CPU, NCCL (with gloo beside it, for example
-            ``cpu:gloo,cuda:nccl``) for stages on GPUs.
+        group: the ranks, in the order of their stages; None is the default group. Needs an
+            initialised process group: gloo for stages on the CPU, NCCL (with gloo beside it, for
+            example ``cpu:gloo,cuda:nccl``) for stages on GPUs.
         mesh: stages x replicas, in place of ``group``: a ``DeviceMesh`` with the dimensions "pp"
             and "dp". Each replica trains on its part of the data; gradients are averaged before
             each update, over the ranks that hold the stage.
-        device: where the stage computes; None is where its parameters are, or else the CPU.
+        device: where this rank's stages compute; None is where its parameters are, or else the CPU.
         timeout_s: seconds to wait for a neighbour before giving it up.
 
     Raises:
@@ -80,7 +84,7 @@ class DistributedPipeline(Pipeline):
 
     def __init__(
         self,
-        stage: nn.Module,
+        stage: nn.Module | Sequence[nn.Module],
         loss_fn: LossFunction,
         make_optimizer: MakeOptimizer,
         *,
@@ -96,29 +100,35 @@ class DistributedPipeline(Pipeline):
     ) -> None:
         if not dist.is_initialized():
             raise TransportError(_NOT_INITIALISED)
-        require_free([stage])
+        modules, method = listed(stage), method_or_ddg(method)
         group = pipeline_of(mesh, group)
-        index, num_stages = dist.get_rank(group), dist.get_world_size(group)
-        method = method_or_ddg(method, num_stages).with_options(clip_norm, loss_scale)
-        require_exact_ties(stage, method)
-        if index < 0:
+        if dist.get_rank(group) < 0:
             raise TransportError(f"this rank is not in the group (rank: {dist.get_rank()})")
-        device = device_of(stage) if device is None else device
-        links = Links(device, group, timeout_s, method.schedule)
-        self._groups, self._replicas = links.groups, None
+        device = device_of(nn.ModuleList(modules)) if device is None else device
+        links = Links(len(modules), device, group, timeout_s)
+        self._groups, self._replicas, self._counts = links.groups, None, links.counts
         try:
+            num_stages, first = links.num_stages, links.stages[0]
+            method = method.for_stages(num_stages).with_options(clip_norm, loss_scale)
+            require_apart(modules, method, first)
+            links.connect(method.schedule)
             if mesh is not None:
                 with links.meeting():
                     self._replicas = Replicas(mesh, device, timeout_s)
-                    self._replicas.require_alike(stage, method)
+                    self._replicas.require_alike(modules, method)
                 self.replica, self.num_replicas = self._replicas.index, self._replicas.count
-            seed, first_blocks = links.agree(method, stage)
-            links.require_untied(stage)
-            ties, self._prediction_ties = links.connect_ties(stage)
-            arithmetic = Stage(
-                stage,
+            seed, first_blocks = links.agree(method, modules)
+            if None in first_blocks:  # else `split` had the whole model, and saw what is shared
+                links.require_untied(modules)
+            ties, self._prediction_ties = links.connect_ties(modules[0])
+            workers = chain(
+                modules,
                 make_optimizer,
-                stage_index=index,
+                first=first,
+                activations=links.activations,
+                gradients=links.gradients,
+                rank=dist.get_rank(),
+                ties=ties,
                 num_stages=num_stages,
                 method=method,
                 loss_fn=loss_fn,
@@ -132,18 +142,9 @@ class DistributedPipeline(Pipeline):
             self._give_back(failed=True)
             raise
         self._lost = False
-        self._activation_sender, self._gradient_sender = links.to_above, links.to_below
-        worker = Worker(
-            arithmetic,
-            activations=(links.from_below, links.to_above),
-            gradients=(links.from_above, links.to_below),
-            rank=dist.get_rank(),
-            ties=ties,
-        )
-        self._prediction_receiver = links.predictions_from_below
-        self._prediction_sender = links.predictions_to_above
-        self._worker = worker
-        super().__init__([worker], num_stages, method, known_cuts(first_blocks))
+        self._senders = [s for s in (links.activations[1], links.gradients[1]) if s is not None]
+        self._prediction_receiver, self._prediction_sender = links.predictions
+        super().__init__(workers, num_stages, method, known_cuts(first_blocks))
 
     @classmethod
     def from_model(
@@ -156,19 +157,22 @@ class DistributedPipeline(Pipeline):
         cuts: Sequence[str | int] | None = None,
         blocks: Sequence[str] | None = None,
         method: Method | None = None,
+        num_stages: int | None = None,
         group: dist.ProcessGroup | None = None,
         **options: Any,
     ) -> Self:
-        """Cut a whole model, alike on all ranks, and train this rank's stage of it.
+        """Cut a whole model, alike on all ranks, and train this rank's stages of it.
 
         Rank 0 measures where to cut and tells the others. Every rank calls this, with the same
         model and sample inputs of the same shapes. Drop the model afterwards: the pipeline keeps
-        this rank's stage only. To continue, pass ``cuts=delaygrad.saved_cuts(folder)``.
+        this rank's stages only. To continue, pass ``cuts=delaygrad.saved_cuts(folder)``.
 
         Args:
             model: the whole network, equal on every rank.
             loss_fn, make_optimizer, method, group: as for ``DistributedPipeline``.
             sample_inputs, cuts, blocks: as for ``delaygrad.split``.
+            num_stages: K; by default a stage for each rank. Of R ranks, rank r holds the stages
+                from r K // R on.
             options: further arguments of ``DistributedPipeline``. With ``mesh``, give ``cuts`` too.
 
         Raises:
@@ -179,7 +183,7 @@ class DistributedPipeline(Pipeline):
         method = method_or_ddg(method)
         if (mesh := options.get("mesh")) is not None and cuts is None:
             raise PartitionError("replicas that measure may cut in different places; give cuts=")
-        stage = cut_alike(
+        stages = cut_alike(
             model,
             sample_inputs=sample_inputs,
             cuts=cuts,
@@ -187,18 +191,31 @@ class DistributedPipeline(Pipeline):
             make_optimizer=make_optimizer,
             recompute=method.recompute,
             group=pipeline_of(mesh, group),
+            num_stages=num_stages,
         )
-        return cls(stage, loss_fn, make_optimizer, method=method, group=group, **options)
+        return cls(stages, loss_fn, make_optimizer, method=method, group=group, **options)
 
     @property
     def stage(self) -> nn.Module:
-        """This rank's live module."""
+        """This rank's live module; see ``stages`` for several."""
         return self._worker.stage.module
 
     @property
     def stage_index(self) -> int:
-        """Which stage this rank holds."""
-        return self._worker.stage.stage_index
+        """Which stage this rank holds; the first of several."""
+        return min(self._workers)
+
+    @property
+    def _worker(self) -> Worker:
+        """The only one of this rank."""
+        if len(self._workers) > 1:
+            raise AttributeError(
+                f"this rank holds several stages (stages: {[*self._workers]}); use pipe.stages"
+            )
+        return self._workers[self.stage_index]
+
+    def _ordered(self, actions: Iterable[Action]) -> list[Action]:
+        return outward_first(actions, self._schedule, self.num_stages)
 
     def predict(self, inputs: Tree) -> Any:
         """See ``Pipeline.predict``; every rank calls it."""
@@ -207,16 +224,18 @@ class DistributedPipeline(Pipeline):
         with self._naming("prediction"):
             if self._prediction_receiver is not None:
                 inputs = self._received_prediction(self._prediction_receiver)
-                if self._prediction_ties:
-                    inputs = self._prediction_ties.borrow(self.iteration, 0, inputs)
-            outputs = self._worker.predict(inputs)
+            for k, worker in self._workers.items():
+                ties = self._prediction_ties.get(k)
+                if ties is not None and k > 0:
+                    inputs = ties.borrow(self.iteration, 0, inputs)
+                inputs = worker.predict(inputs)
+                if ties is not None and k < self.num_stages - 1:
+                    inputs, _ = ties.lend(self.iteration, 0, inputs)
             if self._prediction_sender is None:
-                return outputs
-            if self._prediction_ties:
-                outputs, _ = self._prediction_ties.lend(self.iteration, 0, outputs)
-            self._prediction_sender.send(Message.of_activation(self.iteration, outputs))
-            self._prediction_sender.finish()  # this rank may leave after its last prediction
-            for sender in self._prediction_ties.senders.values() if self._prediction_ties else ():
+                return inputs
+            self._prediction_sender.send(Message.of_activation(self.iteration, inputs))
+            # This rank may leave after its last prediction.
+            for sender in (self._prediction_sender, *_tie_senders(self._prediction_ties.values())):
                 sender.finish()
         return None
 
@@ -231,7 +250,7 @@ class DistributedPipeline(Pipeline):
         """Tell the neighbours that no batch follows before the flush ends."""
         with self._naming("flush"):
             self._check_usable()
-            loads = max((inbox.loads for inbox in self._worker.inboxes), default=0)
+            loads = max((inbox.loads for inbox in self._inboxes), default=0)
             for sender in self._senders:  # a neighbour that goes on would wait in vain
                 with suppress(TransportError):  # who has flushed and left does not wait
                     sender.send(Message.of_flush(self._ticks(self.iteration), loads))
@@ -254,16 +273,19 @@ class DistributedPipeline(Pipeline):
             return
         try:
             if self._failure is None and not self._lost:
-                waits = [inbox.collect for inbox in self._worker.inboxes]
-                senders = (*self._senders, *self._tie_senders)
-                for wait in (*waits, *(sender.finish for sender in senders)):
+                for inbox in self._inboxes:
                     with suppress(TransportError):  # who has left misses nothing
-                        wait()
+                        inbox.collect()
+                for sender in self._all_senders():
+                    with suppress(TransportError):
+                        sender.finish()
         finally:
             super().close()
-            self._worker.disconnect()
-            self._activation_sender = self._gradient_sender = None
-            self._prediction_receiver = self._prediction_sender = self._prediction_ties = None
+            for worker in self._workers.values():
+                worker.disconnect()
+            self._senders = []
+            self._prediction_receiver = self._prediction_sender = None
+            self._prediction_ties = {}
             self._give_back(failed=self._lost or self._failure is not None)
 
     def _give_back(self, *, failed: bool) -> None:
@@ -278,8 +300,13 @@ class DistributedPipeline(Pipeline):
             return exchange.all_gather(value, self._groups.between_steps())
 
     def _gather_tensors(self, stages: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        turns = max(self._counts)
+        own: list[dict[str, Tensor]] = [*stages, *({} for _ in range(turns - len(stages)))]
         with self._together():
-            return exchange.gather_tensors(stages[0], self._groups.between_steps())
+            group = self._groups.between_steps()
+            found = [exchange.gather_tensors(of_stage, group) for of_stage in own]
+        places = [(turn, rank) for rank, held in enumerate(self._counts) for turn in range(held)]
+        return [found[turn][rank] for turn, rank in places if found[turn]]
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -299,7 +326,8 @@ class DistributedPipeline(Pipeline):
             yield
         except DelaygradError as error:
             self._lost = self._lost or isinstance(error, TransportError)
-            where = f"[{self._worker.place}, iteration {self.iteration}, {call}]"
+            place = next(iter(self._workers.values())).place
+            where = f"[{place}, iteration {self.iteration}, {call}]"
             raise type(error)(f"{where} {error}") from error
 
     def _received_prediction(self, receiver: Receiver) -> Tree:
@@ -313,13 +341,16 @@ class DistributedPipeline(Pipeline):
         return message.activation()
 
     def _finish_sending(self) -> None:
-        for sender in (*self._senders, *self._tie_senders):
+        for sender in self._all_senders():
             sender.finish()
 
-    @property
-    def _tie_senders(self) -> list[Sender]:
-        return list(self._worker.ties.senders.values()) if self._worker.ties else []
+    def _all_senders(self) -> list[Sender]:
+        return [*self._senders, *_tie_senders(worker.ties for worker in self._workers.values())]
 
     @property
-    def _senders(self) -> list[WireSender]:
-        return [s for s in (self._activation_sender, self._gradient_sender) if s is not None]
+    def _inboxes(self) -> list[Inbox]:
+        return [inbox for worker in self._workers.values() for inbox in worker.inboxes]
+
+
+def _tie_senders(ties: Iterable[TieLinks | None]) -> list[Sender]:
+    return [sender for links in ties if links for sender in links.senders.values()]

@@ -1,8 +1,9 @@
-"""The links of one stage with its neighbours, and the process groups that they run in."""
+"""The links of a rank with its neighbours, and the process groups that they run in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -15,21 +16,22 @@ from torch.distributed import distributed_c10d
 from delaygrad.errors import PartitionError, ScheduleError, TransportError
 from delaygrad.methods import Method
 from delaygrad.partition.cuts import first_block
+from delaygrad.partition.graph.ties import TiedParameter
 from delaygrad.runtime import exchange
-from delaygrad.runtime.tie_links import TieLinks, ties_of
+from delaygrad.runtime.tie_links import TieLinks, tie_links, ties_of
 from delaygrad.runtime.tied_parameters import require_untied
 from delaygrad.schedule import Schedule
 from delaygrad.transport.wire import Wire, WireReceiver, WireSender, reason_of
 
 
 class Links:
-    """The links of one stage with its neighbours, each direction in groups of its own.
+    """The links of a rank's stages with those of the ranks beside it, each direction in its groups.
 
     Args:
-        device: where the stage computes.
-        group: one rank for each stage, in order; None is the default group.
+        held: how many stages this rank has.
+        device: where they compute.
+        group: the ranks, in the order of their stages; None is the default group.
         timeout_s: seconds to wait for another rank.
-        schedule: gives the number of messages that may be in flight.
 
     Raises:
         TransportError: another rank does not make its links within ``timeout_s``.
@@ -37,46 +39,58 @@ class Links:
 
     def __init__(
         self,
+        held: int,
         device: torch.device,
         group: dist.ProcessGroup | None,
         timeout_s: float,
-        schedule: Schedule,
     ) -> None:
-        self._stage_index = dist.get_rank(group)
-        ranks = dist.get_process_group_ranks(group) if group else list(range(dist.get_world_size()))
-        self._timeout_s = timeout_s
-        below = None if self._stage_index == 0 else self._stage_index - 1
-        above = None if self._stage_index == len(ranks) - 1 else self._stage_index + 1
-
-        def wire(peer: int, content: str, towards: str, pair: tuple[Any, Any]) -> Wire:
-            name = f"{towards} stage {peer} (rank {ranks[peer]})"
-            remembered = 1 + schedule.micro_batches  # parts of a batch may differ by a sample
-            return Wire(ranks[peer], name, content, *pair, device, timeout_s, remembered)
-
-        self._wire, self._schedule, self._num_stages = wire, schedule, len(ranks)
-        self.from_below = self.to_above = self.from_above = self.to_below = None
-        self.predictions_from_below = self.predictions_to_above = None
+        self._ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
+        self._device, self._timeout_s = device, timeout_s
+        own = dist.get_rank(group)
+        self._place = f"rank {dist.get_rank()}"
         with self.meeting():
-            self.groups = Groups(ranks, device, timedelta(seconds=timeout_s))
-            down, up, predictions = (self.groups.pair() for _ in range(3))
-        if above is not None:
-            in_flight = schedule.messages_under_way(self._stage_index, len(ranks))
-            self.to_above = WireSender(wire(above, "an activation", "to", down), in_flight)
-            self.from_above = WireReceiver(wire(above, "an error gradient", "from", up))
-            self.predictions_to_above = WireSender(wire(above, "an activation", "to", predictions))
-        if below is not None:
-            self.from_below = WireReceiver(wire(below, "an activation", "from", down))
-            in_flight = schedule.messages_under_way(below, len(ranks))
-            self.to_below = WireSender(wire(below, "an error gradient", "to", up), in_flight)
-            self.predictions_from_below = WireReceiver(
-                wire(below, "an activation", "from", predictions)
-            )
+            self.groups = Groups(self._ranks, device, timedelta(seconds=timeout_s))
+            self._down, self._up, self._predictions = (self.groups.pair() for _ in range(3))
+            counts = exchange.all_gather(held, self.groups.first)
+        self._rank_of = [rank for rank, count in enumerate(counts) for _ in range(count)]
+        self.counts: list[int] = counts
+        """How many stages each rank has."""
+        self.num_stages = sum(counts)
+        """K."""
+        self.stages = range(sum(counts[:own]), sum(counts[: own + 1]))
+        """Of this rank."""
+        self._place = f"stage {self.stages[0]}, {self._place}"
 
-    def agree(self, method: Method, stage: nn.Module) -> tuple[int, list[str | None]]:
+    def connect(self, schedule: Schedule) -> None:
+        """Make the links between neighbours.
+
+        Args:
+            schedule: gives the number of messages that may be in flight.
+
+        Raises:
+            TransportError: a rank is gone.
+        """
+        self._schedule = schedule
+        below, above = self.stages[0] - 1, self.stages[-1] + 1
+        activation, gradient = "an activation", "an error gradient"
+        from_below = to_below = predicted_below = from_above = to_above = predicted_above = None
+        if above < self.num_stages:
+            to_above = self._sender(above - 1, above, activation, self._down)
+            from_above = WireReceiver(self._wire(above, gradient, "from", self._up))
+            predicted_above = WireSender(self._wire(above, activation, "to", self._predictions))
+        if below >= 0:
+            from_below = WireReceiver(self._wire(below, activation, "from", self._down))
+            to_below = self._sender(below + 1, below, gradient, self._up)
+            predicted_below = WireReceiver(self._wire(below, activation, "from", self._predictions))
+        self.activations = from_below, to_above
+        self.gradients = from_above, to_below
+        self.predictions = predicted_below, predicted_above
+
+    def agree(self, method: Method, stages: Sequence[nn.Module]) -> tuple[int, list[str | None]]:
         """Check that all ranks have the same method, and stages of one split.
 
         Args:
-            stage: this rank's.
+            stages: this rank's.
 
         Returns:
             seed, first_blocks: of stage 0's process; of all stages that `split` has made.
@@ -87,59 +101,76 @@ class Links:
             TransportError: a rank is missing.
         """
         with self.meeting():
-            ties = sorted([tie.path, *tie.stages] for tie in ties_of(stage))
-            own = method.to_json(), repr(method), ties, torch.initial_seed(), first_block(stage)
+            ties = sorted([tie.path, *tie.stages] for tie in ties_of(stages[0]))
+            first_blocks = [*map(first_block, stages)]
+            own = method.to_json(), repr(method), ties, torch.initial_seed(), first_blocks
             said = exchange.all_gather(own, self.groups.first)
         if any(identity != said[0][0] for identity, *_ in said):
-            given = ", ".join(f"stage {k}: {name}" for k, (_, name, *_) in enumerate(said))
+            names = zip(map(self._rank_of.index, range(len(said))), said, strict=True)
+            given = ", ".join(f"stage {k}: {name}" for k, (_, name, *_) in names)
             raise ScheduleError(f"the ranks were given different methods ({given})")
         if any(ties != said[0][2] for _, _, ties, *_ in said):
             raise PartitionError(
                 f"the ranks have stages of different splits (shared parameters of stage 0: "
-                f"{said[0][2]}, of stage {self._stage_index}: {ties}); cut alike on all ranks"
+                f"{said[0][2]}, of stage {self.stages[0]}: {ties}); cut alike on all ranks"
             )
-        return said[0][3], [block for *_, block in said]
+        return said[0][3], [block for *_, blocks in said for block in blocks]
 
-    def connect_ties(self, stage: nn.Module) -> tuple[TieLinks | None, TieLinks | None]:
+    def connect_ties(self, stage: nn.Module) -> tuple[dict[int, TieLinks], dict[int, TieLinks]]:
         """Make the links of shared parameters, for training and for predictions; after ``agree``.
 
         Raises:
             TransportError: a rank is missing.
         """
-        ties, here = ties_of(stage), self._stage_index
-        if not ties:
-            return None, None
+        ties = ties_of(stage)
+        lanes = _lanes(ties, self._rank_of)
         with self.meeting():
-            down, up, predictions = (self.groups.pair() for _ in range(3))
+            groups = [[self.groups.pair() for _ in range(3)] for _ in set(lanes.values())]
         value, gradient = "a shared parameter", "the gradient of a shared parameter"
 
-        def receive(other: int) -> WireReceiver:
-            content, group = (value, down) if other < here else (gradient, up)
-            return WireReceiver(self._wire(other, content, "from", group))
+        def of(source: int, target: int) -> tuple[str, tuple[Any, Any], Any]:
+            down, up, predictions = groups[lanes[min(source, target), max(source, target)]]
+            return (value, down, predictions) if source < target else (gradient, up, None)
 
-        def send(other: int) -> WireSender:
-            content, group = (value, down) if other > here else (gradient, up)
-            first, last = min(here, other), max(here, other)
-            in_flight = self._schedule.messages_under_way(first, self._num_stages, last)
-            return WireSender(self._wire(other, content, "to", group), in_flight)
+        def receive(source: int, target: int) -> WireReceiver:
+            content, group, _ = of(source, target)
+            return WireReceiver(self._wire(source, content, "from", group))
 
-        return TieLinks(ties, here, receive=receive, send=send), TieLinks(
-            ties,
-            here,
-            receive=lambda o: WireReceiver(self._wire(o, value, "from", predictions)),
-            send=lambda o: WireSender(self._wire(o, value, "to", predictions)),
-            gradients=False,
+        def send(source: int, target: int) -> WireSender:
+            content, group, _ = of(source, target)
+            return self._sender(source, target, content, group)
+
+        def receive_prediction(source: int, target: int) -> WireReceiver:
+            return WireReceiver(self._wire(source, value, "from", of(source, target)[2]))
+
+        def send_prediction(source: int, target: int) -> WireSender:
+            return WireSender(self._wire(target, value, "to", of(source, target)[2]))
+
+        return tie_links(ties, self.stages, receive=receive, send=send), tie_links(
+            ties, self.stages, receive=receive_prediction, send=send_prediction, gradients=False
         )
 
-    def require_untied(self, stage: nn.Module) -> None:
-        """Compare the parameters of all stages; see ``delaygrad.runtime.tied_parameters``.
+    def require_untied(self, stages: Sequence[nn.Module]) -> None:
+        """Compare the parameters of all ranks; see ``delaygrad.runtime.tied_parameters``.
 
         Raises:
             PartitionError: two ranks hold copies of one parameter.
             TransportError: a rank is missing.
         """
         with self.meeting():
-            require_untied(stage, self.groups.first)
+            require_untied(dict(zip(self.stages, stages, strict=True)), self.groups.first)
+
+    def _sender(self, source: int, target: int, content: str, group: tuple[Any, Any]) -> WireSender:
+        """Make the end of a link that the schedule knows."""
+        ends = min(source, target), max(source, target)
+        in_flight = self._schedule.messages_under_way(ends[0], self.num_stages, ends[1])
+        return WireSender(self._wire(target, content, "to", group), in_flight)
+
+    def _wire(self, stage: int, content: str, towards: str, pair: tuple[Any, Any]) -> Wire:
+        peer = self._ranks[self._rank_of[stage]]
+        name = f"{towards} stage {stage} (rank {peer})"
+        remembered = 1 + self._schedule.micro_batches  # parts of a batch may differ by a sample
+        return Wire(peer, name, content, *pair, self._device, self._timeout_s, remembered)
 
     @contextmanager
     def meeting(self) -> Iterator[None]:
@@ -148,10 +179,21 @@ class Links:
             yield
         except RuntimeError as error:
             raise TransportError(
-                f"[stage {self._stage_index}, rank {dist.get_rank()}] another rank did not make "
-                f"its pipeline: it is gone, or took longer than {self._timeout_s:g} s; see its own "
-                f"error ({reason_of(error)})"
+                f"[{self._place}] another rank did not make its pipeline: it is gone, or took "
+                f"longer than {self._timeout_s:g} s; see its own error ({reason_of(error)})"
             ) from error
+
+
+def _lanes(ties: Sequence[TiedParameter], rank_of: Sequence[int]) -> dict[tuple[int, int], int]:
+    """Number the links between stages of two ranks: those of the same ranks need groups apart."""
+    used: Counter[tuple[int, int]] = Counter()
+    lanes = {}
+    for owner, other in sorted({(tie.owner, k) for tie in ties for k in tie.borrowers}):
+        ranks = rank_of[owner], rank_of[other]
+        if ranks[0] != ranks[1]:
+            lanes[owner, other] = used[ranks]
+            used[ranks] += 1
+    return lanes
 
 
 class Groups:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from delaygrad.boundary import Tree
-from delaygrad.errors import StageError
 from delaygrad.methods import Method, method_or_ddg
 from delaygrad.methods.axes import ClipNorm, LossScale
 from delaygrad.optimizers import MakeOptimizer
 from delaygrad.partition.cuts import first_block, known_cuts
-from delaygrad.partition.layers import Layer
-from delaygrad.partition.sharing import check_cuts, find_ties
-from delaygrad.runtime.pipeline import Pipeline, require_free
-from delaygrad.runtime.tie_links import TieLinks, ties_of
-from delaygrad.runtime.ties import require_exact_ties
-from delaygrad.runtime.worker import Worker
-from delaygrad.stage import LossFunction, LossWeight, Stage
-from delaygrad.transport import Queue
+from delaygrad.runtime.chain import chain, listed, require_apart
+from delaygrad.runtime.pipeline import Pipeline
+from delaygrad.runtime.tie_links import tie_links, ties_of
+from delaygrad.stage import LossFunction, LossWeight
 
 
 class LocalPipeline(Pipeline):
@@ -84,50 +78,20 @@ class LocalPipeline(Pipeline):
         clip_norm: float | ClipNorm | None = None,
         loss_scale: float | LossScale | None = None,
     ) -> None:
-        if not stages:
-            raise StageError("a pipeline needs at least one stage (stages: 0)")
-        require_free(stages)
+        stages = listed(list(stages))
         method = method_or_ddg(method, len(stages)).with_options(clip_norm, loss_scale)
-        for stage in stages:
-            require_exact_ties(stage, method)
-        ties = find_ties([Layer("", stage) for stage in stages])
-        check_cuts(range(1, len(stages)), ties)
-        downward: list[Queue | None] = [None, *(Queue() for _ in stages[1:]), None]
-        upward: list[Queue | None] = [None, *(Queue() for _ in stages[1:]), None]
-        between: defaultdict[tuple[int, int], Queue] = defaultdict(Queue)
-
-        def tie_links(k: int) -> TieLinks | None:
-            shared = ties_of(stages[0])
-            if not shared:
-                return None
-            return TieLinks(
-                shared, k, receive=lambda o: between[o, k], send=lambda o: between[k, o]
-            )
-
-        workers = [
-            Worker(
-                Stage(
-                    module,
-                    make_optimizer,
-                    stage_index=k,
-                    num_stages=len(stages),
-                    method=method,
-                    loss_fn=loss_fn,
-                    loss_weight=loss_weight,
-                    allow_nonfinite_loss=allow_nonfinite_loss,
-                ),
-                activations=(downward[k], downward[k + 1]),
-                gradients=(upward[k + 1], upward[k]),
-                ties=tie_links(k),
-            )
-            for k, module in enumerate(stages)
-        ]
+        require_apart(stages, method)
+        workers = chain(
+            stages,
+            make_optimizer,
+            ties=tie_links(ties_of(stages[0]), range(len(stages))),
+            num_stages=len(stages),
+            method=method,
+            loss_fn=loss_fn,
+            loss_weight=loss_weight,
+            allow_nonfinite_loss=allow_nonfinite_loss,
+        )
         super().__init__(workers, len(stages), method, known_cuts([*map(first_block, stages)]))
-
-    @property
-    def stages(self) -> list[nn.Module]:
-        """The live modules, from the input."""
-        return self.modules
 
     def predict(self, inputs: Tree) -> Any:
         """See ``Pipeline.predict``; also works when the pipeline is closed."""

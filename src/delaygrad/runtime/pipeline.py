@@ -77,13 +77,13 @@ class Pipeline(ABC):
         if self._waits:  # all must know when one of them updates
             self._stages = tuple(range(num_stages))
         # What happens in every iteration but for the fill, as if batch 0 entered the network in it.
-        self._steady = [
+        self._steady = self._ordered(
             action
             for tick in range(method.schedule.micro_batches)
             for action in method.schedule.actions(
                 tick, num_stages, stages=self._stages, first_batch=-sys.maxsize
             )
-        ]
+        )
         self.iteration = 0
         """How many batches have entered the network."""
         self._begin_phase(0)
@@ -123,6 +123,8 @@ class Pipeline(ABC):
     def modules(self) -> list[nn.Module]:
         """The live modules of the stages that this process holds, from the input."""
         return [worker.stage.module for worker in self._workers.values()]
+
+    stages = modules
 
     @property
     def holds_first(self) -> bool:
@@ -270,7 +272,12 @@ class Pipeline(ABC):
     def _remaining_actions(self) -> list[Action]:
         """List the actions of a drain."""
         end, k = self._ticks(self.iteration), self.num_stages
-        return list(self._schedule.drain(end, k, stages=self._stages, first_batch=self._phase))
+        drain = self._schedule.drain(end, k, stages=self._stages, first_batch=self._phase)
+        return self._ordered(drain)
+
+    def _ordered(self, actions: Iterable[Action]) -> list[Action]:
+        """List actions in the order in which this process does them."""
+        return list(actions)
 
     def flush(self) -> None:
         """Run the outstanding backward passes: every stage has then used every batch exactly once.
@@ -578,7 +585,8 @@ class Pipeline(ABC):
         """Tell the stages of this process the norm of what all these stages apply."""
         found = {k: s for k, worker in self._workers.items() if (s := worker.stage.signals)}
         own = [signals.applied() if k in updating else 0.0 for k, signals in found.items()]
-        of_one_replica = self._share(own)[: self.num_stages]  # all apply the same
+        told = self._share(own)
+        of_one_replica = told[: len(told) // self.num_replicas]  # all apply the same
         total = sum(value for values in of_one_replica for value in values)
         for signals in found.values():
             signals.total.fill_(total)

@@ -10,6 +10,7 @@ pp 1        rank   rank      hold stage 1
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -68,8 +69,8 @@ class Replicas:
         self._everyone = Groups(by_copy.flatten().tolist(), device, timeout)
         self._on_cpu, self._on_device = self._of_stage.pair()
 
-    def require_alike(self, stage: nn.Module, method: Method) -> None:
-        """Raise unless all replicas begin with the same stage; all ranks call it.
+    def require_alike(self, stages: Sequence[nn.Module], method: Method) -> None:
+        """Raise unless all replicas begin with the same stages; all ranks call it.
 
         Raises:
             StageError: the method trains networks of its own.
@@ -80,7 +81,7 @@ class Replicas:
                 f"the networks that {method} trains cannot be averaged; leave out mesh"
             )
         digest = hashlib.blake2b(str(method.to_json()).encode())
-        for name, tensor in stage.state_dict().items():
+        for name, tensor in nn.ModuleList(stages).state_dict().items():
             if isinstance(tensor, Tensor) and not is_lazy(tensor):
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

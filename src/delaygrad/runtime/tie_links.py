@@ -10,6 +10,7 @@ first, and to their sum its own.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
@@ -18,9 +19,9 @@ from delaygrad.boundary import Tree
 from delaygrad.partition.graph.stage import GraphStage
 from delaygrad.partition.graph.ties import TiedParameter
 from delaygrad.runtime.worker import Inbox
-from delaygrad.transport import Message, Receiver, Sender
+from delaygrad.transport import Message, Queue, Receiver, Sender
 
-__all__ = ["TieLinks", "ties_of"]
+__all__ = ["TieLinks", "tie_links", "ties_of"]
 
 
 def ties_of(stage: nn.Module) -> tuple[TiedParameter, ...]:
@@ -115,3 +116,41 @@ class TieLinks:
     def _send(self, other: int, message: Message) -> int:
         self.senders[other].send(message)
         return message.num_bytes
+
+
+def tie_links(
+    ties: Sequence[TiedParameter],
+    stages: Sequence[int],
+    *,
+    receive: Callable[[int, int], Receiver] | None = None,
+    send: Callable[[int, int], Sender] | None = None,
+    gradients: bool = True,
+) -> dict[int, TieLinks]:
+    """Make the links of the stages of this process; between two of them they are queues.
+
+    Args:
+        ties: of the network; there are no links without any.
+        stages: of this process.
+        receive: make the end at which messages of another process's stage arrive, from its index
+            and that of the stage here.
+        send: make the end for messages from a stage here to another process's.
+        gradients: whether gradients come back.
+    """
+    queues: defaultdict[tuple[int, int], Queue] = defaultdict(Queue)
+
+    def of_stage(k: int) -> TieLinks:
+        def from_(other: int) -> Receiver:
+            if other in stages:
+                return queues[other, k]
+            assert receive is not None
+            return receive(other, k)
+
+        def to(other: int) -> Sender:
+            if other in stages:
+                return queues[k, other]
+            assert send is not None
+            return send(k, other)
+
+        return TieLinks(ties, k, receive=from_, send=to, gradients=gradients)
+
+    return {k: of_stage(k) for k in stages} if ties else {}

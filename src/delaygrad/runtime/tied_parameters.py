@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
-from itertools import combinations
+from collections.abc import Iterator, Mapping
+from itertools import combinations, product
 
 import torch
 import torch.distributed as dist
@@ -30,50 +30,51 @@ from delaygrad.runtime import exchange
 _SAMPLED = 4096  # elements
 
 
-def require_untied(stage: nn.Module, group: dist.ProcessGroup) -> None:
+def require_untied(stages: Mapping[int, nn.Module], group: dist.ProcessGroup) -> None:
     """Compare this rank's parameters with those of the others; all ranks of the group call it.
+
+    Args:
+        stages: of this rank, by index.
 
     Raises:
         PartitionError: two ranks hold copies of one parameter under one name.
     """
-    own = dict(_comparable(stage))
-    sampled = {name: _digest(_sample(parameter)) for name, parameter in own.items()}
+    own = {(k, name): p for k, stage in stages.items() for name, p in _comparable(stage)}
+    sampled = {place: _digest(_sample(parameter)) for place, parameter in own.items()}
     told = exchange.all_gather(list(sampled.values()), group)
     digests = [digest for of_rank in told for digest in set(of_rank)]
     repeated = {digest for digest in digests if digests.count(digest) > 1}
     if not repeated:
         return
     mine = [
-        (name, list(own[name].shape), own[name].requires_grad, _digest(own[name]))
-        for name, digest in sampled.items()
+        (*place, list(own[place].shape), own[place].requires_grad, _digest(own[place]))
+        for place, digest in sampled.items()
         if digest in repeated
     ]
     _judge(exchange.all_gather(mine, group), dist.get_rank(group))
 
 
-def _judge(told: list[list[tuple[str, list[int], bool, str]]], stage_index: int) -> None:
-    for (low, ours), (high, theirs) in combinations(enumerate(told), 2):
-        for name, shape, trained, digest in ours:
-            for other, other_shape, other_trained, other_digest in theirs:
-                if digest != other_digest or shape != other_shape:
-                    continue
-                if not (trained or other_trained):
-                    continue
-                found = f"(stage {low}: {name}, stage {high}: {other}, shape: {tuple(shape)})"
-                if name == other:
-                    raise PartitionError(
-                        f"two stages hold equal parameters under one name {found}; if it is one, "
-                        "keep it in one stage, since its copies would drift apart; if not, "
-                        "initialise them differently"
-                    )
-                if stage_index in (low, high):
-                    warnings.warn(
-                        f"two stages hold equal parameters {found}; if they are tied, their copies "
-                        "will drift apart: keep them in one stage; if they are only initialised "
-                        "alike, ignore this",
-                        DelaygradWarning,
-                        stacklevel=5,  # who makes the pipeline
-                    )
+def _judge(told: list[list[tuple[int, str, list[int], bool, str]]], rank: int) -> None:
+    for (one, ours), (other, theirs) in combinations(enumerate(told), 2):
+        for mine, its in product(ours, theirs):
+            (low, name, shape, trained, digest), (high, their_name, *_) = mine, its
+            if its[2] != shape or its[4] != digest or not (trained or its[3]):
+                continue
+            found = f"(stage {low}: {name}, stage {high}: {their_name}, shape: {tuple(shape)})"
+            if name == their_name:
+                raise PartitionError(
+                    f"two stages hold equal parameters under one name {found}; if it is one, "
+                    "keep it in one stage, since its copies would drift apart; if not, "
+                    "initialise them differently"
+                )
+            if rank in (one, other):
+                warnings.warn(
+                    f"two stages hold equal parameters {found}; if they are tied, their copies "
+                    "will drift apart: keep them in one stage; if they are only initialised "
+                    "alike, ignore this",
+                    DelaygradWarning,
+                    stacklevel=5,  # who makes the pipeline
+                )
 
 
 def _comparable(stage: nn.Module) -> Iterator[tuple[str, Tensor]]:
