@@ -16,6 +16,7 @@ import torch
 from equivalence.naive import NaiveDelayedGradients
 from equivalence.test_live_weights import NaiveLive
 from exact import assert_same
+from grids import grid
 from networks import CLASSES, OPTIMIZERS, batches
 from ranks import run_ranks
 from torch import Tensor, nn
@@ -107,10 +108,10 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["graph", "recompute"])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("write", WRITES)
-@pytest.mark.parametrize("make", [Momentum, Constrained])
+@pytest.mark.parametrize(
+    ("make", "write", "options", "recompute"),
+    grid([Momentum, Constrained], WRITES, OPTIONS, [False, True]),
+)
 def test_a_forward_that_writes_parameters_is_that_of_the_naive_loop(
     make: type[nn.Module], write: Write, options: dict[str, Any], recompute: bool
 ) -> None:
@@ -171,11 +172,10 @@ def test_a_write_through_a_list_of_parameters_is_an_error_with_a_remedy() -> Non
         pipe.step(*data()[0])
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["graph", "recompute"])
-@pytest.mark.parametrize("micro_batches", [1, 2])
-@pytest.mark.parametrize("stop", [2, 5])
-@pytest.mark.parametrize("write", WRITES)
-@pytest.mark.parametrize("make", [Momentum, Constrained])
+@pytest.mark.parametrize(
+    ("make", "write", "stop", "micro_batches", "recompute"),
+    grid([Momentum, Constrained], WRITES, [2, 5], [1, 2], [False, True]),
+)
 def test_a_resumed_run_applies_the_effect_of_each_forward_once(
     make: type[nn.Module], write: Write, stop: int, micro_batches: int, recompute: bool
 ) -> None:

@@ -43,13 +43,36 @@ def parameters_of(stages: list[nn.Module]) -> list[Tensor]:
     return [parameter.detach().clone() for stage in stages for parameter in stage.parameters()]
 
 
-def spectral_stages() -> list[nn.Module]:
-    """In training mode these read buffers, and change them."""
+def stages_with(make: Callable[[], nn.Module]) -> list[nn.Module]:
     torch.manual_seed(0)
-    hidden = [
-        nn.Sequential(parametrizations.spectral_norm(nn.Linear(6, 6)), nn.Tanh()) for _ in range(3)
-    ]
+    hidden = [nn.Sequential(nn.Linear(6, 6), make(), nn.Tanh()) for _ in range(3)]
     return [*hidden, nn.Linear(6, CLASSES)]
+
+
+def ends_with(
+    make: Callable[[], nn.Module],
+    between: Callable[[dg.LocalPipeline, int], None],
+    *,
+    stop: int | None = None,
+    **options: Any,
+) -> list[Any]:
+    """Train, with something done before every step; another pipeline goes on at ``stop``.
+
+    Returns losses, parameters and buffers.
+    """
+    pipe, losses = pipeline(stages_with(make), **options), []
+    for index, batch in enumerate(data()):
+        if index == stop:
+            state = pipe.state_dict()
+            pipe = pipeline(stages_with(make), **options)
+            pipe.load_state_dict(state)
+        between(pipe, index)
+        losses.append(pipe.step(*batch))
+    pipe.flush()
+    return [losses, parameters_of(pipe.stages), [dict(s.named_buffers()) for s in pipe.stages]]
+
+
+# --- buffers -------------------------------------------------------------------------------------
 
 
 class Rebinding(nn.Module):
@@ -64,42 +87,64 @@ class Rebinding(nn.Module):
         return x * self.scale
 
 
-def rebinding_stages() -> list[nn.Module]:
-    torch.manual_seed(0)
-    hidden = [nn.Sequential(nn.Linear(6, 6), Rebinding(), nn.Tanh()) for _ in range(3)]
-    return [*hidden, nn.Linear(6, CLASSES)]
+class Scale(nn.Module):
+    def __init__(self, persistent: bool = True) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()), persistent=persistent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
 
 
-@pytest.mark.parametrize("make", [spectral_stages, rebinding_stages])
-def test_recomputation_meets_the_buffers_of_its_forward(
-    make: Callable[[], list[nn.Module]],
+class Centred(nn.Module):
+    """Subtracts the mean of the batch before, which at first there is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x if self.mean is None else x - self.mean
+        self.mean = x.detach().mean(0)
+        return centred
+
+
+def nothing(pipe: dg.LocalPipeline, index: int) -> None:
+    pass
+
+
+def anneal(pipe: dg.LocalPipeline, index: int) -> None:
+    for stage in pipe.stages[:3]:
+        stage[1].scale = 0.8 * stage[1].scale
+
+
+def follow(pipe: dg.LocalPipeline, index: int) -> None:
+    """Set the scale by the iteration alone, which no state_dict holds."""
+    for stage in pipe.stages[:3]:
+        stage[1].scale = torch.tensor(0.8**index)
+
+
+@pytest.mark.parametrize(
+    ("make", "between", "stops"),
+    [
+        # In training mode this reads buffers, and changes them.
+        (lambda: parametrizations.spectral_norm(nn.Linear(6, 6)), nothing, (None, 4)),
+        (Rebinding, nothing, (None, 4)),
+        (Centred, nothing, (None,)),
+        (Scale, anneal, (None, 1, 3, 5)),
+        (lambda: Scale(persistent=False), follow, (None, 1, 3, 5)),
+    ],
+    ids=["spectral norm", "rebinding", "absent at first", "annealed", "not persistent"],
+)
+def test_recomputed_and_resumed_runs_meet_the_buffers_of_their_forwards(
+    make: Callable[[], nn.Module],
+    between: Callable[[dg.LocalPipeline, int], None],
+    stops: tuple[int | None, ...],
 ) -> None:
-    results = []
+    plain = ends_with(make, between)
     for recompute in (False, True):
-        stages = make()
-        pipe = pipeline(stages, recompute=recompute)
-        losses = [pipe.step(*batch) for batch in data()]
-        pipe.flush()
-        results.append([losses, parameters_of(stages), [dict(s.named_buffers()) for s in stages]])
-    assert_same(*results)
-
-
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("make", [spectral_stages, rebinding_stages])
-def test_a_resumed_run_meets_the_buffers_of_its_forwards(
-    make: Callable[[], list[nn.Module]], recompute: bool
-) -> None:
-    whole, half, resumed = (pipeline(make(), recompute=recompute) for _ in range(3))
-    for batch in data():
-        whole.step(*batch)
-    for batch in data()[:4]:
-        half.step(*batch)
-    resumed.load_state_dict(half.state_dict())
-    for batch in data()[4:]:
-        resumed.step(*batch)
-    for pipe in (whole, resumed):
-        pipe.flush()
-    assert_same(parameters_of(resumed.stages), parameters_of(whole.stages))
+        for stop in stops:
+            assert_same(ends_with(make, between, stop=stop, recompute=recompute), plain)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -315,54 +360,6 @@ def test_a_buffer_that_is_handed_on_is_what_it_was() -> None:
     assert_same(*results)
 
 
-def ends_with(
-    make: Callable[[], list[nn.Module]],
-    between: Callable[[dg.LocalPipeline, int], None],
-    *,
-    stop: int | None = None,
-    **options: Any,
-) -> list[Tensor]:
-    """Train, with something done before every step; another pipeline goes on at ``stop``."""
-    pipe = pipeline(make(), **options)
-    for index, batch in enumerate(data()):
-        if index == stop:
-            state = pipe.state_dict()
-            pipe = pipeline(make(), **options)
-            pipe.load_state_dict(state)
-        between(pipe, index)
-        pipe.step(*batch)
-    pipe.flush()
-    return parameters_of(pipe.stages)
-
-
-class Scale(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("scale", torch.ones(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
-
-
-def scaled_stages() -> list[nn.Module]:
-    torch.manual_seed(0)
-    return [nn.Sequential(nn.Linear(6, 6), Scale(), nn.Tanh()) for _ in range(3)] + [
-        nn.Linear(6, CLASSES)
-    ]
-
-
-def anneal(pipe: dg.LocalPipeline, _: int) -> None:
-    for stage in pipe.stages[:3]:
-        stage[1].scale = 0.8 * stage[1].scale
-
-
-@pytest.mark.parametrize("recompute", [False, True])
-def test_a_buffer_may_be_replaced_between_iterations(recompute: bool) -> None:
-    plain = ends_with(scaled_stages, anneal)
-    for stop in (None, 1, 3, 5):
-        assert_same(ends_with(scaled_stages, anneal, stop=stop, recompute=recompute), plain)
-
-
 @pytest.mark.parametrize("options", [{}, {"micro_batches": 2}, {"slack": 1}])
 @pytest.mark.parametrize("when", [1, 2, 4])
 def test_a_run_with_changes_by_hand_resumes(when: int, options: dict[str, Any]) -> None:
@@ -371,19 +368,19 @@ def test_a_run_with_changes_by_hand_resumes(when: int, options: dict[str, Any]) 
             for parameter in pipe.stages[0].parameters():
                 parameter.data = 0.5 * parameter.data
 
-    whole = ends_with(scaled_stages, halve, **options)
+    whole = ends_with(Scale, halve, **options)
     for stop in (when, when + 1):  # before the change; a step after it
-        assert_same(ends_with(scaled_stages, halve, stop=stop, **options), whole)
+        assert_same(ends_with(Scale, halve, stop=stop, **options), whole)
 
 
 @pytest.mark.parametrize("when", [1, 2, 4])
 def test_a_change_by_hand_just_before_a_checkpoint_is_in_it(when: int) -> None:
-    pipe = pipeline(scaled_stages())
+    pipe = pipeline(stages_with(Scale))
     for batch in data()[:when]:
         pipe.step(*batch)
     for parameter in pipe.stages[0].parameters():
         parameter.data = 0.5 * parameter.data
-    resumed = pipeline(scaled_stages())
+    resumed = pipeline(stages_with(Scale))
     resumed.load_state_dict(pipe.state_dict())
     for each in (pipe, resumed):
         for batch in data()[when:]:
@@ -393,7 +390,7 @@ def test_a_change_by_hand_just_before_a_checkpoint_is_in_it(when: int) -> None:
 
 
 def test_a_state_is_a_snapshot_though_one_parameter_was_changed_by_hand() -> None:
-    pipe = pipeline(scaled_stages())
+    pipe = pipeline(stages_with(Scale))
     pipe.step(*data()[0])
     bias = pipe.stages[0][0].bias
     bias.data = 0.5 * bias.data
@@ -403,63 +400,11 @@ def test_a_state_is_a_snapshot_though_one_parameter_was_changed_by_hand() -> Non
     assert_same(state, before)
 
 
-class Passing(Scale):
-    """A scale that no state_dict holds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("scale", torch.ones(()), persistent=False)
-
-
-def passing_stages() -> list[nn.Module]:
-    torch.manual_seed(0)
-    hidden = [nn.Sequential(nn.Linear(6, 6), Passing(), nn.Tanh()) for _ in range(3)]
-    return [*hidden, nn.Linear(6, CLASSES)]
-
-
-@pytest.mark.parametrize("recompute", [False, True])
-def test_a_buffer_outside_the_state_dict_may_follow_the_iteration(recompute: bool) -> None:
-    def set_scale(pipe: dg.LocalPipeline, index: int) -> None:
-        for stage in pipe.stages[:3]:
-            stage[1].scale = torch.tensor(0.8**index)
-
-    plain = ends_with(passing_stages, set_scale)
-    for stop in (None, 1, 3, 5):
-        assert_same(ends_with(passing_stages, set_scale, stop=stop, recompute=recompute), plain)
-
-
-class Centred(nn.Module):
-    """Subtracts the mean of the batch before, which at first there is not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        centred = x if self.mean is None else x - self.mean
-        self.mean = x.detach().mean(0)
-        return centred
-
-
-def centred_stages() -> list[nn.Module]:
-    torch.manual_seed(0)
-    hidden = [nn.Sequential(nn.Linear(6, 6), Centred(), nn.Tanh()) for _ in range(3)]
-    return [*hidden, nn.Linear(6, CLASSES)]
-
-
-def test_recomputation_meets_a_buffer_that_was_not_there() -> None:
-    plain, recomputed = (
-        ends_with(centred_stages, lambda pipe, index: None, recompute=recompute)
-        for recompute in (False, True)
-    )
-    assert_same(recomputed, plain)
-
-
 def test_a_state_with_parameters_that_are_no_more_is_refused() -> None:
-    pipe = pipeline(scaled_stages())
+    pipe = pipeline(stages_with(Scale))
     for batch in data()[:3]:
         pipe.step(*batch)
-    other = pipeline(scaled_stages())
+    other = pipeline(stages_with(Scale))
     for each in (pipe, other):
         prune.identity(each.stages[0][0], "weight")
     state = pipe.state_dict()
@@ -494,7 +439,7 @@ def test_autocast_around_the_loop_is_autocast_around_each_step(
 
 
 def test_an_optimizer_of_other_parameters_is_refused() -> None:
-    stages = scaled_stages()
+    stages = stages_with(Scale)
     everything = [parameter for stage in stages for parameter in stage.parameters()]
     shared = sgd(everything)
     for make_optimizer in (lambda params: sgd(everything), lambda params: shared):
