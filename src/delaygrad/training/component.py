@@ -138,6 +138,10 @@ class Config:
             flat |= {name: plain(value) for name, value in part.options().items()}
         return flat
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process in the flat form; classes made from methods cannot."""
+        return type(self).from_json, (self.to_json(),)
+
     def replace(self, **values: Any) -> Self:
         """Return the configuration with other values for some keys of its flat form."""
         return self.from_json({**self.to_json(), **values})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,23 @@ from delaygrad.training.resuming import Resume, Start, changes, find_start, requ
 from delaygrad.training.run_lock import RunLock
 
 
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the processes of a run are told.
+
+    Attributes:
+        config: the run.
+        resume: how to continue; None: begin a new run.
+        start: the iteration to go on from, 0 for a new run; None: ``_prepare`` has to choose it.
+        quiet: show no progress.
+    """
+
+    config: TrainConfig
+    resume: Resume | None = None
+    start: int | None = None
+    quiet: bool = False
+
+
 def train(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any] | None:
     """Train from the beginning.
 
@@ -46,7 +64,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any] | None:
     """
     if _restarted(config):
         return _continue(config.run_dir, Resume(), quiet, data_dir=config.data_dir)
-    return _dispatch(config, None, quiet)
+    return _do(Job(config=config, quiet=quiet))
 
 
 def _restarted(config: TrainConfig) -> bool:
@@ -86,7 +104,7 @@ def resume(
 
 
 def _continue(
-    run_dir: Path, request: Resume, quiet: bool, *, data_dir: Path | None = None
+    run_dir: Path, how: Resume, quiet: bool, *, data_dir: Path | None = None
 ) -> dict[str, Any] | None:
     if not run_folder.holds_run(run_dir):
         raise ConfigError(f"there is no run in this folder ({run_dir}); it has no config.json")
@@ -100,71 +118,54 @@ def _continue(
         )
     # The folder may have moved, and each host may have its own data.
     config = config.replace(run_dir=run_dir, data_dir=data_dir or config.data_dir)
-    return _dispatch(config, request, quiet)
+    return _do(Job(config=config, resume=how, quiet=quiet))
 
 
-def _dispatch(config: TrainConfig, request: Resume | None, quiet: bool) -> dict[str, Any] | None:
-    config.check()
-    device = _device(config)
-    launch = Launch(
-        num_workers=config.run.stages, threads=config.run.threads, timeout_s=config.run.timeout_s
-    )
-    if config.run.runtime == "distributed" and launched_by_torchrun():
-        return _rank_main(config.to_json(), request, quiet, launch, prepared=False)
-    if config.run.runtime == "local":
+def _do(job: Job) -> dict[str, Any] | None:
+    """Do a job in this process, in workers, or as one of torchrun's ranks."""
+    run = job.config.run
+    job.config.check()
+    _require_device(job.config)
+    launch = Launch(num_workers=run.stages, threads=run.threads, timeout_s=run.timeout_s)
+    if run.runtime == "distributed" and launched_by_torchrun():
+        return _rank_main(job, launch)
+    if run.runtime == "local":
         require_single_process()
-    source = config.data.load()
+    source = job.config.data.load()
     with RunLock() as lock:
-        config, start = _prepare(config, source, request, lock)
-        if config.run.runtime == "distributed":
-            announce(f"starting {config.run.stages} processes, one for each stage", quiet=quiet)
-            arguments = (config.to_json(), start, quiet, launch)
-            summary: dict[str, Any] = run_workers(_rank_main, launch, *arguments)[0]
+        job = _prepare(job, source, Solo(), lock)
+        if run.runtime == "distributed":
+            announce(f"starting {run.stages} processes, one for each stage", quiet=job.quiet)
+            summary: dict[str, Any] = run_workers(_rank_main, launch, job, launch)[0]
             return summary
-        torch.set_num_threads(config.run.threads)
-        return _run(config, source, Solo(), device, start, quiet, rank=None)
+        torch.set_num_threads(run.threads)
+        return _run(job, source, Solo(), torch.device(run.device), rank=None)
 
 
-def _device(config: TrainConfig) -> torch.device:
+def _require_device(config: TrainConfig) -> None:
     """Raise ConfigError unless this host can compute on the device."""
     if config.run.device == "cuda":
         needed = config.run.stages if config.run.runtime == "distributed" else 1
         if launched_by_torchrun():
             needed = int(os.environ.get("LOCAL_RANK", "0")) + 1
         require_gpus(needed)
-    return torch.device(config.run.device)
 
 
-def _rank_main(
-    values: dict[str, Any],
-    start: int | Resume | None,
-    quiet: bool,
-    launch: Launch,
-    *,
-    prepared: bool = True,
-) -> dict[str, Any] | None:
-    """What every rank does; ``prepared``: the process that started it has called ``_prepare``.
-
-    Args:
-        start: the iteration of the checkpoint; or how to continue, if the checkpoint is not chosen
-            yet. None: start at the beginning.
-    """
-    config = TrainConfig.from_json(values)
-    device = torch.device(config.run.device)
+def _rank_main(job: Job, launch: Launch) -> dict[str, Any] | None:
+    """What every rank does."""
+    device = torch.device(job.config.run.device)
     if device.type != "cpu":
         if "LOCAL_RANK" not in os.environ:
             raise ConfigError("LOCAL_RANK is not set: nothing says which GPU is this process's")
         device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
         torch.accelerator.set_device_index(device.index)
     with joined(launch, device) as rank, RunLock() as lock:
-        control = Ranks(timeout_s=config.run.timeout_s)
-        source = config.data.load()
-        if not prepared:
-            assert not isinstance(start, int)
-            require_alike(source, start is not None, control)
-            config, start = _prepare_together(config, source, start, control, lock)
-        assert not isinstance(start, Resume)
-        return _run(config, source, control, device, start, quiet, rank=rank)
+        control = Ranks(timeout_s=job.config.run.timeout_s)
+        source = job.config.data.load()
+        if job.start is None:
+            require_alike(source, job.resume is not None, control)
+            job = _prepare(job, source, control, lock)
+        return _run(job, source, control, device, rank=rank)
 
 
 def require_alike(source: DataSource, resuming: bool, control: Control) -> None:
@@ -189,20 +190,36 @@ def require_alike(source: DataSource, resuming: bool, control: Control) -> None:
         )
 
 
-def _prepare(
-    config: TrainConfig, source: DataSource, request: Resume | None, lock: RunLock
-) -> tuple[TrainConfig, int | None]:
-    """Make the folder of a new run, or rewind the folder of an old one, before any rank starts.
+def _prepare(job: Job, source: DataSource, control: Control, lock: RunLock) -> Job:
+    """Make the folder of a new run, or rewind that of an old one; all ranks call it.
+
+    Rank 0 decides. Every host has a folder, shared or its own.
 
     Returns:
-        The resolved configuration, and the iteration to continue from.
+        The job with its resolved configuration and its start.
     """
-    if request is None:
-        return _begin(config, source, lock), None
-    lock.take(config.run_dir)
-    start = find_start(config.run_dir, range(config.run.stages), Solo(), strict=request.strict)
-    _rewind(config, source, request, start)
-    return config, start.iteration
+    own, config, start = job.config, job.config, 0
+    if job.resume is None and own.records.run_dir is not None:
+        run_folder.require_no_run(own.records.run_dir)
+    control.barrier()  # all have looked, before the first folder is made
+    lock.token = control.broadcast(lock.token)
+    if control.rank == 0 and job.resume is None:
+        config = _begin(config, source, lock)
+    config = TrainConfig.from_json(control.broadcast(config.to_json()))
+    config = config.replace(run_dir=own.records.run_dir or config.run_dir, data_dir=own.data_dir)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # one rank of each host
+        lock.take(config.run_dir)
+    if not run_folder.holds_run(config.run_dir):
+        run_folder.create(config)
+    if job.resume is not None:
+        stages = [control.rank] if control.size > 1 else range(config.run.stages)
+        found = find_start(config.run_dir, stages, control, strict=job.resume.strict)
+        if control.rank == 0:
+            _rewind(config, source, job.resume, found)
+        start = found.iteration
+        checkpoint.rewind(config.run_dir / run_folder.CHECKPOINTS, start)
+    control.barrier()  # all is in line, before anything new is written
+    return replace(job, config=config, start=start)
 
 
 def _begin(config: TrainConfig, source: DataSource, lock: RunLock) -> TrainConfig:
@@ -216,16 +233,15 @@ def _begin(config: TrainConfig, source: DataSource, lock: RunLock) -> TrainConfi
     return config
 
 
-def _rewind(config: TrainConfig, source: DataSource, request: Resume, start: Start) -> None:
-    """Rewind a run folder to the checkpoint, and note what is unusual."""
+def _rewind(config: TrainConfig, source: DataSource, how: Resume, start: Start) -> None:
+    """Rewind the records to the checkpoint, and note what is unusual."""
     changed = changes(config, source, start)
-    require_allowed(changed, request.allow_changes)
+    require_allowed(changed, how.allow_changes)
     mark = start.about.get("records")
     notes = list(start.notes)
     damage = run_folder.rewind_records(config.run_dir, start.iteration, mark)
     if damage:
         notes.append(damage)
-    checkpoint.rewind(config.run_dir / run_folder.CHECKPOINTS, start.iteration)
     run_folder.append_event(
         config.run_dir, "resumed", iteration=start.iteration, changes=changed, notes=notes
     )
@@ -233,48 +249,15 @@ def _rewind(config: TrainConfig, source: DataSource, request: Resume, start: Sta
         warn(note)
 
 
-def _prepare_together(
-    config: TrainConfig, source: DataSource, request: Resume | None, control: Control, lock: RunLock
-) -> tuple[TrainConfig, int | None]:
-    """Do the same on all ranks: rank 0 decides, and every host has a folder, shared or its own."""
-    own = config
-    if own.records.run_dir is not None and request is None:
-        run_folder.require_no_run(own.records.run_dir)
-    control.barrier()  # all have looked, before the first folder is made
-    lock.token = control.broadcast(lock.token)
-    if control.rank == 0 and request is None:
-        config = _begin(config, source, lock)
-    config = TrainConfig.from_json(control.broadcast(config.to_json()))
-    config = config.replace(run_dir=own.records.run_dir or config.run_dir, data_dir=own.data_dir)
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # one rank of each host
-        lock.take(config.run_dir)
-    if not run_folder.holds_run(config.run_dir):
-        run_folder.create(config)
-    start = None
-    if request is not None:
-        start = find_start(config.run_dir, [control.rank], control, strict=request.strict)
-        if control.rank == 0:
-            _rewind(config, source, request, start)
-        checkpoint.rewind(config.run_dir / run_folder.CHECKPOINTS, start.iteration)
-    control.barrier()  # all is in line, before anything new is written
-    return config, None if start is None else start.iteration
-
-
 def _run(
-    config: TrainConfig,
-    source: DataSource,
-    control: Control,
-    device: torch.device,
-    iteration: int | None,
-    quiet: bool,
-    *,
-    rank: int | None,
+    job: Job, source: DataSource, control: Control, device: torch.device, *, rank: int | None
 ) -> dict[str, Any] | None:
+    config = job.config
     pipeline = build_pipeline(config, source, device, rank)
-    if iteration is not None:
+    if job.start:
         folder = config.run_dir / run_folder.CHECKPOINTS
         indices = range(config.run.stages) if rank is None else [rank]
-        states = {k: checkpoint.read_stage(folder, iteration, k) for k in indices}
+        states = {k: checkpoint.read_stage(folder, job.start, k) for k in indices}
         stages = {str(k): state.pop("stage", None) for k, state in states.items()}
         if any(state != states[indices[0]] for state in states.values()):
             raise CheckpointError(f"the stages of the checkpoint are not of one run ({folder})")
@@ -285,4 +268,4 @@ def _run(
                     group.update(part.defaults)
     narrow = torch.autocast(device.type, torch.bfloat16, enabled=config.run.amp is not None)
     with narrow:
-        return TrainingLoop(config, source, pipeline, control, device, quiet=quiet).run()
+        return TrainingLoop(config, source, pipeline, control, device, quiet=job.quiet).run()
