@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 import tyro
-from torch import nn
 
 import delaygrad as dg
 from benchmarks.alternating import alternate, write
 from delaygrad.bench.config import ContestConfig
 from delaygrad.bench.workload import Workload, load_workload
 from delaygrad.models import gpt
+from delaygrad.training.evaluation import cross_entropy
 
 WIDTH, LENGTH, VOCABULARY = 256, 64, 65
 
@@ -45,9 +45,7 @@ def small_gpt() -> Workload:
             num_heads=4,
         ),
         make_batch=batch,
-        loss_fn=lambda outputs, targets: nn.functional.cross_entropy(
-            outputs.flatten(0, 1), targets.flatten()
-        ),
+        loss_fn=cross_entropy,
         make_optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-4),
     )
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +21,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from commands import DELAYGRAD, Ended, Network, digest, events, run, running, wait_until
+from benchmarks import hosts
+from benchmarks.faults.commands import (
+    DELAYGRAD,
+    Ended,
+    Network,
+    digest,
+    events,
+    run,
+    running,
+    wait_until,
+)
+from benchmarks.hosts import ADDRESSES, CABLE, HOSTS, connect, disconnect, two_hosts
 
 Record = dict[str, Any]
 
@@ -130,7 +140,7 @@ def full_disk(rng: random.Random, folder: Path, reference: Record) -> Record:
             return {**record, "outcome": "hung", "orphans": ended.orphans}
         if not is_one_line(ended, "No space left"):
             return {**record, "outcome": "unclear", "error": ended.err[-2000:]}
-        mount("-o", "remount,size=50m", disk)
+        hosts.run("mount", "-o", "remount,size=50m", disk)
         return {**record, **finish(network, disk / "run", reference["sha256"])}
 
 
@@ -138,22 +148,15 @@ def full_disk(rng: random.Random, folder: Path, reference: Record) -> Record:
 def small_disk(place: Path, size_kb: int) -> Iterator[Path]:
     """Within the block there is a disk of its own."""
     place.mkdir()
-    mount("-t", "tmpfs", "-o", f"size={size_kb}k", "delaygrad-faults", place)
+    hosts.run("mount", "-t", "tmpfs", "-o", f"size={size_kb}k", "delaygrad-faults", place)
     try:
         yield place
     finally:
-        subprocess.run(["umount", "-l", str(place)], check=True, timeout=30)
-
-
-def mount(*words: object) -> None:
-    subprocess.run(["mount", *map(str, words)], check=True, capture_output=True, timeout=30)
+        hosts.run("umount", "-l", place)
 
 
 # --- a cut cable ---------------------------------------------------------------------------------
 
-NAMES = tuple(f"delaygrad-faults-{os.getpid()}-{index}" for index in range(2))
-CABLE = tuple(f"dgf{os.getpid()}-{index}" for index in range(2))
-ADDRESSES = ("10.215.0.1", "10.215.0.2")
 TIMEOUT_S = 10
 
 
@@ -179,7 +182,7 @@ def cut(rng: random.Random, folder: Path, reference: Record, *, for_good: bool) 
             if not first.is_running:
                 return {**record, "outcome": "missed"}
             record["records"] = events(run_dir)
-            ip("-n", NAMES[1], "link", "set", CABLE[1], "down")
+            disconnect(1)
             if not for_good:
                 time.sleep(2.0)
                 connect(1)
@@ -200,35 +203,8 @@ def cut(rng: random.Random, folder: Path, reference: Record, *, for_good: bool) 
 def on(host: int, *arguments: object) -> tuple[object, ...]:
     """The command that runs one host's part."""
     return (
-        "ip", "netns", "exec", NAMES[host], "env", f"GLOO_SOCKET_IFNAME={CABLE[host]}",
+        "ip", "netns", "exec", HOSTS[host], "env", f"GLOO_SOCKET_IFNAME={CABLE[host]}",
         sys.executable, "-m", "torch.distributed.run", "--nnodes", 2, "--nproc-per-node", 1,
         "--node-rank", host, "--master-addr", ADDRESSES[0], "--master-port", 29400,
         "-m", "delaygrad", *arguments,
     )  # fmt: skip
-
-
-@contextmanager
-def two_hosts() -> Iterator[None]:
-    """Within the block there are two network namespaces, joined by a virtual cable."""
-    try:
-        for name in NAMES:
-            ip("netns", "add", name)
-        ip("link", "add", CABLE[0], "type", "veth", "peer", "name", CABLE[1])
-        for host, (name, end) in enumerate(zip(NAMES, CABLE, strict=True)):
-            ip("link", "set", end, "netns", name)
-            ip("-n", name, "link", "set", "lo", "up")
-            connect(host)
-        yield
-    finally:
-        for name in NAMES:  # the cable goes with them
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True, timeout=10)
-
-
-def connect(host: int) -> None:
-    address = f"{ADDRESSES[host]}/24"
-    ip("-n", NAMES[host], "addr", "replace", address, "dev", CABLE[host])
-    ip("-n", NAMES[host], "link", "set", CABLE[host], "up")
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=10)

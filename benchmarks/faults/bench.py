@@ -4,7 +4,7 @@ Each attempt is one line of records.jsonl, written when it is over. Started agai
 on with the attempts that are missing. Attempt n of an attack is the same in every run of the
 script, but for the speed of the machine.
 
-Run: python benchmarks/faults/bench.py --output-dir benchmarks/faults/results [--scale 0.02]
+Run: python -m benchmarks.faults.bench --output-dir benchmarks/faults/results [--scale 0.02]
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import attacks
-from commands import DELAYGRAD, Network, digest, events, running, wait_until
-from interrupted import interrupt_loop
-
+from benchmarks.faults import attacks
+from benchmarks.faults.commands import DELAYGRAD, Network, digest, events, running, wait_until
+from benchmarks.faults.interrupted import interrupt_loop
 from delaygrad.training.run_folder import environment
 
 ATTACKS: dict[str, tuple[Callable[..., dict[str, Any]], int, bool]] = {

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 import delaygrad as dg
 from benchmarks.alternating import write
 from delaygrad.bench.memory_peaks import MemoryCase, balanced_cuts, measure_peaks, predict_peaks
-from delaygrad.models import gpt, resnet
+from delaygrad.bench.workload import images
+from delaygrad.models import gpt
 from delaygrad.training.evaluation import cross_entropy
 
 BF16 = torch.bfloat16
@@ -38,12 +39,11 @@ CASES = [
 ]
 
 
-def network(workload: str) -> tuple[nn.Sequential, Tensor, Tensor]:
-    torch.manual_seed(0)
+def network(workload: str) -> tuple[nn.Module, Tensor, Tensor]:
     if workload.startswith("resnet56"):
-        images = torch.randn(64, 3, 32, 32).to(memory_format=torch.channels_last)
-        model = resnet(56, num_classes=10).to(memory_format=torch.channels_last)
-        return model, images, torch.randint(10, (64,))
+        found = images(56, batch_size=64)
+        return found.model(), *found.batch()
+    torch.manual_seed(0)
     tokens = torch.randint(64, (8, 128))
     model = gpt(vocabulary_size=64, context_length=128, width=256, num_layers=8, num_heads=8)
     return model, tokens, torch.randint(64, (8, 128))

@@ -12,65 +12,40 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 import tyro
-from torch import Tensor, nn
 
 import delaygrad as dg
 from benchmarks.alternating import write
+from delaygrad.bench.config import ContestConfig, WorkloadName
+from delaygrad.bench.workload import Workload, load_workload
 from delaygrad.launch import Launch, joined, keep_freed_memory, run_workers
-from delaygrad.models import gpt, resnet
 
 STAGES = 2
 TURNS = 5  # of so many iterations each; the median counts
-Workload = Literal["resnet56, batch 32", "resnet110, batch 128", "gpt 25M, 8 x 128"]
-WORKLOADS: dict[Workload, int] = {
-    "resnet56, batch 32": 24,
-    "resnet110, batch 128": 6,
-    "gpt 25M, 8 x 128": 6,
-}
+ITERATIONS: dict[WorkloadName, int] = {"resnet56": 24, "resnet110": 6, "gpt25m": 6}
 LAUNCH = Launch(num_workers=STAGES, threads=1)
 
 
-def network(workload: Workload) -> nn.Sequential:
-    torch.manual_seed(0)
-    if workload.startswith("gpt"):  # 25.3 million parameters
-        return gpt(vocabulary_size=65, context_length=128, width=512, num_layers=8, num_heads=8)
-    depth = int(workload.removeprefix("resnet").partition(",")[0])
-    return resnet(depth, num_classes=10).to(memory_format=torch.channels_last)
-
-
-def batch(workload: Workload) -> tuple[Tensor, Tensor]:
-    torch.manual_seed(1)
-    if workload.startswith("gpt"):
-        text = torch.randint(65, (8, 129))
-        return text[:, :-1].contiguous(), text[:, 1:].contiguous()
-    size = int(workload.rpartition(" ")[2])
-    images = torch.randn(size, 3, 32, 32).to(memory_format=torch.channels_last)
-    return images, torch.randint(10, (size,))
-
-
-def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
-
-
-def make_sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=0.001, momentum=0.9, weight_decay=5e-4)
+def load(name: WorkloadName) -> Workload:
+    """Return a workload of `delaygrad bench`, with the same optimizer for all."""
+    sgd = load_workload(ContestConfig(workload="mlp")).make_optimizer
+    return replace(load_workload(ContestConfig(workload=name)), make_optimizer=sgd)
 
 
 def predict(workload: Workload) -> dict[str, Any]:
-    model, (inputs, targets) = network(workload), batch(workload)
+    model, (inputs, targets) = workload.model(), workload.batch()
     start = time.perf_counter()
     plan = dg.plan(
         model,
         inputs,
         num_stages=[STAGES],
-        loss=lambda outputs: loss_fn(outputs, targets),
-        make_optimizer=make_sgd,
+        loss=lambda outputs: workload.loss_fn(outputs, targets),
+        make_optimizer=workload.make_optimizer,
         link="loopback",
         side_by_side=True,
     )
@@ -89,13 +64,16 @@ def predict(workload: Workload) -> dict[str, Any]:
     }
 
 
-def train(workload: Workload, cuts: list[str]) -> dict[str, Any]:
+def train(name: WorkloadName, cuts: list[str]) -> dict[str, Any]:
     """What each rank does: time turns of iterations in steady state."""
+    workload = load(name)
     with joined(LAUNCH, torch.device("cpu")) as rank:
-        stage = dg.split(network(workload), STAGES, cuts=cuts)[rank]
-        pipeline = dg.DistributedPipeline(stage, loss_fn, make_sgd, method=dg.DDG())
-        inputs, targets = batch(workload)
-        iterations = WORKLOADS[workload]
+        stage = workload.stages(STAGES, cuts)[rank]
+        pipeline = dg.DistributedPipeline(
+            stage, workload.loss_fn, workload.make_optimizer, method=dg.DDG()
+        )
+        inputs, targets = workload.batch()
+        iterations = ITERATIONS[name]
         for _ in range(4):
             pipeline.step(inputs, targets)
         before, times = pipeline.stage_seconds()[0], []
@@ -110,11 +88,11 @@ def train(workload: Workload, cuts: list[str]) -> dict[str, Any]:
     return {"iteration_s": statistics.median(times), "busy_s": busy}
 
 
-def compare(workload: Workload, rounds: int) -> dict[str, Any]:
+def compare(name: WorkloadName, rounds: int) -> dict[str, Any]:
     found = []
     for _ in range(rounds):
-        prediction = predict(workload)
-        ranks = run_workers(train, LAUNCH, workload, prediction["cuts"])
+        prediction = predict(load(name))
+        ranks = run_workers(train, LAUNCH, name, prediction["cuts"])
         measured_s = max(ranks[rank]["iteration_s"] for rank in ranks)
         found.append(
             {
@@ -126,7 +104,7 @@ def compare(workload: Workload, rounds: int) -> dict[str, Any]:
         )
     ratios = [one["predicted_over_measured"] for one in found]
     return {
-        "workload": workload,
+        "workload": load(name).description,
         "predicted_over_measured": {
             "median": round(statistics.median(ratios), 3),
             "least": round(min(ratios), 3),
@@ -136,11 +114,13 @@ def compare(workload: Workload, rounds: int) -> dict[str, Any]:
     }
 
 
-def main(output: Path, rounds: int = 3, workloads: tuple[Workload, ...] = tuple(WORKLOADS)) -> None:
+def main(
+    output: Path, rounds: int = 3, workloads: tuple[WorkloadName, ...] = tuple(ITERATIONS)
+) -> None:
     """Predict and measure every workload."""
     torch.set_num_threads(1)
     keep_freed_memory()  # as `delaygrad plan` does, and every rank that trains
-    write(output, results=[compare(workload, rounds) for workload in workloads])
+    write(output, results=[compare(name, rounds) for name in workloads])
 
 
 if __name__ == "__main__":

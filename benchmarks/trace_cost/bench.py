@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 import tyro
-from torch import nn
 
 import delaygrad as dg
 from benchmarks.alternating import alternate, seconds, write
+from delaygrad.bench.workload import images
 from delaygrad.launch import Launch, joined, run_workers
-from delaygrad.models import mlp, resnet
+from delaygrad.models import mlp
 from delaygrad.partition import cuts_of
 from delaygrad.records import StageClock
 from delaygrad.runtime import Pipeline
@@ -30,13 +30,7 @@ from delaygrad.runtime.exchange import broadcast
 HALF_S = {1: 0.25, 2: 1.0}  # of a round, by the number of stages
 
 
-def make_sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4)
-
-
-def batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    inputs = torch.randn(size, 3, 32, 32).to(memory_format=torch.channels_last)
-    return inputs, torch.randint(10, (size,))
+RESNET = images(20, batch_size=32)
 
 
 def train(pipeline: Pipeline, data: Any, iterations: int, *, traced: bool = False) -> None:
@@ -83,25 +77,18 @@ def event_us(count: int = 20_000) -> dict[str, float]:
 def measure_mlp(rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
     model = mlp(sample_shape=(3, 32, 32), num_classes=10)
-    pipeline = dg.LocalPipeline([model], nn.functional.cross_entropy, make_sgd, method=dg.DDG())
-    data = batch(32)
+    pipeline = dg.LocalPipeline([model], RESNET.loss_fn, RESNET.make_optimizer, method=dg.DDG())
+    data = RESNET.batch()
     iterations = max(1, round(HALF_S[1] / seconds(partial(train, pipeline, data), 50)))
     return contest("mlp 3072-128-128-128-10, batch 32, K=1", pipeline, data, iterations, rounds)
 
 
 def resnet_worker(launch: Launch, rounds: int) -> dict[str, Any]:
     with joined(launch, torch.device("cpu")) as rank:
-        torch.manual_seed(0)
-        data = batch(32)
-
-        def network() -> nn.Sequential:
-            torch.manual_seed(0)
-            return resnet(20, num_classes=10).to(memory_format=torch.channels_last)
-
-        cuts = cuts_of(dg.split(network(), 2, sample_inputs=data[0])) if rank == 0 else None
-        cuts = broadcast(cuts)
-        stage = dg.split(network(), 2, cuts=cuts)[rank]
-        pipeline = dg.DistributedPipeline(stage, nn.functional.cross_entropy, make_sgd)
+        data = RESNET.batch()
+        cuts = broadcast(cuts_of(RESNET.stages(2)) if rank == 0 else None)
+        stage = RESNET.stages(2, cuts)[rank]
+        pipeline = dg.DistributedPipeline(stage, RESNET.loss_fn, RESNET.make_optimizer)
         iterations = max(1, round(HALF_S[2] / seconds(partial(train, pipeline, data), 5)))
         iterations = broadcast(iterations)  # all take the same steps
         name = "resnet20, batch 32, K=2"

@@ -1,16 +1,10 @@
 """Two hosts and a slow link: the GPT of 25 million parameters, one rank on each host.
 
-The hosts are network namespaces of this machine, joined by a cable that lets through 1 Gbit/s or
-100 Mbit/s in each direction:
+The hosts are network namespaces of this machine (benchmarks/hosts.py). Their cable lets through
+1 Gbit/s or 100 Mbit/s in each direction. Needs root and the commands ip and tc (Debian: iproute2);
+without them it says so and ends.
 
-    host 0   10.214.0.1   rank 0
-                |  veth, token bucket at both ends
-    host 1   10.214.0.2   rank 1
-
-Each host sees its own loopback and one end of the cable, nothing else. Needs root and the commands
-ip and tc (Debian: iproute2); without them it says so and ends.
-
-Run: python benchmarks/two_hosts/bench.py --output-dir benchmarks/two_hosts/results
+Run: python -m benchmarks.two_hosts.bench --output-dir benchmarks/two_hosts/results
 """
 
 from __future__ import annotations
@@ -29,6 +23,8 @@ from typing import Literal
 
 import tyro
 
+from benchmarks.hosts import ADDRESSES, CABLE, HOSTS, run, two_hosts
+
 # Name, also tc's -> in words, and a bucket that holds what comes in a tick of the kernel's timer.
 LINKS = {"1gbit": ("1 Gbit/s", "1mb"), "100mbit": ("100 Mbit/s", "128kb")}
 QUEUE = "100ms"
@@ -37,9 +33,6 @@ CONTESTANTS = (
     "interleaved-m4", "zb-m4", "zbv-m4", "ddp", "ddp-fp16",
     "ddg", "ddg-slack1", "ddg-slack2", "ddg-bf16", "ddg-slack1-bf16",
 )  # fmt: skip
-HOSTS = tuple(f"delaygrad-bench-{os.getpid()}-{index}" for index in range(2))
-CABLE = tuple(f"db{os.getpid()}-{index}" for index in range(2))
-ADDRESSES = ("10.214.0.1", "10.214.0.2")
 PORT = 29450
 
 
@@ -64,30 +57,14 @@ def obstacle() -> str | None:
     return f"the command {missing[0]} is missing (Debian: iproute2)" if missing else None
 
 
-def run(*command: object) -> None:
-    subprocess.run(
-        [str(word) for word in command], check=True, capture_output=True, text=True, timeout=30
-    )
-
-
 @contextmanager
-def two_hosts(link: str) -> Iterator[None]:
-    """Within the block there are two hosts, joined by a link."""
-    try:
-        for host in HOSTS:
-            run("ip", "netns", "add", host)
-        run("ip", "link", "add", CABLE[0], "type", "veth", "peer", "name", CABLE[1])
-        for host, end, address in zip(HOSTS, CABLE, ADDRESSES, strict=True):
-            run("ip", "link", "set", end, "netns", host)
-            run("ip", "-n", host, "addr", "add", f"{address}/24", "dev", end)
-            run("ip", "-n", host, "link", "set", end, "up")
-            run("ip", "-n", host, "link", "set", "lo", "up")
+def slow_link(link: str) -> Iterator[None]:
+    """Within the block there are two hosts; a token bucket at both ends of their cable slows it."""
+    with two_hosts():
+        for host, end in zip(HOSTS, CABLE, strict=True):
             shape = ("tbf", "rate", link, "burst", LINKS[link][1], "latency", QUEUE)
             run("tc", "-n", host, "qdisc", "add", "dev", end, "root", *shape)
         yield
-    finally:
-        for host in HOSTS:  # the cable goes with them
-            subprocess.run(["ip", "netns", "delete", host], capture_output=True, timeout=30)
 
 
 def start(host: int, arguments: list[str]) -> subprocess.Popen[bytes]:
@@ -119,7 +96,7 @@ def contest(link: str, options: Options) -> int:
     ]  # fmt: skip
     stem = options.output_dir / f"{options.workload}-{link}"
     reports = ["--output", f"{stem}.json", "--figure", f"{stem}.png"]
-    with two_hosts(link):
+    with slow_link(link):
         ranks = []
         try:
             ranks = [start(0, [*arguments, *reports]), start(1, arguments)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from delaygrad.bench.config import ContestConfig
 from delaygrad.bench.sleeping import sleeper
 from delaygrad.data import batch_indices
-from delaygrad.models import gpt, mlp, resnet
+from delaygrad.models import gpt, mlp, resnet, to_channels_last
 from delaygrad.partition import split
 from delaygrad.training.choices import OwnData, OwnModel
 from delaygrad.training.evaluation import cross_entropy
@@ -72,11 +72,11 @@ def load_workload(config: ContestConfig) -> Workload:
     if config.model:
         return _own(config.model, config.data, config.batch_size or 32)
     if config.workload == "resnet8":
-        return _images(8, batch_size=16 if small else 128)
+        return images(8, batch_size=16 if small else 128)
     if config.workload == "resnet56":
-        return _images(8 if small else 56, batch_size=16 if small else 32)
+        return images(8 if small else 56, batch_size=16 if small else 32)
     if config.workload == "resnet110":
-        return _images(14 if small else 110, batch_size=16 if small else 128)
+        return images(14 if small else 110, batch_size=16 if small else 128)
     if config.workload == "gpt25m":
         return _characters(small)
     if config.workload == "mlp":
@@ -111,22 +111,17 @@ def _adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-5, fused=True)
 
 
-def _images(depth: int, *, batch_size: int) -> Workload:
+def images(depth: int, *, batch_size: int) -> Workload:
+    """A ResNet on images of 3x32x32."""
+
     def batch() -> tuple[Tensor, Tensor]:
         inputs = torch.randn(batch_size, 3, 32, 32).to(memory_format=torch.channels_last)
         return inputs, torch.randint(10, (batch_size,))
 
-    def model() -> nn.Sequential:
-        network = resnet(depth, num_classes=10)
-        for parameter in network.parameters():
-            if parameter.dim() == 4:
-                parameter.data = parameter.data.to(memory_format=torch.channels_last)
-        return network
-
     return Workload(
         description=f"ResNet-{depth}, {batch_size} images of 3x32x32, channels_last, "
         "SGD with momentum",
-        make_model=model,
+        make_model=lambda: to_channels_last(resnet(depth, num_classes=10)),
         make_batch=batch,
         loss_fn=F.cross_entropy,
         make_optimizer=_sgd,
@@ -155,13 +150,9 @@ def _characters(small: bool) -> Workload:
         f"characters, {batch_size} x {length} tokens, AdamW (fused)",
         make_model=model,
         make_batch=batch,
-        loss_fn=_next_character_loss,
+        loss_fn=cross_entropy,
         make_optimizer=_adamw,
     )
-
-
-def _next_character_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def _perceptron(small: bool) -> Workload:

@@ -5,6 +5,6 @@ from __future__ import annotations
 from delaygrad.models.catalogue import build
 from delaygrad.models.gpt import gpt
 from delaygrad.models.mlp import mlp
-from delaygrad.models.resnet import resnet
+from delaygrad.models.resnet import resnet, to_channels_last
 
-__all__ = ["build", "gpt", "mlp", "resnet"]
+__all__ = ["build", "gpt", "mlp", "resnet", "to_channels_last"]

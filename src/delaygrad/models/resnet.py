@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from typing import TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delaygrad.models.sizes import require_positive
 
-__all__ = ["BasicBlock", "resnet"]
+__all__ = ["BasicBlock", "resnet", "to_channels_last"]
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 _STEM_CHANNELS = 16
 _GROUPS = ((16, 1), (32, 2), (64, 2))  # (channels, stride of the group's first block)
@@ -124,3 +128,11 @@ def _initialise(model: nn.Sequential) -> None:
             nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
         elif isinstance(module, nn.Linear):
             nn.init.kaiming_normal_(module.weight)
+
+
+def to_channels_last(network: NetworkT) -> NetworkT:
+    """Keep the weights of convolutions as NHWC in memory, in place; return the network."""
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
+    return network

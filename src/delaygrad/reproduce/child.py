@@ -2,8 +2,7 @@
 
 It is ``delaygrad train --config PATH`` or ``delaygrad resume PATH`` in a process that ends with
 the one that started it, however that ends. SIGTERM ends it at once, in the middle of whatever it
-does: a run's folder is made for that, and an exception out of the blue may meet a lock that is held
-(TensorBoard's writer then waits for ever when it is closed).
+does: a run's folder is made for that.
 """
 
 from __future__ import annotations

@@ -236,9 +236,6 @@ def _measure(line: MemoryLine, case: MemoryCase, known: tuple[str, ...] | None) 
 
 def _training(model: str, batch_size: int) -> tuple[nn.Sequential, Tensor, Tensor]:
     torch.manual_seed(0)
-    network = models.build(model, _SAMPLE_SHAPE, _NUM_CLASSES)
-    for parameter in network.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.to(memory_format=torch.channels_last)
+    network = models.to_channels_last(models.build(model, _SAMPLE_SHAPE, _NUM_CLASSES))
     images = torch.randn(batch_size, *_SAMPLE_SHAPE).to(memory_format=torch.channels_last)
     return network, images, torch.randint(_NUM_CLASSES, (batch_size,))

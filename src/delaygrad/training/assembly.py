@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from delaygrad.data import DataSource, batch_indices
 from delaygrad.errors import ConfigError
 from delaygrad.methods import chosen
+from delaygrad.models import to_channels_last
 from delaygrad.partition import cuts_of, split
 from delaygrad.partition.layers import keeps_forward
 from delaygrad.runtime import DistributedPipeline, LocalPipeline, Pipeline
@@ -28,11 +29,7 @@ def build_model(config: TrainConfig, source: DataSource) -> nn.Module:
     torch.manual_seed(config.run.seed)
     model = config.model.build(source)
     mark_hidden_matrices(model)
-    if config.model.channels_last:
-        for parameter in model.parameters():
-            if parameter.dim() == 4:
-                parameter.data = parameter.data.to(memory_format=torch.channels_last)
-    return model
+    return to_channels_last(model) if config.model.channels_last else model
 
 
 def first_batch(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,6 @@ from delaygrad.records import EventLog
 from delaygrad.training import run_folder
 from delaygrad.training.evaluation import Evaluation
 
-_CLOSING_S = 5.0  # for what TensorBoard still has to write
-
 
 def announce(text: str, *, quiet: bool) -> None:
     """Show a message about a slow step, if the user is at a terminal."""
@@ -37,6 +36,46 @@ def warn(text: str) -> None:
     print(f"delaygrad: {text}", file=sys.stderr)
 
 
+class Board:
+    """The curves as TensorBoard's events. If the disk refuses, they end, and the run goes on.
+
+    Events after the iterations that are done are of an earlier process, and hidden.
+    """
+
+    def __init__(self, folder: Path, done: int) -> None:
+        # Imported here: one process in K reports, the others need not wait for the import.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time())}.{os.getpid()}"
+        self._event, self._is_sound = Event, True
+        self._records = RecordWriter((folder / name).open("wb"))
+        self._write(file_version="brain.Event:2")
+        self._write(step=done + 1, session_log={"status": SessionLog.START})
+
+    def show(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Write a point of each curve."""
+        points = [{"tag": name, "simple_value": value} for name, value in values.items()]
+        self._write(step=iteration, summary={"value": points})
+
+    def close(self) -> None:
+        """Close the file."""
+        with suppress(OSError):
+            self._records.close()
+
+    def _write(self, **fields: Any) -> None:
+        if self._is_sound:
+            try:
+                self._records.write(
+                    self._event(wall_time=time.time(), **fields).SerializeToString()
+                )
+                self._records.flush()
+            except OSError as error:
+                self._is_sound = False
+                warn(f"cannot write TensorBoard's events ({error}); the records are complete")
+
+
 class Reporter:
     """A progress bar, ``records.jsonl`` and TensorBoard events.
 
@@ -48,16 +87,10 @@ class Reporter:
     """
 
     def __init__(self, run_dir: Path, num_iterations: int, done: int, *, quiet: bool) -> None:
-        # Imported here: one process in K reports, the others need not wait for the import.
-        from torch.utils.tensorboard import SummaryWriter
-
         self._run_dir = run_dir
-        self._previous_hook = threading.excepthook
-        threading.excepthook = self._on_thread_failure
         with run_folder.writing(run_dir):
             self._log = EventLog(run_dir / run_folder.RECORDS)
-            self._board = SummaryWriter(str(run_dir / run_folder.TENSORBOARD), purge_step=done + 1)
-        self._board_is_sound = True
+            self._board = Board(run_dir / run_folder.TENSORBOARD, done)
         self._started_s = time.perf_counter()
         self._console = Console(stderr=True, quiet=quiet)
         self._bar = Progress(
@@ -92,9 +125,8 @@ class Reporter:
         self._write(
             "training", iteration, epoch=epoch, loss=loss, lr=lr, samples_per_s=samples_per_s
         )
-        self._show("loss/train", loss, iteration)
-        self._show("lr", lr, iteration)
-        self._show("samples_per_s", samples_per_s, iteration)
+        values = {"loss/train": loss, "lr": lr, "samples_per_s": samples_per_s}
+        self._board.show(iteration, values)
         self._bar.update(
             self._task, loss=f"loss {loss:.4f}", rate=f"{samples_per_s:,.0f} samples/s"
         )
@@ -110,8 +142,8 @@ class Reporter:
             loss=result.loss,
             num_predictions=result.num_predictions,
         )
-        self._show(f"accuracy/{split}", result.accuracy, iteration)
-        self._show(f"loss/{split}", result.loss, iteration)
+        values = {f"accuracy/{split}": result.accuracy, f"loss/{split}": result.loss}
+        self._board.show(iteration, values)
         self._console.print(
             f"epoch {epoch:g}: {split} accuracy {result.accuracy:.2%}, loss {result.loss:.4f}",
             highlight=False,
@@ -125,29 +157,7 @@ class Reporter:
         """Remove the bar and close the files."""
         self._bar.stop()
         self._log.close()
-        # Interrupted in the middle of an event, TensorBoard's queue may never be empty again.
-        closing = threading.Thread(target=self._close_board, daemon=True)
-        closing.start()
-        closing.join(timeout=_CLOSING_S)
-        threading.excepthook = self._previous_hook
-
-    def _show(self, name: str, value: float, iteration: int) -> None:
-        """Write a point of a curve for TensorBoard; a failure does not stop the run."""
-        if self._board_is_sound:
-            try:
-                self._board.add_scalar(name, value, iteration)
-            except OSError as error:
-                self._board_is_sound = False
-                warn(f"cannot write TensorBoard's events ({error}); the records are complete")
-
-    def _close_board(self) -> None:
-        with suppress(OSError):
-            self._board.close()
-
-    def _on_thread_failure(self, failure: threading.ExceptHookArgs) -> None:
-        """Leave out TensorBoard's thread, whose failures ``add_scalar`` raises again."""
-        if not (issubclass(failure.exc_type, OSError) and "AsyncWriter" in repr(failure.thread)):
-            self._previous_hook(failure)
+        self._board.close()
 
     def _write(self, name: str, iteration: int, **fields: Any) -> None:
         elapsed_s = round(time.perf_counter() - self._started_s, 3)
