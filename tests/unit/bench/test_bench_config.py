@@ -11,13 +11,13 @@ from delaygrad.errors import ConfigError
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rounds": 0}, r"rounds is out of range \(rounds: 0\)"),
-        ({"stages": 0}, r"stages is out of range \(stages: 0\)"),
-        ({"turn_s": 0.0}, r"turn_s is out of range"),
-        ({"iterations": 0}, r"iterations is out of range"),
+        ({"rounds": 0}, r"\(rounds: 0; expected int >= 1"),
+        ({"stages": 0}, r"\(stages: 0; expected int >= 1"),
+        ({"turn_s": 0.0}, r"turn_s: 0.0; expected float > 0"),
+        ({"iterations": 0}, r"iterations: 0; expected int >= 1"),
         ({"forward_s": 0.1}, r"forward_s is for sleeping stages .* set --workload sleep"),
-        ({"workload": "sleep", "backward_s": -1.0}, r"backward_s is out of range"),
-        ({"workload": "sleep", "boundary_bytes": 1}, r"boundary_bytes is out of range"),
+        ({"workload": "sleep", "backward_s": -1.0}, r"backward_s: -1.0; expected float > 0"),
+        ({"workload": "sleep", "boundary_bytes": 1}, r"boundary_bytes: 1; expected int >= 4"),
         (
             {"workload": "sleep", "stage_forward_s": (0.1,)},
             r"stage times do not fit .*stage_forward_s: 1, stage_backward_s: 0, stages: 2",
@@ -34,7 +34,7 @@ from delaygrad.errors import ConfigError
         ),
         (
             {"workload": "sleep", "stage_forward_s": (0.1, 0.0), "stage_backward_s": (0.1, 0.2)},
-            r"a stage's seconds is out of range",
+            r"stage_forward_s: .*; expected float > 0",
         ),
         ({"cuts": ("a", "b")}, r"cuts do not fit the stages \(cuts: 2, stages: 2\)"),
         ({"contestants": ("bp", "ddg", "bp")}, r"a contestant is named twice"),
