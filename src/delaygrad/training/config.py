@@ -94,8 +94,8 @@ class Records(Component):
         checkpoint_every: iterations from one checkpoint to the next; 0: none.
         keep_checkpoints: how many of the newest checkpoints stay.
         trace: iterations to record as a timeline, after a warm-up; 0: none.
-        monitor_every: iterations from one measurement of what staleness does to a stage's gradient
-            to the next; 0: none. The stages take turns.
+        monitor_every: every so many iterations, measure what staleness does to the gradient of one
+            stage, in turn; 0: never.
     """
 
     run_dir: Path | None = None
