@@ -11,13 +11,7 @@ from delaygrad.bench.contestant import Contestant, Setting
 
 
 class Loop(Contestant):
-    """The loop that a user would write.
-
-    Args:
-        compute_loss: of inputs and targets.
-        optimizer: of the network in it.
-        batch: inputs and targets of every iteration.
-    """
+    """The loop that a user would write, on the same batch in every iteration."""
 
     def __init__(
         self,
@@ -38,10 +32,8 @@ class Loop(Contestant):
 class Backpropagation(Loop):
     """This loop on the whole network, in one process.
 
-    Args:
-        setting: the contest.
-        compiled: forward, loss and backward by ``torch.compile``; for the number of threads that
-            the first step finds.
+    ``compiled``: forward, loss and backward by ``torch.compile``, for the number of threads that
+    the first step finds.
     """
 
     def __init__(self, setting: Setting, *, compiled: bool = False) -> None:

@@ -40,10 +40,6 @@ _TELLING_VARIABLES = (
 def run_contest(config: ContestConfig, *, quiet: bool = False) -> dict[str, Any] | None:
     """Run a contest: in new worker processes, or, under torchrun, as one of its ranks.
 
-    Args:
-        config: the contest.
-        quiet: show no progress.
-
     Returns:
         The results, in plain containers: the setting, and for each contestant its seconds per
         iteration in each round (or why it does not run), medians, quartiles, and ratios of

@@ -21,14 +21,8 @@ class DataParallel(Loop):
     """``DistributedDataParallel`` with the options that make it fast.
 
     Gradients are views of the buckets, the graph is declared static, and running statistics are
-    not sent around. The global batch is that of the other contestants.
-
-    Args:
-        setting: the contest.
-        compressed: gradients travel in float16 (torch's hook for bfloat16 refuses gloo).
-
-    Raises:
-        ValueError: the ranks do not divide the batch.
+    not sent around. The global batch is that of the other contestants. ``compressed``: gradients
+    travel in float16 (torch's hook for bfloat16 refuses gloo).
     """
 
     def __init__(self, setting: Setting, *, compressed: bool = False) -> None:

@@ -10,12 +10,7 @@ from delaygrad.runtime import DistributedPipeline
 
 
 class Delayed(Contestant):
-    """``DistributedPipeline`` with DDG.
-
-    Args:
-        setting: the contest.
-        options: of ``DDG``.
-    """
+    """``DistributedPipeline`` with DDG and its options."""
 
     def __init__(self, setting: Setting, **options: Any) -> None:
         workload, method = setting.workload, DDG(**options)

@@ -35,14 +35,7 @@ LossFn: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryCase:
-    """What is trained, and how.
-
-    Attributes:
-        make: returns the network, a batch and its targets; can be pickled.
-        loss_fn: of outputs and targets; can be pickled.
-        num_stages: K.
-        method: of training.
-    """
+    """What is trained, and how; ``make`` returns the network, a batch and its targets."""
 
     make: Callable[[], Training]
     loss_fn: LossFn
@@ -57,11 +50,7 @@ def balanced_cuts(case: MemoryCase) -> list[str]:
 
 
 def measure_peaks(case: MemoryCase, cuts: Sequence[str]) -> list[int]:
-    """Train each stage in a process of its own, a thread each; return the peaks of each.
-
-    Raises:
-        WorkerError: a stage failed.
-    """
+    """Train each stage in a process of its own, a thread each; return the peaks of each."""
     launch = Launch(num_workers=case.num_stages)
     with variables(**_QUIET):
         found = run_workers(_worker, launch, case, tuple(cuts))
@@ -73,9 +62,6 @@ def measure_total_on_gpu(case: MemoryCase, cuts: Sequence[str]) -> int:
 
     For machines with fewer GPUs than stages. Less than the sum of the stages' own peaks, as these
     do not come at the same time, and nothing is sent.
-
-    Raises:
-        ConfigError: this machine has no GPU.
     """
     require_gpus(1)
     device = torch.device("cuda")

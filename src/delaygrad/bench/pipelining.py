@@ -58,15 +58,7 @@ class TorchPipeline(Contestant):
 
     The stages are told the shapes at their boundaries (static arguments): otherwise torch runs each
     module once on uninitialised memory to find them out, which leaves BatchNorm statistics
-    corrupted.
-
-    Args:
-        setting: the contest.
-        schedule: which one.
-        num_micro_batches: of each mini-batch.
-
-    Raises:
-        ValueError: the micro-batches do not divide the batch, or the schedule refuses them.
+    corrupted. A ValueError says that the micro-batches do not divide the batch.
     """
 
     def __init__(self, setting: Setting, schedule: TorchSchedule, num_micro_batches: int) -> None:

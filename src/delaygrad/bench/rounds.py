@@ -71,11 +71,8 @@ class _Competitor:
 class Rounds:
     """Set up the contestants and let them take turns; all ranks make the same calls.
 
-    Args:
-        entries: the contestants.
-        setting: given to each contestant; ``group`` is filled in here.
-        make_group: make a new process group of all ranks.
-        report: called with messages about progress, on rank 0.
+    ``make_group`` makes a process group of all ranks for each contestant. ``report`` is called with
+    messages about progress.
     """
 
     def __init__(
@@ -93,9 +90,7 @@ class Rounds:
     def prepare(self, turn_s: float, iterations: int | None) -> None:
         """Set every contestant up, warm it up, and fix its iterations per turn.
 
-        Args:
-            turn_s: seconds that a turn should take.
-            iterations: of every contestant's turn; overrides ``turn_s``.
+        A turn takes about ``turn_s`` seconds, unless the iterations are given.
         """
         for competitor in self._competitors:
             self._report(f"setting up {competitor.entry.title}")

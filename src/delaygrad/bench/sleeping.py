@@ -48,9 +48,7 @@ class _Nap(torch.autograd.Function):
 class SleepingLayer(nn.Module):
     """Add one parameter to the input, slowly.
 
-    Args:
-        forward_s: seconds of a forward for one sample; a micro-batch takes its share.
-        backward_s: seconds of its backward.
+    The seconds are of a sample; a micro-batch takes its share.
     """
 
     def __init__(self, forward_s: float, backward_s: float) -> None:
@@ -67,11 +65,7 @@ class SleepingLayer(nn.Module):
 
 
 def sleeper(seconds: Sequence[tuple[float, float]], *, batch_size: int) -> nn.Sequential:
-    """Build a network of sleeping layers, named ``nap0, nap1, ...``.
-
-    Args:
-        seconds: of each layer's forward and backward, for a batch.
-        batch_size: samples of a batch.
+    """Build a network of sleeping layers, from the seconds of each for a batch.
 
     Example:
         >>> list(dict(sleeper([(0.01, 0.02)] * 2, batch_size=4).named_children()))

@@ -15,10 +15,6 @@ BASELINE = "bp"
 def throughput_ratios(baseline_s: Sequence[float], own_s: Sequence[float]) -> dict[str, Any]:
     """Compare iterations per second with a baseline's, each round with the same round.
 
-    Args:
-        baseline_s: the baseline's seconds per iteration, round by round.
-        own_s: the contestant's.
-
     Example:
         >>> throughput_ratios([2.0, 2.0, 4.0], [1.0, 1.0, 1.0])["median"]
         2.0

@@ -35,15 +35,9 @@ class Command(Protocol):
 
 
 def parse(command: type[Command], arguments: Sequence[str], program: str) -> Command:
-    """Make a command from its arguments; exits with 2 if they are wrong.
+    """Make a command, a dataclass, from its arguments; exits with 2 if they are wrong.
 
-    Args:
-        command: a dataclass; a field of it may be a ``Config``.
-        arguments: without the command's own name.
-        program: what help and messages call the command.
-
-    Raises:
-        ConfigError: a setting is wrong.
+    A field of it may be a ``Config``. ``program`` is what help and messages call the command.
     """
     hints = typing.get_type_hints(command, include_extras=True)
     config = next(

@@ -79,11 +79,7 @@ def _require_writable(path: Path | None) -> None:
 
 
 def print_contest(results: dict[str, Any]) -> None:
-    """Print a contest's results as tables: the contestants, and where DDG's stages spend time.
-
-    Args:
-        results: what ``delaygrad.bench.run_contest`` returned.
-    """
+    """Print a contest's results as tables: the contestants, and where DDG's stages spend time."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_WIDTH)

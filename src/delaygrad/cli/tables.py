@@ -13,11 +13,7 @@ _SHARES = ("forward", "backward", "update", "send", "wait")
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """Print a run's result and how each stage spent its time.
-
-    Args:
-        summary: what ``summary.json`` holds.
-    """
+    """Print a run's result, what ``summary.json`` holds, and how each stage spent its time."""
     console = Console(highlight=False)
     result = Table(title="result", show_header=False, title_justify="left")
     result.add_column()

@@ -19,8 +19,6 @@ import numpy.typing as npt
 
 from delaygrad.errors import DataError
 
-__all__ = ["read_batch_pickle"]
-
 
 class _PickledDtype:
     """Stands in for ``numpy.dtype``; remembers the type code."""
@@ -70,14 +68,8 @@ def read_batch_pickle(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Read one pickled batch: ``{"data": (N, 3072) uint8, label_key: N integers, ...}``.
 
-    Args:
-        content: the file's bytes.
-        label_key: b"labels" (CIFAR-10) or b"fine_labels" (CIFAR-100).
-        source: the file's name, for the message.
-    Returns:
-        (pixels, labels), (N, 3072) uint8 and (N,) int64.
-    Raises:
-        DataError: the pickle asks for anything that a CIFAR batch does not need, or is no batch.
+    ``source`` is the file's name, for messages. Anything that a CIFAR batch does not need is a
+    DataError.
     """
     try:
         batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()

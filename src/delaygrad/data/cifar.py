@@ -14,8 +14,6 @@ from delaygrad.data.cifar_files import read_cifar
 from delaygrad.data.cifar_official import CifarSpec
 from delaygrad.data.dataset import Indices, InMemory
 
-__all__ = ["CifarDataset", "cifar_splits"]
-
 
 class CifarDataset(InMemory):
     """Colour images of 32x32 pixels; uint8 in memory, a quarter of what float32 would take."""
@@ -36,13 +34,9 @@ class CifarDataset(InMemory):
         self._augment = augment
 
     def inputs(self, indices: Indices, rng: np.random.Generator | None = None) -> Tensor:
-        """Read normalised images.
+        """Read (B, 3, 32, 32) float32, (pixel / 255 − mean) / std per channel.
 
-        Args:
-            indices: (B,) int64.
-            rng: given, on a split that augments: crops and flips are drawn from it.
-        Returns:
-            (B, 3, 32, 32) float32, (pixel / 255 − mean) / std per channel.
+        If an rng is given, and the split augments, crops and flips are drawn from it.
         """
         images = self._images[indices]
         if self._augment and rng is not None:
@@ -54,17 +48,7 @@ class CifarDataset(InMemory):
 def cifar_splits(
     spec: CifarSpec, data_dir: Path, *, augment: bool
 ) -> tuple[CifarDataset, CifarDataset]:
-    """Load the official training and test splits.
-
-    Args:
-        spec: CIFAR10 or CIFAR100.
-        data_dir: the folder with the files.
-        augment: let the training split augment; the test split never does.
-    Returns:
-        (train, test).
-    Raises:
-        DataError: a file is missing or not the official one.
-    """
+    """Load the official training and test splits; only the training split augments."""
     train, test = read_cifar(spec, data_dir)
     return (
         CifarDataset(*train, mean=spec.mean, std=spec.std, augment=augment),

@@ -16,8 +16,6 @@ from delaygrad.data.batch_pickle import read_batch_pickle
 from delaygrad.data.cifar_official import CifarFile, CifarLayout, CifarSpec
 from delaygrad.errors import DataError
 
-__all__ = ["read_cifar"]
-
 Split = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
 _PIXELS = 3 * 32 * 32
@@ -33,16 +31,10 @@ class _Batch:
 
 
 def read_cifar(spec: CifarSpec, data_dir: Path) -> tuple[Split, Split]:
-    """Read both splits, checked.
+    """Read (train, test), checked; each (N, 3, 32, 32) uint8 images and (N,) int64 labels.
 
-    Args:
-        spec: which data set.
-        data_dir: the folder with the files, or with the official subfolder.
-    Returns:
-        (train, test), each (images, labels): (N, 3, 32, 32) uint8 and (N,) int64.
-    Raises:
-        DataError: a file is missing, of the wrong size, has the wrong checksum, or holds a label
-            that does not exist.
+    The files lie in the folder or in the official subfolder. A DataError says which file is
+    missing, or not the official one.
     """
     layout, folder = _locate(spec, data_dir)
     parse = _parse_binary if layout is spec.binary else _parse_python

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["CIFAR10", "CIFAR100", "CifarArchive", "CifarFile", "CifarLayout", "CifarSpec"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class CifarFile:

@@ -15,8 +15,6 @@ from torch import Tensor
 from delaygrad.data.order import Purpose, permutation
 from delaygrad.errors import DataError
 
-__all__ = ["DataSource", "Dataset"]
-
 Indices = npt.NDArray[np.int64]
 
 

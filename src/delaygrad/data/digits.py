@@ -17,8 +17,6 @@ from delaygrad.data.dataset import InMemory
 from delaygrad.data.order import Purpose, permutation
 from delaygrad.errors import lacks
 
-__all__ = ["digits_splits"]
-
 _TEST_EVERY = 5  # every fifth of 1,797 samples: 360 for the test
 
 
@@ -30,8 +28,6 @@ def digits_splits() -> tuple[InMemory, InMemory]:
     brought from 0 … 16 to [0, 1], then normalised by the one mean and deviation of all training
     pixels (not per pixel: the corner pixels are constant).
 
-    Returns:
-        (train, test).
     Example:
         >>> train, test = digits_splits()
         >>> train.num_samples, test.num_samples

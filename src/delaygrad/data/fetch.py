@@ -7,8 +7,6 @@ from pathlib import Path
 from delaygrad.data.cifar_official import CIFAR10, CIFAR100
 from delaygrad.errors import DataError
 
-__all__ = ["download"]
-
 _ADDRESS = "https://www.cs.toronto.edu/~kriz/"
 
 

@@ -21,8 +21,6 @@ import numpy.typing as npt
 
 from delaygrad.errors import DataError
 
-__all__ = ["augmentation_rng", "batch_indices", "iterations_per_epoch"]
-
 _KEY_LIMIT = 2**64
 
 

@@ -11,8 +11,6 @@ from delaygrad.data.digits import digits_splits
 from delaygrad.data.text import text_splits
 from delaygrad.errors import DataError
 
-__all__ = ["SOURCE_NAMES", "load"]
-
 SOURCE_NAMES = ("digits", "cifar10", "cifar100", "text")
 
 

@@ -13,8 +13,6 @@ from torch import Tensor
 from delaygrad.data.dataset import Indices
 from delaygrad.errors import DataError
 
-__all__ = ["TextDataset", "text_splits"]
-
 _FILE_NAME = "input.txt"
 
 
@@ -39,24 +37,11 @@ class TextDataset:
         return (len(self._characters) - 1) // self._context_length
 
     def inputs(self, indices: Indices, rng: np.random.Generator | None = None) -> Tensor:
-        """Read windows; ``rng`` has no effect.
-
-        Args:
-            indices: (B,) int64.
-            rng: ignored: text is not augmented.
-        Returns:
-            (B, T) int64 character numbers.
-        """
+        """Read windows: (B, T) int64 character numbers; text is not augmented."""
         return self._windows(indices, shift=0)
 
     def targets(self, indices: Indices) -> Tensor:
-        """Read the same windows, one character later.
-
-        Args:
-            indices: (B,) int64.
-        Returns:
-            (B, T) int64 character numbers.
-        """
+        """Read the same windows, one character later."""
         return self._windows(indices, shift=1)
 
     def contents(self) -> list[npt.NDArray[Any]]:
@@ -71,13 +56,8 @@ class TextDataset:
 def text_splits(path: Path, context_length: int) -> tuple[TextDataset, TextDataset, int]:
     """Read a text: its first 90 % to train on, the rest to test on.
 
-    Args:
-        path: the file, or a folder that holds ``input.txt``; UTF-8.
-        context_length: characters per window, ≥ 1.
-    Returns:
-        (train, test, vocabulary size); the vocabulary is the file's distinct characters, sorted.
-    Raises:
-        DataError: no such file, not UTF-8, or too short for one window in each split.
+    Returns (train, test, vocabulary size); the vocabulary is the file's distinct characters,
+    sorted. A DataError says that there is no such file, it is not UTF-8, or it is too short.
     """
     if context_length < 1:
         raise DataError(f"context_length must be at least 1 (context_length: {context_length})")

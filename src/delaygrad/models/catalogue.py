@@ -12,8 +12,6 @@ from delaygrad.models.gpt import gpt
 from delaygrad.models.mlp import mlp
 from delaygrad.models.resnet import resnet
 
-__all__ = ["build"]
-
 # The depths of the papers; any 6n + 2 is built.
 _EXAMPLES = ("resnet8", "resnet20", "resnet56", "resnet110", "mlp", "gpt")
 _GPT_NAMES = {"depth": "num_layers", "heads": "num_heads", "context": "context_length"}

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 
 from delaygrad.models.sizes import require_dropout, require_positive
 
-__all__ = ["TokenEmbedding", "TransformerBlock", "gpt"]
-
 _INIT_STD = 0.02
 
 

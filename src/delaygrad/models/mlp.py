@@ -9,8 +9,6 @@ from torch import nn
 
 from delaygrad.models.sizes import require_dropout, require_positive
 
-__all__ = ["mlp"]
-
 
 def mlp(
     *,

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 from delaygrad.models.sizes import require_positive
 
-__all__ = ["BasicBlock", "resnet", "to_channels_last"]
-
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 _STEM_CHANNELS = 16

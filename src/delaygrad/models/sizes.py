@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["require_dropout", "require_positive"]
-
 
 def require_positive(**sizes: int) -> None:
     """Refuse sizes below 1.

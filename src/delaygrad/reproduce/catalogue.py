@@ -21,15 +21,9 @@ _KINDS: dict[str, type[Target]] = {
 
 
 def find_targets(experiments: Path, paper: str, names: tuple[str, ...] = ()) -> list[Target]:
-    """Find the targets of a paper.
+    """Find the targets of a paper; only those named, with or without the paper, if some are.
 
-    Args:
-        experiments: the folder that holds a folder for each.
-        paper: the first part of their names.
-        names: of the targets wanted, with or without the paper's; none: all.
-
-    Raises:
-        ConfigError: there is none, not this one, or its file is wrong.
+    A ConfigError says that there is none, not this one, or what is wrong with its file.
     """
     folders = {
         path.parent.name.removeprefix(f"{paper}-"): path.parent
@@ -51,11 +45,7 @@ def find_targets(experiments: Path, paper: str, names: tuple[str, ...] = ()) -> 
 
 
 def load_target(folder: Path, paper: str) -> Target:
-    """Read a target's file.
-
-    Raises:
-        ConfigError: it cannot be read, or something in it is unknown, missing or contradictory.
-    """
+    """Read a target's file; a ConfigError says what is wrong with it."""
     path = folder / FILE
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))

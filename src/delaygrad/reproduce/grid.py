@@ -136,11 +136,7 @@ class PlannedRun:
 
 
 def read_line(values: dict[str, Any], place: str) -> Line:
-    """Read a line of a file.
-
-    Raises:
-        ConfigError: a key or value is unknown or impossible.
-    """
+    """Read a line of a file; a ConfigError names the key or value that is wrong."""
     own = {f.name for f in dataclasses.fields(Line)} - {"options"}
     settings = set(TrainConfig.setting_names()) - _DECIDED - own
     options = {key: value for key, value in values.items() if key in settings}

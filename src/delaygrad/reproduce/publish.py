@@ -18,20 +18,9 @@ _FIGURES = ("curves", "timeline")  # paths in a summary
 def publish(target: Target, scale: str, folder: Path, planned: Sequence[Planned]) -> Path:
     """Copy tables, figures, measurements, and the records of the runs that have a result.
 
-    Every published run is a run folder without checkpoints and weights: ``config.json`` with
-    relative paths, ``summary.json`` (none if the run diverged) and ``records.jsonl``.
-
-    Args:
-        target: its folder gets ``records/<scale>``, in place of what was there before.
-        scale: by name.
-        folder: of the results.
-        planned: from ``Target.plan``.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ConfigError: it cannot be written.
+    They replace the folder ``records/<scale>`` of the target, which is returned. A published run is
+    a run folder without checkpoints and weights: ``config.json`` with relative paths,
+    ``summary.json`` (none if the run diverged) and ``records.jsonl``.
     """
     goal = target.folder / "records" / scale
     draft = goal.with_name(f"{scale}.unfinished")

@@ -28,13 +28,8 @@ State: TypeAlias = Literal["new", "begun", "resumable", "finished", "diverged"]
 def state_of(run_dir: Path) -> State:
     """Say how far a run is.
 
-    Returns:
-        new: there is none. begun: nothing to resume from. resumable: it has a checkpoint.
-        finished, diverged: there is a result.
-
-    Raises:
-        ConfigError: there are results without their settings.
-        DataError: a file is corrupt.
+    new: there is none. begun: nothing to resume from. resumable: it has a checkpoint. finished,
+    diverged: there is a result.
     """
     if not (run_dir / run_folder.CONFIG).exists():
         if (run_dir / run_folder.SUMMARY).exists():
@@ -48,12 +43,9 @@ def state_of(run_dir: Path) -> State:
 
 
 def require_same_settings(config: TrainConfig) -> None:
-    """Raise unless the run in this place, if there is one, has the settings of this one.
+    """Raise ConfigError if the run in this place, if there is one, has other settings; say which.
 
     A setting that did not exist when the run was made has its default.
-
-    Raises:
-        ConfigError: it has others; says which.
     """
     path = config.run_dir / run_folder.CONFIG
     if not path.exists():

@@ -31,17 +31,10 @@ _GRACE_S = 10.0  # for a run that was told to stop
 
 
 def make_runs(runs: Sequence[PlannedRun], workers: int | None, *, quiet: bool) -> list[Failure]:
-    """Make the runs that have no result yet; return those that failed.
+    """Make the runs that have no result yet, some at a time; return those that failed.
 
-    Args:
-        runs: all of them.
-        workers: at a time; None: as many as CPU cores, or GPUs.
-        quiet: show no progress.
-
-    Raises:
-        ConfigError: one of them is impossible, there are results with other settings, or another
-            command works in the same folder.
-        PartitionError: a network cannot be cut there.
+    By default, as many at a time as there are CPU cores, or GPUs. An error is raised before any run
+    starts, if one is impossible, or another command works in the same folder.
     """
     for run in runs:
         run_state.require_same_settings(run.config)
@@ -93,13 +86,7 @@ class _Active:
 
 
 class Runner:
-    """Make runs.
-
-    Args:
-        runs: without a result, in the order in which they begin.
-        workers: at a time, at least 1.
-        progress: shows what happens.
-    """
+    """Make runs that have no result, in this order, ``workers`` at a time."""
 
     def __init__(self, runs: Sequence[PlannedRun], *, workers: int, progress: RunsProgress) -> None:
         self._pending = list(runs)

@@ -83,11 +83,7 @@ class SpeedLine:
         )
 
     def check(self, place: str) -> None:
-        """Check what settings mean together.
-
-        Raises:
-            ConfigError: two contradict each other, or a contestant is unknown.
-        """
+        """Raise ConfigError if settings contradict each other, or a contestant is unknown."""
         # Imported here: torch's rivals take seconds to import, and other targets do without them.
         from delaygrad.bench.catalogue import entry
 
@@ -316,10 +312,6 @@ def paper_rule(stages: Sequence[dict[str, float]]) -> float | None:
 
 def speed_ups(rows: Iterable[Row], model: str) -> dict[int, float]:
     """Pick DDG's speed-ups of a network by K, of computing stages rather than sleeping ones.
-
-    Args:
-        rows: of a target of kind speed.
-        model: by its name.
 
     Example:
         >>> row = {"workload": "resnet8", "stages": 2, "contestant": "ddg", "smoke": False}

@@ -80,16 +80,9 @@ class StageCosts:
 def stage_costs(
     config: TrainConfig, link: Link | Literal["loopback"], counts: Sequence[int], folder: Path
 ) -> StageCosts:
-    """Measure the stages for each K, or read what an earlier call has measured.
+    """Measure the stages for each K, or read what an earlier call has kept in the folder.
 
-    Args:
-        config: what is trained.
-        link: between two stages; "loopback" measures that of this machine.
-        counts: K, one or several.
-        folder: keeps the measurement.
-
-    Raises:
-        ConfigError: there is a measurement with other settings.
+    A kept measurement with other settings is a ConfigError. ``link`` "loopback" is measured too.
     """
     known: dict[str, Any] = {"stages": {}}
 

@@ -187,11 +187,7 @@ class Target(ABC):
         return f"{self.title} (smoke)" if scale == "smoke" else self.title
 
     def check(self) -> None:
-        """Plan all scales.
-
-        Raises:
-            ConfigError: something is unknown or impossible, would make nothing, or the same twice.
-        """
+        """Plan all scales; a ConfigError says what is wrong, makes nothing, or the same twice."""
         for scale in self.scales:
             names = [one.name for one in self.plan(scale, self.folder, None)]
             place = f"{self.label}/{FILE}: scales.{scale}"
@@ -203,12 +199,9 @@ class Target(ABC):
 
     @abstractmethod
     def plan(self, scale: str, folder: Path, data_dir: Path | None) -> Sequence[Any]:
-        """List what is to be made (``Planned``).
+        """List what is to be made at a scale (``Planned``), with results in a folder.
 
-        Args:
-            scale: one that the target has.
-            folder: for results.
-            data_dir: the data, or a folder with a folder for each data set.
+        ``data_dir`` holds the data, or a folder for each data set.
         """
 
     @classmethod
@@ -216,19 +209,15 @@ class Target(ABC):
     def make(cls, planned: Sequence[Any], workers: int | None, say: Say | None) -> list[Failure]:
         """Make what is missing, of all targets of this kind.
 
-        Args:
-            planned: from ``plan``.
-            workers: runs at a time; None: as many as CPU cores, or GPUs.
-            say: tells the user what happens; None: quiet.
+        ``workers``: runs at a time; None: as many as CPU cores, or GPUs. ``say`` tells the user
+        what happens; None: quiet.
         """
 
     @abstractmethod
     def findings(self, planned: Sequence[Any], speed_rows: Sequence[Row] = ()) -> Findings:
         """Put together what is there.
 
-        Args:
-            planned: from ``plan``.
-            speed_rows: of the paper's targets of kind speed, for axes of time.
+        ``speed_rows`` are of the paper's targets of kind speed, for axes of time.
         """
 
 

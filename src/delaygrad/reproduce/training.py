@@ -185,9 +185,7 @@ class TrainingTarget(Target):
     def put_together(self, planned: Sequence[PlannedRun], axis: Axis) -> Findings:
         """Put the runs together.
 
-        Args:
-            planned: from ``plan``.
-            axis: chooses the axis of time of a recipe; None: the time since each run began.
+        ``axis`` chooses the axis of time of a recipe; None: the time since each run began.
         """
         by_series = self.groups(planned)
         groups, sources = list(by_series.values()), Sources()
@@ -315,10 +313,6 @@ def projected_axis(groups: Sequence[RunGroup], speed_rows: Sequence[Row]) -> Tim
     """Return an axis of the time with K processes; None where no speed-up of DDG is known.
 
     An epoch takes as long as one of backpropagation in one process, over the measured speed-up.
-
-    Args:
-        groups: of one recipe.
-        speed_rows: of the paper's targets of kind speed.
     """
     base = next((group for group in groups if group.method == BASELINE), None)
     own = None if base is None else base.spread("epoch_s")

@@ -116,11 +116,7 @@ def _rows_panel(
 
 
 def activity_looks(*more: str) -> dict[str, dict[str, Any]]:
-    """Return how activities are drawn; waiting is hatched.
-
-    Args:
-        more: such as "other".
-    """
+    """Return how activities, and others such as "other", are drawn; waiting is hatched."""
     looks: dict[str, dict[str, Any]] = {
         name: {"facecolor": colour(ACTIVITY_COLOURS[name]), "linewidth": 0}
         for name in (*ACTIVITIES, *more)
@@ -185,9 +181,6 @@ def contest_panel(results: Mapping[str, Any]) -> Panel:
     """Draw the throughput of each contestant as a multiple of the baseline's, with quartiles.
 
     Without the baseline in the contest: iterations per second.
-
-    Args:
-        results: what ``delaygrad.bench.run_contest`` returned.
     """
     ran = [contestant for contestant in results["contestants"] if "iteration" in contestant]
     baseline = results["compared_with"]["baseline"]

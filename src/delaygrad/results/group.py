@@ -135,12 +135,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[RunGroup, ...]:
 
 
 def series_numbers(names: Iterable[str], *, baseline: bool) -> dict[str, int]:
-    """Number names for their colours; 0, grey, is for backpropagation alone.
-
-    Args:
-        names: in order; backpropagation first, if it is among them.
-        baseline: whether it is.
-    """
+    """Number names for their colours. 0, grey, is for backpropagation, which then comes first."""
     return {name: n for n, name in enumerate(dict.fromkeys(names), start=0 if baseline else 1)}
 
 
@@ -153,12 +148,7 @@ def by_recipe(groups: Iterable[RunGroup]) -> dict[str, tuple[RunGroup, ...]]:
 
 
 def method_title(method: str, *options: str, num_stages: int | None = None) -> str:
-    """Write a method as the literature does.
-
-    Args:
-        method: short name.
-        options: in short.
-        num_stages: K; None leaves it out, and plain backpropagation on one stage needs none.
+    """Write a method as the literature does; plain backpropagation on one stage needs no K.
 
     Example:
         >>> method_title("ddg", "live", num_stages=4), method_title("bp", num_stages=1)
@@ -203,14 +193,9 @@ def _identity(settings: Settings) -> str:
 
 
 def _tell_apart(settings: Sequence[Settings], names: Sequence[str] = ()) -> dict[str, str]:
-    """Give different settings different names, with as few settings in them as it takes.
+    """Give different settings different names, by ``_identity``, with few settings in them.
 
-    Args:
-        settings: some of them may be equal.
-        names: that they have already; by default "".
-
-    Returns:
-        The names by ``_identity``, in the order of ``settings``.
+    ``names`` are those that they have already.
     """
     given = names or [""] * len(settings)
     start = {_identity(one): (one, name) for one, name in zip(settings, given, strict=True)}

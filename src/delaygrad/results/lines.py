@@ -154,12 +154,8 @@ def _write_labels(axes: Axes, lines: Sequence[Line], labels: Sequence[list[str]]
 def spaced(wanted: Sequence[float], sizes: Sequence[float], room: float) -> list[float]:
     """Move places apart as little as needed, so that intervals of given sizes do not overlap.
 
-    Each run of touching intervals is centred on the mean of the places that it was wanted at.
-
-    Args:
-        wanted: the middle of each interval.
-        sizes: its length.
-        room: the intervals stay between 0 and this, where they fit.
+    Each run of touching intervals is centred on the mean of the places that it was wanted at. The
+    intervals stay between 0 and ``room``, where they fit.
 
     Example:
         >>> spaced([10.0, 5.0, 5.0], [4.0, 4.0, 4.0], 12.0)

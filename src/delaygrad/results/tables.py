@@ -37,9 +37,7 @@ def accuracy_section(
 def accuracy_table(groups: Sequence[RunGroup], published: Mapping[str, str] | None = None) -> Table:
     """Tabulate accuracies, losses and time, recipe by recipe.
 
-    Args:
-        groups: a row for each.
-        published: what was published in the place of a group, by its label; None: no such column.
+    ``published`` has what was published in the place of a group, by its label; None: no column.
     """
     columns = (
         Column("runs"),
@@ -271,10 +269,7 @@ def environment_section(groups: Sequence[RunGroup]) -> Section | None:
 
 
 def compare(settings: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
-    """Split settings into those that are the same everywhere and the names of the others.
-
-    Args:
-        settings: by the name of their owner.
+    """Split settings, by their owner, into those that are the same everywhere and the other names.
 
     Example:
         >>> compare({"a": {"lr": 0.1, "seed": 0}, "b": {"lr": 0.1, "seed": 1}})

@@ -20,11 +20,7 @@ from delaygrad.training.run_folder import new_run_dir
 
 
 def build_model(config: TrainConfig, source: DataSource) -> nn.Module:
-    """Build the whole network with the initial weights of the configuration's seed.
-
-    Raises:
-        ConfigError: the network cannot be built so.
-    """
+    """Build the whole network with the initial weights of the configuration's seed."""
     config.model.require_memory(source)
     torch.manual_seed(config.run.seed)
     model = config.model.build(source)
@@ -96,11 +92,7 @@ def with_method(config: TrainConfig) -> TrainConfig:
 
 
 def check_batches(config: TrainConfig, source: DataSource) -> None:
-    """Raise unless every batch can be split into its micro-batches.
-
-    Raises:
-        ConfigError: the last batch of an epoch is too short.
-    """
+    """Raise ConfigError unless every batch can be split into its micro-batches."""
     micro_batches = config.method.build(source).schedule.micro_batches
     rest = source.train.num_samples % config.run.batch_size
     if 0 < rest < micro_batches:

@@ -112,11 +112,7 @@ class Model(Kind):
     channels_last = False
 
     def build(self, source: DataSource) -> nn.Module:
-        """Build the network for samples of the data.
-
-        Raises:
-            ConfigError: the network cannot be built so.
-        """
+        """Build the network for samples of the data; a ConfigError says why it cannot be built."""
         options = {name: v for name, v in self.options().items() if name != "channels_last"}
         try:
             return models.build(self.name, source.sample_shape, source.num_classes, **options)
@@ -370,13 +366,9 @@ class MethodOptions(Kind):
     """
 
     def build(self, source: DataSource | None = None) -> Method:
-        """Make the method.
+        """Make the method; a ConfigError says which options are wrong.
 
-        Args:
-            source: the data; None where no label is conditioned on.
-
-        Raises:
-            ConfigError: an option is out of range, or two contradict each other.
+        Without ``source``, the data, no label is conditioned on.
         """
         options = self.options()
         for name, hint in typing.get_type_hints(METHODS[self.name]).items():

@@ -148,10 +148,9 @@ class TrainConfig(Config):
         return self.records.run_dir
 
     def check(self) -> None:
-        """Check what settings mean together; a file alone may still lack what a flag brings.
+        """Raise ConfigError if a setting is missing, or contradicts another one.
 
-        Raises:
-            ConfigError: a setting is missing, or contradicts another one.
+        A file alone may still lack what a flag brings.
         """
         run, data = self.run, self.data
         if run.cuts and len(run.cuts) != run.stages - 1:
@@ -197,11 +196,7 @@ def require_settings(names: Iterable[str]) -> None:
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Read a configuration file: TOML or JSON; a run's own ``config.json`` as well.
-
-    Raises:
-        ConfigError: the file is missing or unreadable, or a key or value is wrong.
-    """
+    """Read a configuration file: TOML or JSON; a run's own ``config.json`` as well."""
     return TrainConfig.from_json(read_settings(path), str(path))
 
 
@@ -209,9 +204,6 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Read the flat form of a configuration from a file; values are not checked.
 
     In a run's own ``config.json``, options of choices that were not made are left out.
-
-    Raises:
-        ConfigError: the file is missing or unreadable.
     """
     try:
         text = path.read_text(encoding="utf-8")

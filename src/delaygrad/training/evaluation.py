@@ -15,24 +15,13 @@ from delaygrad.runtime.control import Control
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats.
-
-    Args:
-        outputs: (..., num_classes) logits.
-        targets: (...) class indices.
-    """
+    """Mean cross-entropy in nats of (..., num_classes) logits and (...) class indices."""
     return functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well the live parameters do.
-
-    Attributes:
-        accuracy: the fraction of predictions that are right, 0..1.
-        loss: mean cross-entropy in nats.
-        num_predictions: samples, or characters for text.
-    """
+    """How well the live parameters do; a prediction is of a sample, or of a character of text."""
 
     accuracy: float
     loss: float
@@ -49,9 +38,7 @@ def evaluate(
 ) -> Evaluation:
     """Predict every sample once; all ranks call it, and get the same result.
 
-    Args:
-        batch_size: samples per prediction; the last batch may be shorter.
-        place: brings inputs where the first stage wants them.
+    ``place`` brings inputs where the first stage wants them.
     """
     correct, loss_sum, count = 0, 0.0, 0
     for start in range(0, dataset.num_samples, batch_size):

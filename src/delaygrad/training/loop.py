@@ -32,15 +32,10 @@ _DIVERGED = 10  # times the loss of guessing
 
 
 class TrainingLoop:
-    """Train, evaluate, checkpoint, report.
+    """Train, evaluate, checkpoint, report, in one process.
 
-    Args:
-        config: resolved (cuts and run folder chosen).
-        source: the data.
-        pipeline: all stages, or this rank's.
-        control: messages to the other processes.
-        device: where this process computes.
-        quiet: show no progress.
+    ``config`` is resolved. ``pipeline`` has all stages, or this rank's; ``control`` speaks to the
+    other processes.
     """
 
     def __init__(
@@ -69,11 +64,7 @@ class TrainingLoop:
             Monitor(pipeline, config.records.monitor_every, report=self._report_direction)
 
     def run(self) -> dict[str, Any] | None:
-        """Train to the end; return the summary on rank 0, None elsewhere.
-
-        Raises:
-            NonFiniteLossError: the loss became NaN or infinite.
-        """
+        """Train to the end; return the summary on rank 0, None elsewhere."""
         config, start = self._config, self._pipeline.iteration
         if self._control.is_reporter:
             self._last_loss = run_folder.last_loss(self._run_dir)  # of a resumed run

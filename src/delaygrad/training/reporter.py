@@ -77,14 +77,7 @@ class Board:
 
 
 class Reporter:
-    """A progress bar, ``records.jsonl`` and TensorBoard events.
-
-    Args:
-        run_dir: the run's folder.
-        num_iterations: of the whole run.
-        done: iterations already done (of a resumed run).
-        quiet: show nothing.
-    """
+    """A progress bar, ``records.jsonl``, TensorBoard events; a resumed run begins at ``done``."""
 
     def __init__(self, run_dir: Path, num_iterations: int, done: int, *, quiet: bool) -> None:
         self._run_dir = run_dir
@@ -115,13 +108,7 @@ class Reporter:
     def training(
         self, iteration: int, *, epoch: float, loss: float, lr: float, samples_per_s: float
     ) -> None:
-        """Report the mean loss of the iterations since the last report.
-
-        Args:
-            iteration: iterations done when the last of these losses was computed.
-            epoch: passes over the data done by then, a fraction.
-            samples_per_s: throughput of training alone.
-        """
+        """Report the mean loss since the last report, and the speed of training."""
         self._write(
             "training", iteration, epoch=epoch, loss=loss, lr=lr, samples_per_s=samples_per_s
         )

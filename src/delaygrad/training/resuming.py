@@ -32,13 +32,7 @@ class Resume:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where a resumed run starts.
-
-    Attributes:
-        iteration: of the checkpoint.
-        about: what the checkpoint records about its run.
-        notes: messages for the user.
-    """
+    """Where a resumed run starts; what the checkpoint says about its run; messages for the user."""
 
     iteration: int
     about: dict[str, Any]
@@ -57,13 +51,8 @@ def describe(config: TrainConfig, source: DataSource, run_dir: Path) -> dict[str
 def find_start(run_dir: Path, stages: Iterable[int], control: Control, *, strict: bool) -> Start:
     """Choose the newest checkpoint that is sound for every rank; all ranks call it.
 
-    Damaged ones that are newer are set aside.
-
-    Args:
-        stages: whose files this rank answers for.
-
-    Raises:
-        CheckpointError: there is no sound checkpoint, or, if strict, the newest is damaged.
+    Damaged ones that are newer are set aside, or, if strict, an error. ``stages`` are those whose
+    files this rank answers for.
     """
     checkpoints = run_dir / run_folder.CHECKPOINTS
     newest = checkpoint.find_newest(checkpoints, stages, control.share, strict=strict)
@@ -94,11 +83,7 @@ def changes(config: TrainConfig, source: DataSource, start: Start) -> dict[str, 
 
 
 def require_allowed(found: dict[str, dict[str, Any]], allowed: tuple[str, ...]) -> None:
-    """Raise unless all changed settings may change.
-
-    Raises:
-        CheckpointError: another one has changed; says which, and how.
-    """
+    """Raise CheckpointError unless all changed settings may change; say which, and how."""
     refused = {name: values for name, values in found.items() if name not in allowed}
     if refused:
         told = "; ".join(

@@ -79,11 +79,7 @@ def holds_run(run_dir: Path) -> bool:
 
 
 def create(config: TrainConfig) -> None:
-    """Make the folder of a new run, with its configuration.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
+    """Make the folder of a new run, with its configuration."""
     with writing(config.run_dir):
         config.run_dir.mkdir(parents=True, exist_ok=True)
     write_json(config.run_dir / CONFIG, {"config": config.to_json(), "environment": environment()})
@@ -158,11 +154,7 @@ def rewind_records(run_dir: Path, iteration: int, mark: list[int] | None = None)
 
 
 def sound_events(run_dir: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """Return the events on record that are sound, and the numbers of damaged lines.
-
-    Raises:
-        ConfigError: the records cannot be read.
-    """
+    """Return the events on record that are sound, and the numbers of damaged lines."""
     with _reading(run_dir / RECORDS):
         return read_sound_events(run_dir / RECORDS)
     return [], []

@@ -18,13 +18,6 @@ class Tracing:
 
     The window begins after the fill and a few more iterations, or earlier in a short run. A resumed
     run records a new trace.
-
-    Args:
-        config: says how many iterations to record; 0 is none.
-        pipeline: all stages, or this rank's.
-        control: messages to the other processes.
-        start: the first iteration of this process.
-        num_iterations: of the whole run.
     """
 
     def __init__(
