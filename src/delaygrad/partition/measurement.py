@@ -151,10 +151,14 @@ class Measurement:
         ]
         return self._repeat(pieces, STAGES_BUDGET_S)
 
-    def of_parts(self, num_parts: int) -> Seconds:
-        """Measure the largest of the parts of a split batch, through the whole network.
+    def of_parts(self, num_parts: int, cuts: Sequence[int] = ()) -> list[Seconds]:
+        """Measure the largest of the parts of a split batch, in each stage.
 
         Without the loss, which may know the targets of a whole batch.
+
+        Args:
+            num_parts: of the batch.
+            cuts: as for ``stages``.
 
         Raises:
             StageError: the inputs cannot be split.
@@ -162,10 +166,11 @@ class Measurement:
         """
         last = self._layers[-1]
         bare = last.module.layer if isinstance(last.module, _WithLoss) else last.module
-        piece = self._piece([*self._layers[:-1], Layer(last.name, bare)], whole=True)
+        layers = [*self._layers[:-1], Layer(last.name, bare)]
+        bounds = pairwise([0, *cuts, len(layers)])
+        pieces = [self._piece(layers[first:end], whole=True) for first, end in bounds]
         inputs = parts_of(self._inputs, num_parts)[0][0]
-        (seconds,) = self._repeat([piece], PARTS_BUDGET_S, inputs)
-        return seconds
+        return self._repeat(pieces, PARTS_BUDGET_S, inputs)
 
     def stage_inputs(self, cuts: Sequence[int]) -> list[Tree]:
         """Return what arrives at each stage, detached; ``requires_grad`` as in training."""

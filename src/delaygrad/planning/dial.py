@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from delaygrad.errors import PartitionError, StageError
 from delaygrad.methods import Method
 from delaygrad.partition.costs import LayerCost
 from delaygrad.partition.measurement import Measurement
 
-__all__ = ["PartCost", "counts_of", "part_costs", "scaled", "with_micro_batches"]
+__all__ = ["PartCost", "PartCosts", "counts_of", "part_costs", "scaled", "with_micro_batches"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartCost:
-    """What M parts of a batch take over the batch at once; 1 if splitting costs nothing."""
+    """What M parts of a batch take a stage over the batch at once; 1 if splitting costs nothing."""
 
     forward: float
     backward: float
+
+
+PartCosts: TypeAlias = Mapping[int, Sequence[PartCost]]
+"""M -> of each stage."""
 
 
 def counts_of(num_stages: int, own: int) -> list[int]:
@@ -33,36 +39,44 @@ def counts_of(num_stages: int, own: int) -> list[int]:
     return sorted({*powers, own})
 
 
-def part_costs(measurement: Measurement, counts: Sequence[int]) -> dict[int, PartCost]:
+def part_costs(
+    measurement: Measurement, counts: Sequence[int], cuts: Sequence[int] = ()
+) -> dict[int, list[PartCost]]:
     """Time parts of the batch; a number of parts that the network does not take is left out."""
-    found: dict[int, PartCost] = {}
+    found: dict[int, list[PartCost]] = {}
     try:
-        whole = measurement.of_parts(1)
+        whole = measurement.of_parts(1, cuts)
         for count in counts:
-            part = whole if count == 1 else measurement.of_parts(count)
-            found[count] = PartCost(
-                forward=count * part.forward_s / (whole.forward_s or 1.0),
-                backward=count * part.backward_s / (whole.backward_s or 1.0),
-            )
+            parts = whole if count == 1 else measurement.of_parts(count, cuts)
+            found[count] = [
+                PartCost(
+                    forward=count * part.forward_s / (once.forward_s or 1.0),
+                    backward=count * part.backward_s / (once.backward_s or 1.0),
+                )
+                for part, once in zip(parts, whole, strict=True)
+            ]
     except (PartitionError, StageError):
         pass  # too few samples, or a BatchNorm that needs two
     return found
 
 
-def scaled(
-    stages: Sequence[LayerCost], costs: Mapping[int, PartCost], micro_batches: int
-) -> list[LayerCost]:
-    """Return what stages cost with a batch in parts; as measured at once where it is not known."""
-    cost = costs.get(micro_batches)
-    if cost is None or micro_batches == 1:
+def scaled(stages: Sequence[LayerCost], costs: PartCosts, micro_batches: int) -> list[LayerCost]:
+    """Return what stages cost with a batch in parts.
+
+    If a part costs a + b / M, then M parts cost b + a M: linear in M. So an M that was not measured
+    lies on the line through the two measured ones next to it.
+    """
+    if len(costs) < 2:
         return list(stages)
+    low, high = sorted(sorted(costs, key=lambda m: abs(math.log(m / micro_batches)))[:2])
+    part = (micro_batches - low) / (high - low)
     return [
         replace(
             stage,
-            forward_s=stage.forward_s * cost.forward,
-            backward_s=stage.backward_s * cost.backward,
+            forward_s=stage.forward_s * (few.forward + part * (many.forward - few.forward)),
+            backward_s=stage.backward_s * (few.backward + part * (many.backward - few.backward)),
         )
-        for stage in stages
+        for stage, few, many in zip(stages, costs[low], costs[high], strict=True)
     ]
 
 

@@ -22,7 +22,7 @@ from delaygrad.partition.costs import join, stages_of, with_seconds, without_bor
 from delaygrad.partition.measured_cuts import MeasuredCuts, measured_cuts
 from delaygrad.partition.measurement import Measurement, measuring
 from delaygrad.partition.split import cuttable, separable_groups
-from delaygrad.planning.dial import counts_of, part_costs, scaled, with_micro_batches
+from delaygrad.planning.dial import PartCosts, counts_of, part_costs, scaled, with_micro_batches
 from delaygrad.planning.forecast import Forecast, Host, dial_row, forecast
 from delaygrad.planning.link import Link
 from delaygrad.planning.stage_memory import fits_within
@@ -48,7 +48,8 @@ class Plan:
         processes: how many were measured at once.
         threads: of each process.
         forecasts: one for each K.
-        stages: what the stages cost, for each K.
+        stages: what the stages cost, for each K, with the batch at once.
+        parts: what splitting the batch costs, for each K.
     """
 
     whole: LayerCost
@@ -60,6 +61,7 @@ class Plan:
     threads: int
     forecasts: tuple[Forecast, ...]
     stages: tuple[tuple[LayerCost, ...], ...]
+    parts: tuple[PartCosts, ...]
 
     def with_commands(self, command: Callable[[Forecast], str]) -> Plan:
         """Return the same plan with other commands that cut the network as planned."""
@@ -182,7 +184,7 @@ def plan(
         (whole,) = with_seconds([join(costs)], measurement.stages([]))
         found = {k: cut(measurement, costs, k) for k in counts}
         say("timing micro-batches")
-        parts = part_costs(measurement, sorted({m for dial in dials.values() for m in dial}))
+        parts = {k: part_costs(measurement, dials[k], found[k].cuts) for k in counts}
         at_once = min(max(counts), max(cores // threads, 1))  # with more, they would share cores
         if side_by_side and at_once > 1:
             own = separable_groups(network, at_once)
@@ -206,13 +208,13 @@ def plan(
         stages, ties = found[k].stages, network.shared(found[k].cuts)
         rows = [
             dial_row(
-                scaled(stages, parts, m), whole, with_micro_batches(own, m), used,
+                scaled(stages, parts[k], m), whole, with_micro_batches(own, m), used,
                 speeds=speeds, ties=ties,
             )
             for m in (dials[k] if own.schedule.lag(0, k) else ())
-            if m in parts
+            if m in parts[k]
         ]  # fmt: skip
-        stages = scaled(stages, parts, own.schedule.micro_batches)
+        stages = scaled(stages, parts[k], own.schedule.micro_batches)
         made = forecast(stages, whole, own, used, speeds=speeds, host=host, ties=ties)
         return replace(made, dial=tuple(rows))
 
@@ -226,6 +228,7 @@ def plan(
         threads=threads,
         forecasts=tuple(predicted(k, methods[k]) for k in counts),
         stages=tuple(tuple(each.stages) for each in found.values()),
+        parts=tuple(parts.values()),
     )
     sample = "sample_inputs=inputs, " if network.captured else ""
     return planned.with_commands(

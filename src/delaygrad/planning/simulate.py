@@ -20,9 +20,9 @@ from typing import TypeAlias
 
 from delaygrad.partition.costs import Seconds
 from delaygrad.planning.link import Link
-from delaygrad.schedule import Action, Kind, Schedule, unlocked
+from delaygrad.schedule import Action, Kind, Schedule
 
-__all__ = ["Boundary", "Ties", "iteration_s", "synchronous_s"]
+__all__ = ["Boundary", "Ties", "iteration_s"]
 
 Ties: TypeAlias = Mapping[tuple[int, int], tuple[float, float]]
 """(owner, borrower) -> bytes of the values and of the gradients of a micro-batch."""
@@ -78,33 +78,6 @@ def iteration_s(
     end = timetable.play(measured)
     # A stage with a backlog from the fill still runs ahead of the steady state, none behind it.
     return max(late - early for early, late in zip(start, end, strict=True)) / measured
-
-
-def synchronous_s(
-    stages: Sequence[Seconds],
-    micro_batches: int,
-    *,
-    boundaries: Sequence[Boundary] = (),
-    link: Link | None = None,
-) -> float:
-    """Predict the seconds of an iteration of 1F1B, which ends when all stages have updated.
-
-    Args:
-        stages: times of each stage for one batch; each micro-batch takes 1/M of them.
-        micro_batches: M.
-        boundaries: K-1, between the stages; with the link.
-        link: between each two neighbours; None costs nothing.
-    Example:
-        >>> stage = Seconds(forward_s=1.0, backward_s=2.0)
-        >>> synchronous_s([stage, stage], 1), synchronous_s([stage, stage], 4)
-        (6.0, 3.75)
-    """
-    schedule, num_stages = unlocked(micro_batches), len(stages)
-    timetable = _Timetable(stages, schedule, boundaries, link)
-    for tick in range(micro_batches + 2 * num_stages):
-        for action in schedule.actions(tick, num_stages, end_batch=micro_batches):
-            timetable.do(action)
-    return max(timetable.play(0))
 
 
 class _Timetable:

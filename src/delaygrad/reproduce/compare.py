@@ -7,6 +7,8 @@ times give the cuts, and predict an iteration of every method and of synchronous
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +23,11 @@ from delaygrad.reproduce.paper import failed, put_together
 from delaygrad.reproduce.stage_costs import LinkOptions, StageCosts, stage_costs
 from delaygrad.reproduce.target import Findings, Row
 from delaygrad.reproduce.training import TrainingScale, TrainingTarget
+from delaygrad.results.dial import DialPoint, dial_panels
 from delaygrad.results.group import BASELINE, RunGroup
 from delaygrad.results.page import Figure, Page, Prose, Section, write_page
 from delaygrad.results.time_to_loss import (
+    best_baseline,
     predicted_axis,
     recommendation,
     target_loss,
@@ -196,22 +200,58 @@ class Comparison(TrainingTarget):
             return dataclasses.replace(found, summary=_NO_VERDICT)
         batch_size = planned[0].config.run.batch_size
         counts = dict.fromkeys(series.stages for series in by_series if series.stages > 1)
-        pipelines = dict(self.costs.best_synchronous(k, batch_size) for k in counts)
-        synchronous = {name: iteration_s / batch_size for name, iteration_s in pipelines.items()}
-        times = times_to_loss(groups, seconds, synchronous, loss)
+        rivals = {
+            f"{schedule} K={k}": {m: iteration_s / batch_size for m, iteration_s in by_m.items()}
+            for k in counts
+            for schedule, by_m in self.costs.synchronous_s(k, batch_size).items()
+        }
+        best = {
+            f"synchronous {name} M={m}": by_m[m]
+            for name, by_m in rivals.items()
+            for m in sorted(by_m, key=lambda m: by_m[m])[:1]
+        }
+        times = times_to_loss(groups, seconds, best, loss)
         table, panel = time_table(times, loss), time_panel(times)
         panels = () if panel is None else (panel,)
         figure = Figure(panels=panels, caption="A method without a bar did not reach the loss.")
         section = Section("Time to loss", (table, figure, Prose(_EXPLAINED, note=True)))
+        points = self._dial(by_series, seconds)
+        dial = dial_panels(points, _final_loss(best_baseline(groups)), rivals)
+        drawn = {"time-to-loss": panels, "dial": dial}
+        sections = (section, Section("The dial M", (Figure(panels=dial, caption=_DIAL),)))
         verdict = {"loss": loss, "times": [one.to_json() for one in times]}
         return Findings(
-            results={**found.results, "verdict": verdict},
+            results={
+                **found.results,
+                "verdict": verdict,
+                "dial": [point.to_json() for point in points],
+                "synchronous_sample_s": rivals,
+            },
             tables=(table, *found.tables),
             notes=(_EXPLAINED, *found.notes),
-            figures={**({"time-to-loss": {"": panels}} if panels else {}), **found.figures},
-            sections=(section, *found.sections),
+            figures={**{n: {"": one} for n, one in drawn.items() if one}, **found.figures},
+            sections=(*sections[: 2 if dial else 1], *found.sections),
             summary=recommendation(times, loss),
         )
+
+    def _dial(
+        self, groups: Mapping[Series, RunGroup], seconds: Mapping[str, float]
+    ) -> list[DialPoint]:
+        """Return each method with micro-batches at each M, with its best recipe."""
+        found: dict[tuple[str, int], DialPoint] = {}
+        for series, group in groups.items():
+            if series.method == BASELINE or not group.runs:
+                continue
+            words = [word for word in series.variant.split("-") if not re.fullmatch(r"m\d+", word)]
+            point = DialPoint(
+                name=dataclasses.replace(series, variant="-".join(words)).name,
+                micro_batches=int(group.runs[0].config.get("micro_batches", 1)),
+                loss=group.spread("train_loss"),
+                sample_s=seconds.get(group.name),
+            )
+            key = (point.name, point.micro_batches)
+            found[key] = min(found.get(key, point), point, key=_loss_of)
+        return list(found.values())
 
     def _sample_s(
         self, planned: Sequence[PlannedRun], groups: Mapping[Series, RunGroup]
@@ -229,6 +269,19 @@ class Comparison(TrainingTarget):
         return found
 
 
+def _final_loss(group: RunGroup | None) -> float | None:
+    spread = None if group is None else group.spread("train_loss")
+    return None if spread is None else spread.mean
+
+
+def _loss_of(point: DialPoint) -> float:
+    return math.inf if point.loss is None else point.loss.mean
+
+
+_DIAL = (
+    "Left: each method with its best recipe, against the best backpropagation; the band is one "
+    "standard deviation over seeds. Right: in steady state; synchronous schedules are predicted."
+)
 _NO_VERDICT = (
     "No verdict: no run of backpropagation has finished with a training loss that has fallen."
 )

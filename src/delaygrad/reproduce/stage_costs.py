@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +12,11 @@ import torch
 from delaygrad.methods import BP, Method
 from delaygrad.partition import LayerCost
 from delaygrad.planning import Link, plan
+from delaygrad.planning.dial import PartCost, PartCosts, scaled
 from delaygrad.planning.forecast import forecast
 from delaygrad.planning.link import chosen_link
-from delaygrad.planning.simulate import Boundary, synchronous_s
+from delaygrad.planning.simulate import Boundary
+from delaygrad.planning.synchronous import SYNCHRONOUS
 from delaygrad.reproduce.measured import Measurement
 from delaygrad.training import TrainConfig
 from delaygrad.training.assembly import build_model, first_batch
@@ -49,9 +50,18 @@ class LinkOptions(Component):
 
 @dataclass(frozen=True, kw_only=True)
 class StageCosts:
-    """What the stages cost, by K (1 is among them), and the link between two."""
+    """What the stages cost, by K (1 is among them), and the link between two.
+
+    Attributes:
+        stages: what each costs, with the batch at once.
+        parts: what splitting the batch costs them.
+        num_layers: of the network.
+        link: None costs nothing.
+    """
 
     stages: Mapping[int, Sequence[LayerCost]]
+    parts: Mapping[int, PartCosts]
+    num_layers: int
     link: Link | None
 
     def cuts(self, num_stages: int) -> tuple[str, ...]:
@@ -60,21 +70,31 @@ class StageCosts:
 
     def iteration_s(self, method: Method, num_stages: int) -> float:
         """Predict the seconds of an iteration."""
-        (whole,) = self.stages[1]
-        return forecast(self.stages[num_stages], whole, method, self.link).iteration_s
+        (whole,), parts = self.stages[1], method.schedule.micro_batches
+        stages = scaled(self.stages[num_stages], self.parts[num_stages], parts)
+        return forecast(stages, whole, method, self.link).iteration_s
 
-    def best_synchronous(self, num_stages: int, batch_size: int) -> tuple[str, float]:
-        """Return the fastest synchronous pipeline at its best M, and its seconds per iteration."""
-        stages = self.stages[num_stages]
+    def synchronous_s(self, num_stages: int, batch_size: int) -> dict[str, dict[int, float]]:
+        """Predict the seconds of an iteration of synchronous pipelines, by schedule and M."""
+        known, stages = self.parts[num_stages], self.stages[num_stages]
         boundaries = [
             Boundary(activation_bytes=stage.output_bytes, gradient_bytes=stage.gradient_bytes)
             for stage in stages[:-1]
         ]
-        counts = [m for m in (2**n for n in range(11)) if m <= min(4 * num_stages, batch_size)]
-        time = partial(synchronous_s, stages, boundaries=boundaries, link=self.link)
-        seconds = {m: time(m) for m in counts}
-        best = min(seconds, key=lambda m: seconds[m])
-        return f"synchronous 1F1B K={num_stages} M={best}", seconds[best]
+        largest = max(known, default=1)  # above, some networks take no parts
+        most = min(batch_size, largest if largest < 2 * (num_stages - 1) else 4 * num_stages)
+        counts = {2**n for n in range(most.bit_length())} | {n * num_stages for n in (1, 2, 4)}
+        return {
+            schedule.name: {
+                m: schedule.iteration_s(
+                    scaled(stages, known, m), m, boundaries=boundaries, link=self.link
+                )
+                for m in sorted(counts)
+                if m <= most and schedule.takes(num_stages, m)
+            }
+            for schedule in SYNCHRONOUS
+            if schedule.pieces * num_stages <= self.num_layers
+        }
 
 
 def stage_costs(
@@ -84,25 +104,36 @@ def stage_costs(
 
     A kept measurement with other settings is a ConfigError. ``link`` "loopback" is measured too.
     """
-    known: dict[str, Any] = {"stages": {}}
+    known: dict[str, Any] = {"stages": {}, "parts": {}}
 
     def measure() -> dict[str, Any]:
         missing = [k for k in sorted({1, *counts}) if str(k) not in known["stages"]]
         found = _measured(config, link, missing)
-        return {**found, **known, "stages": {**known["stages"], **found["stages"]}}
+        return {**found, **known, **{by_k: {**known[by_k], **found[by_k]} for by_k in _BY_K}}
 
     settings = {n: v for n, v in config.to_json().items() if n not in _NOT_DECIDING}
     given = None if isinstance(link, str) else vars(link)
     kept = Measurement(
         name="stages", folder=folder, settings={**settings, "link": given}, row={}, measure=measure
     )
-    if (found := kept.kept()) is not None:
-        known |= {name: found[name] for name in ("link", "stages")}
+    found = kept.kept()
+    if found is not None and "parts" in found:  # earlier versions took 1/M for a part
+        known |= {name: found[name] for name in ("link", "num_layers", *_BY_K)}
     if not {"1", *map(str, counts)} <= known["stages"].keys():
         kept.make()
         known |= kept.kept() or {}
-    stages = {int(k): [LayerCost(**cost) for cost in costs] for k, costs in known["stages"].items()}
-    return StageCosts(stages=stages, link=Link(**known["link"]) if known["link"] else None)
+    return StageCosts(
+        stages={int(k): [LayerCost(**cost) for cost in own] for k, own in known["stages"].items()},
+        parts={
+            int(k): {int(m): [PartCost(**cost) for cost in own] for m, own in by_m.items()}
+            for k, by_m in known["parts"].items()
+        },
+        num_layers=known["num_layers"],
+        link=Link(**known["link"]) if known["link"] else None,
+    )
+
+
+_BY_K = ("stages", "parts")
 
 
 def _measured(
@@ -120,9 +151,17 @@ def _measured(
         link=link,
         threads=config.run.threads,
     )
+    numbers = [str(len(costs)) for costs in found.stages]
     return {
         "link": None if found.link is None else vars(found.link),
-        "stages": {str(len(costs)): [_plain(cost) for cost in costs] for costs in found.stages},
+        "num_layers": len(found.layers),
+        "stages": dict(
+            zip(numbers, ([_plain(c) for c in own] for own in found.stages), strict=True)
+        ),
+        "parts": {
+            k: {str(m): [vars(cost) for cost in own] for m, own in by_m.items()}
+            for k, by_m in zip(numbers, found.parts, strict=True)
+        },
     }
 
 

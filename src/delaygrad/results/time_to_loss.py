@@ -71,16 +71,21 @@ def target_loss(groups: Sequence[RunGroup], within: float) -> float | None:
         groups: of all recipes; the best backpropagation has the lowest mean of final losses.
         within: how far above its highest final training loss, as a fraction.
     """
-    found = [
-        (spread.mean, group)
-        for group in groups
-        if group.method == BASELINE and (spread := group.spread("train_loss")) is not None
-    ]
-    if not found:
+    best = best_baseline(groups)
+    if best is None:
         return None
-    _, best = min(found, key=lambda one: one[0])
     loss = (1 + within) * max(run.train_loss or 0.0 for run in best.finished)
     return loss if loss < min(_points(run)[0][1] for run in best.finished) else None
+
+
+def best_baseline(groups: Sequence[RunGroup]) -> RunGroup | None:
+    """Return the backpropagation with the lowest mean of final training losses, of all recipes."""
+    found = [
+        (spread.mean, number)
+        for number, group in enumerate(groups)
+        if group.method == BASELINE and (spread := group.spread("train_loss")) is not None
+    ]
+    return groups[min(found)[1]] if found else None
 
 
 def _points(run: Run) -> list[tuple[float, float]]:

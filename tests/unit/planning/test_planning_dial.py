@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -12,22 +14,33 @@ from delaygrad.planning.dial import PartCost, counts_of, part_costs, scaled, wit
 
 
 class Dear:
-    """Each micro-batch has a fixed cost of a second."""
+    """Each micro-batch has a fixed cost of a second, in the second stage of half a second."""
 
-    def of_parts(self, num_parts: int) -> Seconds:
-        return Seconds(forward_s=1.0 + 3.0 / num_parts, backward_s=1.0 + 7.0 / num_parts)
+    def of_parts(self, num_parts: int, cuts: object) -> list[Seconds]:
+        return [
+            Seconds(forward_s=fixed + 3.0 / num_parts, backward_s=fixed + 7.0 / num_parts)
+            for fixed in (1.0, 0.5)
+        ]
 
 
 def test_fixed_costs_count_once_for_each_micro_batch() -> None:
     costs = part_costs(Dear(), [1, 4])  # type: ignore[arg-type]
     assert costs == {
-        1: PartCost(forward=1.0, backward=1.0),
-        4: PartCost(forward=pytest.approx(7 / 4), backward=pytest.approx(11 / 8)),
+        1: [PartCost(forward=1.0, backward=1.0)] * 2,
+        4: [
+            PartCost(forward=pytest.approx(7 / 4), backward=pytest.approx(11 / 8)),
+            PartCost(forward=pytest.approx(5 / 3.5), backward=pytest.approx(9 / 7.5)),
+        ],
     }
-    stage = LayerCost(name="0", forward_s=2.0, backward_s=4.0, update_s=1.0)
-    (dearer,) = scaled([stage], costs, 4)
-    assert (dearer.forward_s, dearer.backward_s, dearer.update_s) == (3.5, 5.5, 1.0)
-    assert scaled([stage], costs, 1) == scaled([stage], costs, 16) == [stage]
+    stage = LayerCost(name="0", forward_s=4.0, backward_s=8.0, update_s=1.0)
+    other = replace(stage, forward_s=3.5, backward_s=7.5)
+    assert scaled([stage, other], costs, 1) == [stage, other]
+    for count in (2, 4, 3, 64):  # measured or not: a fixed cost for each
+        found = scaled([stage, other], costs, count)
+        assert [one.forward_s for one in found] == pytest.approx([3 + count, 3 + count / 2])
+        assert [one.backward_s for one in found] == pytest.approx([7 + count, 7 + count / 2])
+        assert found[0].update_s == 1.0
+    assert scaled([stage], {}, 4) == [stage]
 
 
 def test_parts_that_a_network_does_not_take_are_left_out() -> None:

@@ -67,8 +67,9 @@ class PlantedMeasurement:
             for k, stage in enumerate(stages_of(self.costs, cuts))
         ]
 
-    def of_parts(self, num_parts: int) -> Seconds:
-        return Seconds(forward_s=1.0 / num_parts, backward_s=2.0 / num_parts)
+    def of_parts(self, num_parts: int, cuts: list[int]) -> list[Seconds]:
+        part = Seconds(forward_s=1.0 / num_parts, backward_s=2.0 / num_parts)
+        return [part] * (len(cuts) + 1)
 
     def stage_inputs(self, cuts: list[int]) -> list[Tensor]:
         return [torch.ones(1)] * (len(cuts) + 1)

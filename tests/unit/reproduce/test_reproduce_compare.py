@@ -13,6 +13,7 @@ from delaygrad.cli.main import main
 from delaygrad.errors import ConfigError
 from delaygrad.partition import LayerCost
 from delaygrad.planning import Link
+from delaygrad.planning.dial import PartCost
 from delaygrad.reproduce import runner, stage_costs
 from delaygrad.reproduce.compare import CompareConfig, compare
 from delaygrad.reproduce.grid import PlannedRun
@@ -64,7 +65,16 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
             ]
             for k in counts
         }
-        return {"link": vars(Link(bandwidth_bytes_per_s=1e9, latency_s=0.0)), "stages": stages}
+        # A part costs a fixed 1/64 of the batch.
+        parts = {
+            str(k): {
+                m: [vars(PartCost(forward=1 + (m - 1) / 64, backward=1 + (m - 1) / 64))] * k
+                for m in (1, 2, 4)
+            }
+            for k in counts
+        }
+        link = vars(Link(bandwidth_bytes_per_s=1e9, latency_s=0.0))
+        return {"link": link, "num_layers": 4, "stages": stages, "parts": parts}
 
     monkeypatch.setattr(stage_costs, "_measured", measure)
     return asked
@@ -97,8 +107,12 @@ def test_time_to_loss_is_samples_times_predicted_seconds(
     assert times["BP"]["sample_s"] == pytest.approx(3.0 / 100)
     assert times["DDG K=3"]["sample_s"] == pytest.approx(1.0 / 100)  # three stages at once
     assert times["DDG K=3"]["seconds"] == pytest.approx(4 * 1000 / 100)
-    rival = times["synchronous 1F1B K=3 M=8"]
-    assert rival["sample_s"] == pytest.approx((8 + 2) / 8 / 100)  # a bubble of K - 1 of M + K - 1
+    # A bubble of K - 1 of M + K - 1, and M fixed costs; without a bubble from M = 2 K.
+    rivals = {name: one["sample_s"] for name, one in times.items() if name.startswith("sync")}
+    assert rivals == {
+        "synchronous 1F1B K=3 M=12": pytest.approx((12 + 2) / 12 * (1 + 11 / 64) / 100),
+        "synchronous zero bubble K=3 M=6": pytest.approx((1 + 5 / 64) / 100),
+    }  # and no interleaved one: the network has fewer than 2 K layers
     assert (
         "Use DDG K=3: " in results["summary"] and "3.00 times sooner than BP" in results["summary"]
     )
@@ -114,6 +128,20 @@ def test_time_to_loss_is_samples_times_predicted_seconds(
     assert measured == [[1, 3], [2]]
     with pytest.raises(ConfigError, match=r"other settings in this place .*depth: 4 there, 5"):
         compare(config(depth=5), tmp_path / "out", quiet=True)
+
+
+@pytest.mark.usefixtures("trained", "measured")
+def test_the_dial_shows_loss_and_speed_at_each_m(tmp_path: Path) -> None:
+    asked = config(methods=["ddg", "ddg,weights=live"], stages=[2], micro_batches=[1, 4], lrs=[0.1])
+    results = compare(asked, tmp_path, quiet=True)
+    points = {(one["name"], one["micro_batches"]): one for one in results["dial"]}
+    assert list(points) == [(n, m) for n in ("DDG K=2", "DDG weightslive K=2") for m in (1, 4)]
+    assert points["DDG K=2", 4]["sample_s"] == pytest.approx(1.5 * (1 + 3 / 64) / 100)
+    assert points["DDG K=2", 4]["loss"]["mean"] == pytest.approx(1.5 / 6)  # of the sixth epoch
+    assert set(results["synchronous_sample_s"]["zero bubble K=2"]) == {1, 2, 4, 8}
+    page = (tmp_path / "page.html").read_text()
+    assert "The dial M" in page and "final training loss over BP" in page
+    assert (tmp_path / "dial.png").exists()
 
 
 @pytest.mark.usefixtures("trained", "measured")
