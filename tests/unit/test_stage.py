@@ -197,7 +197,7 @@ def test_predict_leaves_modes_gradients_and_random_numbers_alone() -> None:
     stage = make_stage(1, module=module)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     state = stage.state_dict()["random"]["cpu"].clone()
-    outputs = stage.predict(torch.randn(5, 2)[:, [1, 0]].T.contiguous().T)
+    outputs = stage.evaluation.predict(torch.randn(5, 2)[:, [1, 0]].T.contiguous().T)
     assert not outputs.requires_grad
     assert [part.training for part in module] == [True, True, False]
     assert_same(dict(module.state_dict()), before)

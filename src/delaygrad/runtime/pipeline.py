@@ -397,7 +397,7 @@ class Pipeline(ABC):
         outputs, loss = self.predict(inputs), None
         last = self._workers.get(self.num_stages - 1)
         if last is not None:
-            loss = last.stage.loss_of(outputs, targets)
+            loss = last.stage.evaluation.loss_of(outputs, targets)
         return self._on_every_rank(loss) if share_loss else loss, outputs
 
     def _on_every_rank(self, loss: Tensor | None) -> Tensor | None:

@@ -64,7 +64,7 @@ def _for_stage(worker: Worker, saved: Sequence[dict[str, Any]]) -> dict[str, Any
     return {
         **own,
         "model": {name: _found(model, name, names, stage) for name in own["model"]},
-        "optimizer": _optimizer(stage, saved, names),
+        "optimizer": _optimizer(stage, own["optimized"], saved, names),
         "optimizer_name": own["optimizer_name"] and "/".join(sorted(optimizers)),
         "version": max(of_stage["version"] for of_stage in saved),
         "written": sorted({name for of_stage in saved for name in of_stage["written"]}),
@@ -81,7 +81,10 @@ def _for_stage(worker: Worker, saved: Sequence[dict[str, Any]]) -> dict[str, Any
 
 
 def _optimizer(
-    stage: Stage, saved: Sequence[dict[str, Any]], names: Mapping[str, list[str]]
+    stage: Stage,
+    optimized: Sequence[str],
+    saved: Sequence[dict[str, Any]],
+    names: Mapping[str, list[str]],
 ) -> dict[str, Any] | None:
     """Give each parameter of the stage its own state, and each group the options of its own."""
     if stage.optimizer is None:
@@ -96,7 +99,7 @@ def _optimizer(
     own = copy.deepcopy(stage.optimizer.state_dict())
     own["state"] = {}
     for group in own["param_groups"]:
-        of_group = {number: stage.optimized[number] for number in group["params"]}
+        of_group = {number: optimized[number] for number in group["params"]}
         found = [_found(options, name, names, stage) for name in of_group.values()]
         if any(not _same(one, found[0]) for one in found):
             raise CheckpointError(

@@ -302,8 +302,8 @@ class _Engine(DistributedPipeline):
         return self.predict(given)
 
     def undisturbed(self) -> AbstractContextManager[None]:
-        """See ``Stage.undisturbed``."""
-        return self._worker.stage.undisturbed()
+        """See ``Evaluation.undisturbed``."""
+        return self._worker.stage.evaluation.undisturbed()
 
     def remaining_updates(self) -> Iterator[None]:
         """See ``ScheduleDDG.flush``."""

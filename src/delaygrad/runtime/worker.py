@@ -293,9 +293,9 @@ class Worker:
             self._below.send(Message(batch_index, tuple(grad_inputs)))
 
     def predict(self, inputs: Tree) -> Tree:
-        """See ``Stage.predict``."""
+        """See ``Evaluation.predict``."""
         try:
-            return self.stage.predict(inputs)
+            return self.stage.evaluation.predict(inputs)
         except Exception as error:
             if self.stage.is_first:
                 require_one_batch(error, inputs)

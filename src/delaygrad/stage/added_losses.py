@@ -115,18 +115,19 @@ def total(losses: _Losses, share: float) -> Tensor | None:
 def with_added(
     roots: list[Tensor | None],
     grads: list[Tensor | None] | None,
-    added: Tensor,
+    added: Tensor | None,
     scale: Tensor | None = None,
-) -> list[Tensor | None]:
-    """Append what was added to the ends of a graph; return their gradients.
+) -> tuple[list[Tensor | None], list[Tensor | None] | None]:
+    """Return the ends of a graph, what was added among them, and their gradients.
 
     Args:
-        roots: changed.
+        roots: without it.
         grads: None for a loss.
-        added: of the same graph.
+        added: of the same graph; None adds nothing.
         scale: of the loss.
     """
+    if added is None or not added.requires_grad:
+        return roots, grads
     if grads is None:
         grads = [None if root is None else torch.ones_like(root) for root in roots]
-    roots.append(added)
-    return [*grads, torch.ones_like(added) if scale is None else scale]
+    return [*roots, added], [*grads, torch.ones_like(added) if scale is None else scale]

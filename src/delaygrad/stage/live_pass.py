@@ -140,10 +140,8 @@ class LivePass:
         """Take a micro-batch backward; return the gradients of its inputs."""
         batch = self._open.pop(batch_index)
         assert batch.roots is not None and self._version is not None
-        if batch.added is not None and batch.added.requires_grad:
-            grad_outputs = with_added(batch.roots, grad_outputs, batch.added)
         with self._version.installed():
-            go_backward(batch.roots, grad_outputs)
+            go_backward(*with_added(batch.roots, grad_outputs, batch.added))
         return [None if leaf.grad is None else dense(leaf.grad) for leaf in batch.inputs]
 
     def end(self) -> None:

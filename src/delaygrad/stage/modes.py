@@ -2,19 +2,15 @@
 
 A graph of ``torch.export``, which ``torch.distributed.pipelining.pipeline`` uses, keeps the mode of
 its export: its dropout stays on, and its BatchNorm continues to change its statistics. Such
-graphs are refused. Other modules that change their state in evaluation mode are found by comparing
-the buffers before and after a prediction.
+graphs are refused.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from delaygrad.errors import StageError
 
@@ -60,58 +56,3 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
         return bound.arguments
     except (TypeError, ValueError):  # built in, without a signature
         return dict(node.kwargs)
-
-
-class PredictionGuard:
-    """Check at the 1st, 2nd, 4th, 8th ... prediction that it changes no state of the module.
-
-    Args:
-        module: the stage's network.
-        stage_index: its own, for the message.
-    """
-
-    def __init__(self, module: nn.Module, stage_index: int) -> None:
-        self._module, self._stage_index = module, stage_index
-        self._predictions = 0
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Within the block the module predicts.
-
-        Raises:
-            StageError: it has changed a buffer of its state; the old value is put back.
-        """
-        self._predictions += 1
-        if self._predictions & (self._predictions - 1):
-            yield
-            return
-        before = {name: buffer.clone() for name, buffer in self._state()}
-        yield
-        changed = []
-        for name, buffer in self._state():
-            old = before.get(name)
-            if old is not None and not _equal(old, buffer):
-                changed.append(name)
-                if old.shape == buffer.shape:
-                    with torch.no_grad():
-                        buffer.copy_(old)
-        if changed:
-            raise StageError(
-                f"predict has changed buffers (stage: {self._stage_index}, buffers: "
-                f"{', '.join(changed)}); they have their values again; let the module keep them "
-                "in evaluation mode, or register them with persistent=False if they are a cache"
-            )
-
-    def _state(self) -> Iterator[tuple[str, Tensor]]:
-        for prefix, owner in self._module.named_modules():
-            for name, buffer in owner._buffers.items():
-                if buffer is not None and name not in owner._non_persistent_buffers_set:
-                    yield f"{prefix}.{name}" if prefix else name, buffer
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    strided = one.layout == other.layout == torch.strided
-    # NaN equals NaN here: a prediction does not change a BatchNorm whose statistics are NaN.
-    return not strided or bool(((one == other) | ((one != one) & (other != other))).all())

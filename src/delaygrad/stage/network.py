@@ -14,10 +14,35 @@ from torch.nn.parameter import is_lazy
 
 from delaygrad.errors import StageError
 from delaygrad.optimizers import MakeOptimizer, is_of_nothing, joined
+from delaygrad.stage.modes import require_modes
 
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor | tuple[Tensor, Any]]
 """``loss_fn(outputs, targets)``: a 0-d tensor, usually the mean over the batch; or a pair of it and
 extras, which the pipeline keeps for the user."""
+
+
+def require_trainable(
+    module: nn.Module, stage_index: int, *, is_delayed: bool, moves: bool
+) -> None:
+    """Raise unless a stage can be trained.
+
+    Args:
+        module: the stage's network.
+        stage_index: its own.
+        is_delayed: its forwards meet other parameters than the live ones, or updates come before
+            their backward passes.
+        moves: updates give parameters new memory.
+
+    Raises:
+        StageError: a wrapper shards or averages it, two tensors share memory, a part ignores
+            ``eval()``, or a lazy part has no parameters yet.
+    """
+    if is_delayed:
+        require_no_replicas(module, stage_index)
+    if moves:
+        require_no_aliases(module, stage_index)
+    require_modes(module, stage_index)
+    require_initialised(module, stage_index)
 
 
 def require_no_replicas(module: nn.Module, stage_index: int) -> None:

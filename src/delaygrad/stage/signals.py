@@ -113,10 +113,8 @@ class Signals:
         """Return what the error gradient that was just made carries."""
         return torch.stack([self._above + self.own, self.scale, self._skip])
 
-    def settle(self, batch_index: int, parameters: Iterable[nn.Parameter]) -> None:
-        """Look at the gradient of a whole batch, and remove its scale; nothing for other parts."""
-        if (batch_index + 1) % self._micro_batches:
-            return
+    def settle(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Look at the gradient of a whole batch, and remove its scale."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self._loss_scale is not None:
             self._unscale(gradients, self._loss_scale)
@@ -187,6 +185,15 @@ class Signals:
 
     def _number(self, value: float) -> Tensor:
         return torch.tensor(value, dtype=_DTYPE, device=self._device)
+
+
+def signals_of(
+    method: Method, device: torch.device, stage_index: int, num_stages: int
+) -> Signals | None:
+    """Return the signals of a stage; None if the method neither clips nor scales."""
+    if method.clips is None and method.loss_scale is None:
+        return None
+    return Signals(method, device, stage_index, num_stages)
 
 
 _STATE = (

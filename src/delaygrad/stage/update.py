@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from delaygrad.methods.axes import Step, Update
+from delaygrad.stash import ParameterVersion
 
 
 class UpdateChain:
@@ -24,35 +25,35 @@ class UpdateChain:
     def __init__(self, updates: Sequence[Update], module: nn.Module, delay: int) -> None:
         self._updates, self._module, self._delay = updates, module, delay
         self._states: list[dict[str, Any]] = [{} for _ in updates]
+        self._newest: ParameterVersion | None = None  # of a gradient that is not applied yet
 
-    def __bool__(self) -> bool:
-        return bool(self._updates)
+    def meet(self, version: ParameterVersion) -> None:
+        """Note what the forward of the newest gradient met; without it, the live parameters."""
+        if self._updates:
+            self._newest = version
 
     def step(
-        self,
-        optimizer: torch.optim.Optimizer,
-        index: int,
-        met: Mapping[str, Tensor] | None,
-        norm: Tensor | None = None,
+        self, optimizer: torch.optim.Optimizer, index: int, norm: Tensor | None = None
     ) -> None:
         """Let the optimizer step.
 
         Args:
             optimizer: of the stage.
             index: updates before this one.
-            met: what the forward of the newest gradient met, by name; None is the live values.
             norm: of the gradients of all stages, for ``ClipNorm``.
         """
         if not self._updates:
             optimizer.step()
             return
         live = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
+        met = live if self._newest is None else self._newest.named()
+        self._newest = None
         steps = [
             Step(
                 index=index,
                 delay=self._delay,
                 live=live,
-                met=live if met is None else met,
+                met=met,
                 optimizer=optimizer,
                 norm=norm,
                 state=state,

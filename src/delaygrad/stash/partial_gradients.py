@@ -1,13 +1,15 @@
 """Gradients that wait for further micro-batches, kept outside ``.grad`` between two steps.
 
-A stage may update in the middle of a step. When the step ends, the first parts of the next batch
-have gone backward already. Users often clear ``.grad`` between steps.
+The first backward after an update replaces the gradients; later ones add to them. A stage may
+update in the middle of a step. When the step ends, the first parts of the next batch have gone
+backward already. Users often clear ``.grad`` between steps.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -19,20 +21,40 @@ class PartialGradients:
 
     Args:
         module: the stage's network.
+        optimizer: of the stage; it may be given more parameters later.
         splits_batches: whether the stage updates before the end of a step.
     """
 
-    def __init__(self, module: nn.Module, *, splits_batches: bool) -> None:
-        self._module = module
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer | None, *, splits_batches: bool
+    ) -> None:
+        self._module, self._optimizer = module, optimizer
         self._splits_batches = splits_batches
+        self._parameters = list(module.parameters())
+        self._clear = False  # whether all .grad are None
         self.count = 0
         """Backward passes since the last update."""
         self._aside: list[tuple[nn.Parameter, Tensor | None]] = []
         self._applied: list[tuple[nn.Parameter, Tensor | None]] = []
 
+    def clear(self) -> None:
+        """Let all ``.grad`` be None."""
+        self._clear = True
+        for parameter in self._parameters:
+            parameter.grad = None
+        for group in [] if self._optimizer is None else self._optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    def begin(self) -> None:
+        """Let a backward begin: what was applied goes, if a forward has not cleared it."""
+        if not self.count and not self._clear:  # a drain
+            self.clear()
+        self._clear = False
+
     def end(self) -> None:
         """Begin a new sum: the optimizer has applied what ``.grad`` holds."""
-        self.count = 0
+        self.count, self._clear = 0, False
         if self._splits_batches:
             self._applied = self._present()
 
