@@ -125,7 +125,8 @@ def comparable(state: dict[str, Any]) -> dict[str, Any]:
         {**message, "tensors": [t.nan_to_num(nan=7.0) for t in message["tensors"] if t is not None]}
         for message in state["gradients"]
     ]
-    return {**state, "activations": activations, "gradients": gradients, "identities": {}}
+    offered = [{**part, "identity": None} for part in state["offered"]]
+    return {**state, "activations": activations, "gradients": gradients, "offered": offered}
 
 
 def make_case(make: Callable[..., Pipeline], stages: list[nn.Module], case: Case) -> Any:

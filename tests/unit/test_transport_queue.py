@@ -7,7 +7,7 @@ import torch
 from exact import assert_same
 
 from delaygrad.errors import TransportError
-from delaygrad.runtime.worker import Inbox
+from delaygrad.runtime.inbox import Inbox
 from delaygrad.transport import Message, Queue
 
 

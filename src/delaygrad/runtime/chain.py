@@ -17,7 +17,7 @@ from delaygrad.methods import Method
 from delaygrad.optimizers import MakeOptimizer
 from delaygrad.partition.layers import Layer
 from delaygrad.partition.sharing import check_cuts, find_ties
-from delaygrad.runtime.pipeline import require_free
+from delaygrad.runtime.ownership import require_free
 from delaygrad.runtime.tie_links import TieLinks
 from delaygrad.runtime.ties import require_exact_ties
 from delaygrad.runtime.worker import Worker

@@ -21,11 +21,12 @@ from delaygrad.random_stream import stage_seed
 from delaygrad.runtime import exchange
 from delaygrad.runtime.chain import chain, listed, outward_first, require_apart
 from delaygrad.runtime.cutting import cut_alike
+from delaygrad.runtime.inbox import Inbox
 from delaygrad.runtime.links import Links
 from delaygrad.runtime.pipeline import Pipeline
 from delaygrad.runtime.replicas import Replicas, pipeline_of
 from delaygrad.runtime.tie_links import TieLinks
-from delaygrad.runtime.worker import Inbox, Worker
+from delaygrad.runtime.worker import Worker
 from delaygrad.schedule import Action
 from delaygrad.stage import LossFunction, LossWeight, device_of
 from delaygrad.transport import Message, Receiver, Sender
@@ -215,7 +216,7 @@ class DistributedPipeline(Pipeline):
         return self._workers[self.stage_index]
 
     def _ordered(self, actions: Iterable[Action]) -> list[Action]:
-        return outward_first(actions, self._schedule, self.num_stages)
+        return outward_first(actions, self.method.schedule, self.num_stages)
 
     def predict(self, inputs: Tree) -> Any:
         """See ``Pipeline.predict``; every rank calls it."""

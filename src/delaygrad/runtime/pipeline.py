@@ -2,49 +2,35 @@
 
 from __future__ import annotations
 
-import gc
-import sys
-import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from delaygrad.boundary import Tree
-from delaygrad.errors import CheckpointError, StageError, WorkerError
+from delaygrad.errors import WorkerError
 from delaygrad.methods import Method
-from delaygrad.records import StageTrace
-from delaygrad.runtime import saving
+from delaygrad.runtime import pipeline_state, saving
+from delaygrad.runtime.action_lists import ActionLists
 from delaygrad.runtime.batch_identity import BatchId, require_batch_id
 from delaygrad.runtime.habits import HabitGuard
+from delaygrad.runtime.held_stages import HeldStages
+from delaygrad.runtime.live_gradient import BesideTraining, run_live_pass
+from delaygrad.runtime.norms import agree_on_norm
+from delaygrad.runtime.ownership import register
 from delaygrad.runtime.worker import Worker
-from delaygrad.schedule import Action, Kind, Schedule, validate
+from delaygrad.schedule import Action
 from delaygrad.stage import Stage
-from delaygrad.state_check import loading
 
-_FORMAT = 6
 _INTERRUPTED = "interrupted"
 
 
-class BesideTraining(Protocol):
-    """Looks at a pipeline from outside; every rank has one, or none has."""
-
-    def before(self) -> None:
-        """Act before an iteration whose batch is there."""
-
-    def after(self, share: Callable[[Any], list[Any]]) -> None:
-        """Act after an iteration; ``share`` returns the values of all processes, all call it."""
-
-    def forget(self) -> None:
-        """Forget the batches that were in flight."""
-
-
-class Pipeline(ABC):
+class Pipeline(HeldStages, ABC):
     """K stages that train as one network.
 
     A context manager: a ``with`` block ends with ``close``.
@@ -62,28 +48,18 @@ class Pipeline(ABC):
     def __init__(
         self, workers: Sequence[Worker], num_stages: int, method: Method, cuts: list[str] | None
     ) -> None:
-        _check_schedule(method.schedule, num_stages)
-        self._workers = {worker.stage.stage_index: worker for worker in workers}
+        super().__init__(workers)
         self.num_stages = num_stages
         self.method = method
         self.cuts = cuts
         """The first block of each stage but the first; None if `split` has not made the stages."""
-        self._schedule = method.schedule
         near = {k + step for k in self._workers for step in (-1, 0, 1)}
         near |= {other for worker in workers if worker.ties for other in worker.ties.inboxes}
-        # Stages whose actions concern the workers: their own, and the neighbours that send to them.
-        self._stages = tuple(k for k in range(num_stages) if k in near)
         self._waits = method.clips is not None and method.clips.wait
-        if self._waits:  # all must know when one of them updates
-            self._stages = tuple(range(num_stages))
-        # What happens in every iteration but for the fill, as if batch 0 entered the network in it.
-        self._steady = self._ordered(
-            action
-            for tick in range(method.schedule.micro_batches)
-            for action in method.schedule.actions(
-                tick, num_stages, stages=self._stages, first_batch=-sys.maxsize
-            )
-        )
+        # Stages whose actions concern the workers: their own, and the neighbours that send to them.
+        # Where stages wait for each other's norms, all: each must know when another updates.
+        concern = [k for k in range(num_stages) if k in near or self._waits]
+        self._lists = ActionLists(method.schedule, num_stages, concern, self._ordered)
         self.iteration = 0
         """How many batches have entered the network."""
         self._begin_phase(0)
@@ -93,7 +69,7 @@ class Pipeline(ABC):
         self._closed = False
         stages = [worker.stage for worker in workers]
         self._habits = [HabitGuard(stage.optimizer, stage.stage_index) for stage in stages]
-        _OPEN.add(self)
+        register(self)
 
     def __enter__(self) -> Self:
         return self
@@ -118,94 +94,6 @@ class Pipeline(ABC):
         for guard in self._habits:
             guard.release()
         self._habits = []
-
-    @property
-    def modules(self) -> list[nn.Module]:
-        """The live modules of the stages that this process holds, from the input."""
-        return [worker.stage.module for worker in self._workers.values()]
-
-    stages = modules
-
-    @property
-    def holds_first(self) -> bool:
-        """Whether this process holds stage 0."""
-        return 0 in self._workers
-
-    @property
-    def optimizers(self) -> list[torch.optim.Optimizer | None]:
-        """The optimizers of these stages; None for a stage without parameters."""
-        return [worker.stage.optimizer for worker in self._workers.values()]
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer | None:
-        """The optimizer of the only stage in this process; see ``optimizers`` for several."""
-        if len(self._workers) > 1:
-            raise AttributeError(
-                f"each stage has an optimizer of its own (stages in this process: "
-                f"{len(self._workers)}); use pipe.optimizers, a list"
-            )
-        return self.optimizers[0]
-
-    @property
-    def loss_scale(self) -> float | None:
-        """The scale of the next batch's loss; None without one, or where stage 0 is not here.
-
-        Reading it waits for the device.
-        """
-        signals = self._workers[0].stage.signals if 0 in self._workers else None
-        return signals.loss_scale if signals is not None and signals.scales else None
-
-    @property
-    def skipped(self) -> list[int]:
-        """How many batches each stage of this process has skipped; reading waits for the device."""
-        stages = [worker.stage for worker in self._workers.values()]
-        return [0 if stage.signals is None else stage.signals.skipped for stage in stages]
-
-    @property
-    def added_losses(self) -> list[Tensor | None]:
-        """What ``add_loss`` was given in the newest batch of each stage of this process.
-
-        0-d, detached; None where it was not called. ``step`` returns the loss without it.
-        """
-        return [worker.stage.added.newest for worker in self._workers.values()]
-
-    @property
-    def extras(self) -> list[Any]:
-        """What ``loss_fn`` returned beside the loss of the newest batch, for each micro-batch.
-
-        Detached. Empty where ``loss_fn`` returns the loss only, or does not run in this process.
-        """
-        return [
-            extras
-            for worker in self._workers.values()
-            if worker.stage.loss is not None
-            for extras in worker.stage.loss.extras
-        ]
-
-    @property
-    def wants_targets(self) -> bool:
-        """Whether ``step`` reads targets here: last stage, or synthesizers that see labels."""
-        return any(worker.stage.wants_targets for worker in self._workers.values())
-
-    def stage_seconds(self) -> list[dict[str, float]]:
-        """Seconds that each stage has spent on each of ``delaygrad.records.ACTIVITIES``."""
-        return [dict(worker.clock.seconds) for worker in self._workers.values()]
-
-    def start_trace(self, num_iterations: int) -> None:
-        """Record every activity of the next iterations, in memory; forget the last trace.
-
-        Raises:
-            ValueError: ``num_iterations`` is not positive.
-        """
-        for worker in self._workers.values():
-            worker.clock.start_trace(num_iterations)
-
-    def stage_traces(self) -> list[StageTrace]:
-        """Return what the last trace has recorded so far, for each stage of this process.
-
-        Times are nanoseconds on this process's own clock.
-        """
-        return [worker.trace() for worker in self._workers.values()]
 
     def step(
         self,
@@ -253,27 +141,20 @@ class Pipeline(ABC):
             self.monitor.before()
         for worker in self._workers.values():
             worker.clock.begin_iteration(self.iteration)
-        loss = self._run(self._actions())
-        self.iteration += 1
-        self._failure = None
+        with self._working():
+            loss = self._run(self._actions())
+            self.iteration += 1
         if self.monitor is not None:
             self.monitor.after(self._share)
         return self._on_every_rank(loss) if share_loss else loss
 
     def _actions(self) -> list[Action]:
         """List the actions of the next iteration."""
-        start, phase = self._ticks(self.iteration), self._phase
-        return [
-            Action(k, kind, start + batch_index)
-            for k, kind, batch_index in self._steady
-            if start + batch_index >= phase  # others do not exist: this is the fill
-        ]
+        return self._lists.of_iteration(self.iteration, self._phase)
 
     def _remaining_actions(self) -> list[Action]:
         """List the actions of a drain."""
-        end, k = self._ticks(self.iteration), self.num_stages
-        drain = self._schedule.drain(end, k, stages=self._stages, first_batch=self._phase)
-        return self._ordered(drain)
+        return self._lists.of_drain(self.iteration, self._phase)
 
     def _ordered(self, actions: Iterable[Action]) -> list[Action]:
         """List actions in the order in which this process does them."""
@@ -290,8 +171,9 @@ class Pipeline(ABC):
         """
         self._interrupt()
         self._check_usable()
-        self._run(self._remaining_actions())
-        self._end_phase()
+        with self._working():
+            self._run(self._remaining_actions())
+            self._end_phase()
 
     def watch(self, iteration: int, stage_index: int) -> None:
         """Keep what ``live_gradient`` will need of a batch that has not entered yet."""
@@ -314,18 +196,8 @@ class Pipeline(ABC):
             does not hold the stage.
         """
         self._interrupt()
-        self._failure = _INTERRUPTED  # the neighbours would wait for the rest of the pass
-        batches = self._parts_of(iteration)
-        for batch_index in batches:
-            for worker in self._workers.values():
-                worker.live_forward(batch_index)
-        from_above = sorted((k for k in self._workers if k >= stage_index), reverse=True)
-        for batch_index in batches:
-            for k in from_above:
-                self._workers[k].live_backward(batch_index, is_lowest=k == stage_index)
-        for worker in self._workers.values():
-            worker.stage.watched().end()
-        self._failure = None
+        with self._working():  # the neighbours would wait for the rest of the pass
+            run_live_pass(self._workers, self._parts_of(iteration), stage_index)
         measured = self._workers.get(stage_index)
         return None if measured is None else measured.stage
 
@@ -343,7 +215,6 @@ class Pipeline(ABC):
             worker.stage.added.settle()
             if worker.stage.loss is not None:
                 worker.stage.loss.settle()
-        self._failure = None
 
     def _interrupt(self) -> None:
         """Tell the clocks that training is interrupted."""
@@ -357,7 +228,7 @@ class Pipeline(ABC):
             worker.phase = self._phase
 
     def _ticks(self, iterations: int) -> int:
-        return iterations * self._schedule.micro_batches
+        return iterations * self.method.schedule.micro_batches
 
     @abstractmethod
     def predict(self, inputs: Tree) -> Any:
@@ -417,22 +288,12 @@ class Pipeline(ABC):
         """
         self._check_usable()
         self._interrupt()
-        self._failure = _INTERRUPTED  # messages in flight are received, and kept for later
         try:
-            stages = {str(k): worker.state_dict() for k, worker in self._workers.items()}
+            with self._working():  # messages in flight are received, and kept for later
+                return pipeline_state.saved(self)
         except Exception:
             self._failure = None
             raise
-        self._failure = None
-        return {
-            "format": _FORMAT,
-            "num_stages": self.num_stages,
-            "method": self.method.to_json(),
-            "cuts": self.cuts,
-            "iteration": self.iteration,
-            "first_batch": self._first_batch,
-            "stages": stages,
-        }
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
         """Raise unless the state is of a pipeline like this one; changes nothing.
@@ -440,31 +301,7 @@ class Pipeline(ABC):
         Raises:
             CheckpointError: the state is of another pipeline.
         """
-        ours = {"format": _FORMAT, "num_stages": self.num_stages, **_flat(self.method.to_json())}
-        theirs = {**state, **_flat(state.get("method", {}))}
-        for key, here in ours.items():
-            if theirs.get(key) != here:
-                raise CheckpointError(
-                    f"the checkpoint is of another pipeline ({key} there: {theirs.get(key)}, "
-                    f"here: {here})"
-                )
-        cuts = state.get("cuts")
-        if None not in (cuts, self.cuts) and cuts != self.cuts:
-            raise CheckpointError(
-                f"the network was cut elsewhere (cuts there: {cuts}, here: {self.cuts}); cut it as "
-                "there, with cuts=delaygrad.saved_cuts(folder)"
-            )
-        missing = [k for k in self._workers if str(k) not in state["stages"]]
-        if missing:
-            raise CheckpointError(f"the checkpoint lacks stages (missing: {missing})")
-        for k, worker in self._workers.items():
-            if worker.ties and "ties" not in state["stages"][str(k)]:
-                raise CheckpointError(
-                    "the checkpoint is of an earlier version, in which shared parameters travelled "
-                    "with the activations; train again"
-                )
-            with loading(k):
-                worker.stage.check_state_dict(state["stages"][str(k)])
+        pipeline_state.check(self, state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what ``state_dict`` returned, here or in another process or runtime.
@@ -478,19 +315,12 @@ class Pipeline(ABC):
         self._check_usable()
         self._interrupt()
         self.check_state_dict(state)
-        self._failure = _INTERRUPTED
-        try:
-            for k, worker in self._workers.items():
-                with loading(k):
-                    worker.load_state_dict(state["stages"][str(k)])
-        except BaseException as error:
-            self._failure = f"{type(error).__name__}: {error}"
-            raise
-        self.iteration = state["iteration"]
-        if self.monitor is not None:
-            self.monitor.forget()
-        self._begin_phase(state["first_batch"])
-        self._failure = None
+        with self._working():
+            pipeline_state.load(self, state)
+            self.iteration = state["iteration"]
+            if self.monitor is not None:
+                self.monitor.forget()
+            self._begin_phase(state["first_batch"])
 
     def save(
         self, folder: str | Path, *, extra: dict[str, Any] | None = None, keep: int = 2
@@ -541,12 +371,23 @@ class Pipeline(ABC):
     def _gather_tensors(self, stages: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         """Return the named tensors of all stages in the process of stage 0, [] elsewhere."""
 
-    def _run(self, actions: Sequence[Action]) -> Tensor | None:
-        """Do the actions; whoever calls it clears ``_failure`` when its own work is done too.
+    @contextmanager
+    def _working(self, then: str | None = None) -> Iterator[None]:
+        """Count as failed within the block: an interrupt can come between any two lines.
 
-        An interrupt can come between any two lines, so the pipeline counts as failed meanwhile.
+        Args:
+            then: why it still counts as failed after the block; None: it does not.
         """
         self._failure = _INTERRUPTED
+        try:
+            yield
+        except BaseException as error:
+            self._failure = f"{type(error).__name__}: {error}"
+            raise
+        self._failure = then
+
+    def _run(self, actions: Sequence[Action]) -> Tensor | None:
+        """Do the actions; return the sum of the losses, if the last stage is here."""
         loss = None
         for guard in self._habits:
             guard.begin()
@@ -554,50 +395,26 @@ class Pipeline(ABC):
             for worker in self._workers.values():
                 worker.stage.partial.take_up()
                 worker.announce(actions)
-            for action in self._in_order(actions) if self._waits else actions:
+            for action in self._with_norms(actions) if self._waits else actions:
                 if action.stage_index in self._workers:
                     result = self._workers[action.stage_index].run(action)
                     if result is not None:
                         loss = result if loss is None else loss + result
             for worker in self._workers.values():
                 worker.stage.rest()
-        except BaseException as error:
-            self._failure = f"{type(error).__name__}: {error}"
-            raise
         finally:
             for guard in self._habits:
                 guard.end()
         return loss
 
-    def _in_order(self, actions: Sequence[Action]) -> Iterator[Action]:
-        """Yield the actions; stages wait for each other's norms, so updates come last."""
-        for _, each in groupby(
-            actions, lambda action: self._schedule.iteration_of(action, self.num_stages)
-        ):
-            iteration = list(each)
-            updates = [action for action in iteration if action.kind is Kind.UPDATE]
-            yield from (action for action in iteration if action.kind is not Kind.UPDATE)
+    def _with_norms(self, actions: Sequence[Action]) -> Iterator[Action]:
+        """Yield the actions; stages wait for each other's norms before they update."""
+        for others, updates in self._lists.updates_last(actions):
+            yield from others
             if updates:
-                self._agree_on_norm({action.stage_index for action in updates})
+                updating = {action.stage_index for action in updates}
+                agree_on_norm(self._workers, updating, self._share, self.num_replicas)
                 yield from updates
-
-    def _agree_on_norm(self, updating: set[int]) -> None:
-        """Tell the stages of this process the norm of what all these stages apply."""
-        found = {k: s for k, worker in self._workers.items() if (s := worker.stage.signals)}
-        own = [signals.applied() if k in updating else 0.0 for k, signals in found.items()]
-        told = self._share(own)
-        of_one_replica = told[: len(told) // self.num_replicas]  # all apply the same
-        total = sum(value for values in of_one_replica for value in values)
-        for signals in found.values():
-            signals.total.fill_(total)
-
-    def _holds(self, parameters: set[int]) -> bool:
-        """Whether this pipeline may still train one of these parameters, given by identity."""
-        return not (self._closed or self._failure) and any(
-            id(parameter) in parameters
-            for module in self.modules
-            for parameter in module.parameters()
-        )
 
     def _check_open(self) -> None:
         if self._closed:
@@ -610,39 +427,3 @@ class Pipeline(ABC):
                 f"the pipeline stopped in the middle of its work ({self._failure}); "
                 "make a new one and load its last state"
             )
-
-
-def _flat(method: dict[str, Any]) -> dict[str, Any]:
-    """Name each value of a method's identity by its axis."""
-    return {f"method.{axis}": value for axis, value in method.items()}
-
-
-_OPEN: weakref.WeakSet[Pipeline] = weakref.WeakSet()
-
-
-def require_free(stages: Iterable[nn.Module]) -> None:
-    """Raise if another pipeline trains a parameter of these stages.
-
-    A pipeline that is closed, has failed, or was deleted trains nothing.
-
-    Raises:
-        StageError: a pipeline does.
-    """
-    trained = {id(p) for stage in stages for p in stage.parameters() if p.requires_grad}
-    if any(pipeline._holds(trained) for pipeline in _OPEN):
-        gc.collect()  # a pipeline without references may not be deleted yet
-    if any(pipeline._holds(trained) for pipeline in _OPEN):
-        raise StageError(
-            "the stages belong to another pipeline, whose batches in flight and optimizers would "
-            "be disturbed; call flush and close on it first"
-        )
-
-
-def _check_schedule(schedule: Schedule, num_stages: int) -> None:
-    """Simulate a short run, so that a wrong schedule is an error here and not a hang later."""
-    stages = range(num_stages)
-    depth = max(schedule.offset(k, num_stages) + schedule.lag(k, num_stages) for k in stages)
-    end = schedule.micro_batches * (depth // schedule.micro_batches + 2)
-    run = [schedule.actions(tick, num_stages) for tick in range(end)]
-    actions = [action for tick in run for action in tick]
-    validate([*actions, *schedule.drain(end, num_stages)], num_stages, schedule.micro_batches)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from delaygrad.boundary import Tree
 from delaygrad.partition.graph.stage import GraphStage
 from delaygrad.partition.graph.ties import TiedParameter
-from delaygrad.runtime.worker import Inbox
+from delaygrad.runtime.inbox import Inbox
 from delaygrad.transport import Message, Queue, Receiver, Sender
 
 __all__ = ["TieLinks", "tie_links", "ties_of"]

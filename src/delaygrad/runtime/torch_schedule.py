@@ -286,13 +286,13 @@ class _Engine(DistributedPipeline):
         """Run one iteration on a batch that is split; add gradients to those that are there."""
         self._check_usable()
         self._worker.clock.begin_iteration(self.iteration)
-        self._worker.offer_parts(self.iteration, inputs, targets, share)
+        self._worker.offered.offer_parts(self.iteration, inputs, targets, share)
         left = [(p, p.grad) for p in self.stage.parameters() if p.grad is not None]
         for parameter, _ in left:
             parameter.grad = None
-        self._run(self._actions())
-        self.iteration += 1
-        self._failure = None
+        with self._working():
+            self._run(self._actions())
+            self.iteration += 1
         for parameter, gradient in left:
             parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
 
@@ -318,13 +318,14 @@ class _Engine(DistributedPipeline):
             actions.append(action)
             if action.kind is Kind.UPDATE and action.stage_index == self.stage_index:
                 self._check_open()
-                self._run(actions)
-                self._failure = _UNFINISHED
+                with self._working(then=_UNFINISHED):
+                    self._run(actions)
                 actions = []
                 yield
         self._check_open()
-        self._run(actions)
-        self._end_phase()
+        with self._working():
+            self._run(actions)
+            self._end_phase()
         with self._naming("flush"):
             self._finish_sending()
 
