@@ -50,7 +50,7 @@ def by_hand(named: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
     others = [p for name, p in named.items() if name not in HIDDEN]
     return [
         torch.optim.Muon(
-            [{"params": hidden}], lr=0.02, weight_decay=0.01, momentum=0.9, nesterov=False,
+            [{"params": hidden}], lr=0.02, weight_decay=0.01, momentum=0.9,
             adjust_lr_fn="match_rms_adamw",
         ),
         torch.optim.AdamW([{"params": others}], lr=0.02, weight_decay=0.01),
@@ -84,7 +84,7 @@ def test_it_trains_as_optimizers_made_by_hand(num_stages: int) -> None:
         return Together(by_hand(dict(zip(next(names), parameters, strict=True))))
 
     naive = NaiveDelayedGradients(stages, loss, make)  # type: ignore[arg-type]
-    option = Muon(name="muon", lr=0.02, weight_decay=0.01, momentum=0.9, nesterov=False)
+    option = Muon(name="muon", lr=0.02, weight_decay=0.01, momentum=0.9)
     with dg.LocalPipeline(stages, loss, option.make) as pipe:
         for tokens in torch.randint(11, (7, 3, 7)):
             x, y = tokens[:, :-1], tokens[:, 1:]
@@ -101,7 +101,7 @@ def test_one_stage_is_a_loop_of_ones_own() -> None:
     model, own = network(), network()
     mark_hidden_matrices(model)
     parts = by_hand(dict(own.named_parameters()))
-    option = Muon(name="muon", lr=0.02, weight_decay=0.01, momentum=0.9, nesterov=False)
+    option = Muon(name="muon", lr=0.02, weight_decay=0.01, momentum=0.9)
     with dg.LocalPipeline([model], loss, option.make) as pipe:
         for tokens in torch.randint(11, (5, 3, 7)):
             x, y = tokens[:, :-1], tokens[:, 1:]
@@ -155,7 +155,7 @@ def test_both_runtimes_end_alike_and_a_changed_setting_counts_after_resuming(
         (again / "summary.json").unlink()
         recorded = json.loads((again / "config.json").read_text())
         config = recorded["config"]
-        assert (config["optimizer"], config["momentum"], config["nesterov"]) == ("muon", 0.9, True)
+        assert (config["optimizer"], config["momentum"]) == ("muon", 0.9)
         config |= {"iterations": 9, "weight_decay": decay, "run_dir": str(again)}
         (again / "config.json").write_text(json.dumps(recorded))
         here(["resume", str(again), "--allow-changes", "iterations", "weight_decay", "run_dir"])

@@ -237,10 +237,12 @@ class Adam(Optimizer):
 
     Args:
         lr: learning rate before its schedule.
+        betas: decay of the averages of gradients and of their squares.
         weight_decay: weight decay.
     """
 
     lr: Positive = 1e-3
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     weight_decay: NotNegative = 5e-4
 
 
@@ -252,14 +254,12 @@ class Muon(Optimizer):
 
     Args:
         lr: learning rate before its schedule, of both.
-        momentum: momentum of the hidden matrices.
-        nesterov: Nesterov's momentum for the hidden matrices.
+        momentum: Nesterov's momentum of the hidden matrices.
         weight_decay: weight decay of both.
     """
 
     lr: Positive = 1e-3
     momentum: Fraction = 0.95
-    nesterov: bool = True
     weight_decay: NotNegative = 0.1
 
     def make(self, parameters: Iterable[nn.Parameter]) -> list[torch.optim.Optimizer]:
@@ -268,10 +268,10 @@ class Muon(Optimizer):
         for parameter in parameters:
             (hidden if getattr(parameter, _HIDDEN, False) else others).append(parameter)
         options = self.options()
-        own = {name: options.pop(name) for name in ("momentum", "nesterov")}
+        momentum = options.pop("momentum")
         return [
             torch.optim.Muon(
-                [{"params": hidden}], adjust_lr_fn="match_rms_adamw", **own, **options
+                [{"params": hidden}], adjust_lr_fn="match_rms_adamw", momentum=momentum, **options
             ),
             torch.optim.AdamW([{"params": others}], **options),
         ]
