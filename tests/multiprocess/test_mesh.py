@@ -12,10 +12,13 @@ from networks import batch_norm_mlp, batches, dropout_mlp
 from ranks import run_ranks
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
+from torch.utils.checkpoint import checkpoint
 
 import delaygrad as dg
+import delaygrad.runtime.average
 from delaygrad.methods.axes import ClipNorm
+from delaygrad.runtime.average import Average
 
 STAGES, REPLICAS, STOP = 2, 2, 4
 DATA = list(batches(8, (6,), sizes=(8, 8, 12)))
@@ -81,7 +84,10 @@ def average_what_some_have(pipe: Any) -> list[Tensor | None]:
     parameters[0].grad = torch.ones(3)
     if pipe.replica:
         parameters[1].grad = torch.ones(3)
-    pipe._replicas.average(parameters)
+    average = pipe._replicas.average(parameters)
+    with average.during(None):
+        pass
+    assert average.finish() and not average.finish()
     return [p.grad for p in parameters]
 
 
@@ -183,3 +189,79 @@ def test_stages_that_wait_for_each_other_clip_by_the_norm_of_one_replica() -> No
         first, last = ranks[replica], ranks[REPLICAS + replica]
         for one, other in list(zip(first, last, strict=True))[1:]:
             assert (one**2 + other**2) ** 0.5 == pytest.approx(0.1, rel=1e-3)
+
+
+class Twice(nn.Module):
+    """One layer, used twice; its gradient comes in two pieces where segments are reentrant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.reentrant = nn.Linear(7, 7), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = checkpoint(self.layer, x, use_reentrant=self.reentrant)
+        return x.tanh()
+
+
+def share_out(rank: int, world_size: int) -> dict[str, Any]:
+    """Two replicas of three stages, each on one rank; buckets of one parameter each, or one."""
+    told: dict[str, Any] = {}
+    mesh = init_device_mesh("cpu", (1, REPLICAS), mesh_dim_names=("pp", "dp"))
+    start, early = Average._start, [0]
+
+    def counting(average: Average, *, complete: bool) -> None:
+        before = average._started
+        start(average, complete=complete)
+        early[0] += complete * (average._started - before)
+
+    Average._start = counting  # type: ignore[method-assign]
+    for name, num_bytes, reentrant in (
+        ("one bucket", 1 << 20, False), ("buckets", 1, False),
+        ("one bucket, pieces", 1 << 20, True), ("buckets, pieces", 1, True),
+    ):  # fmt: skip
+        delaygrad.runtime.average._BUCKET_BYTES, early[0] = num_bytes, 0
+        torch.manual_seed(2)
+        blocks = batch_norm_mlp()
+        blocks[3], blocks[5] = Twice(), Twice()
+        blocks[3].reentrant = blocks[5].reentrant = reentrant
+        stages = dg.split(nn.Sequential(*blocks), 3, cuts=["2", "5"])
+        method = dg.DDG(micro_batches=2)
+        with dg.DistributedPipeline(
+            stages, cross_entropy, make_optimizer, method=method, mesh=mesh
+        ) as pipe:
+            pipe.start_trace(len(DATA))
+            for batch in DATA:
+                pipe.step(*part(batch, pipe.replica))
+            traces = pipe.stage_traces()
+            pipe.flush()
+            states = [dict(stage.state_dict()) for stage in stages]
+        told[name] = states, early[0], pipe.stage_seconds()
+        told[f"{name} events"] = [
+            [event.activity for event in trace.events].count("average") for trace in traces
+        ]
+    torch.manual_seed(2)
+    late = nn.Sequential(nn.Linear(7, 7), Twice())
+    with dg.DistributedPipeline(late, mse_loss, make_optimizer, mesh=mesh) as pipe:
+        pipe.step(torch.ones(4, 7), torch.ones(4, 7))
+        late[1].reentrant = True
+        with pytest.raises(dg.StageError) as caught:
+            pipe.step(torch.ones(4, 7), torch.ones(4, 7))
+        told["error"] = str(caught.value)
+    return told
+
+
+def test_buckets_travel_during_the_backward_and_change_no_bit() -> None:
+    first, second = run_ranks(share_out, REPLICAS, timeout_s=100)
+    for name in ("one bucket", "buckets", "one bucket, pieces", "buckets, pieces"):
+        states, early, seconds = first[name]
+        assert_same(states, first[name.replace("buckets", "one bucket")][0])
+        for k, state in enumerate(states):  # the statistics of BatchNorm are each replica's own
+            alike = {n: v for n, v in state.items() if "running" not in n}
+            assert_same({n: second[name][0][k][n] for n in alike}, alike)
+        assert all(of_stage["average"] > 0 for of_stage in seconds)
+        # One for each update; delays are at most 1.
+        assert first[f"{name} events"] == [len(DATA) - 1, len(DATA) - 1, len(DATA)]
+    assert first["buckets"][1] > 3 * first["one bucket"][1]
+    assert first["buckets, pieces"][1] < first["buckets"][1] / 2
+    assert "use_reentrant=False" in first["error"]

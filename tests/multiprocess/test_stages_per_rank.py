@@ -267,9 +267,9 @@ def test_stages_times_replicas_with_several_stages_on_a_rank() -> None:
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
-        (locked(), "2F7 3F7 2B6 2U6 3B7 3U7"),
-        (unlocked(), "3F4 2F5 2B3 2U3 3B4 3U4"),
-        (FLUSH, "2F7 3F7 3B7 3U7 2B7 2U7"),
+        (locked(), "2F7 3F7 2B6 3B7 2U6 3U7"),
+        (unlocked(), "3F4 2F5 2B3 3B4 2U3 3U4"),
+        (FLUSH, "2F7 3F7 3B7 2B7 3U7 2U7"),
     ],
     ids=repr,
 )

@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from delaygrad.records import ACTIVITIES, measure_trace, read_trace
+from delaygrad.records import measure_trace, read_trace, shown_activities
 from delaygrad.results import draw_trace
 
 
@@ -46,7 +46,8 @@ def print_trace(measures: dict[str, Any], console: Console) -> None:
             "more of them, or evaluate and checkpoint less often"
         )
         return
-    names = (*ACTIVITIES, "other")
+    averaged = any(row.get("average_s") for row in measures["stages"])
+    names = (*shown_activities(averaged=averaged), "other")
     table = Table(title=f"timeline (mean of {steady} iterations, in ms)", title_justify="left")
     for heading in ("stage", *names, "idle"):
         table.add_column(heading, justify="right")

@@ -1,6 +1,6 @@
 """What a run writes down: how each stage spent its time, a log of events, a timeline."""
 
-from delaygrad.records.clock import ACTIVITIES, StageClock
+from delaygrad.records.clock import ACTIVITIES, StageClock, shown_activities
 from delaygrad.records.log import (
     EventLog,
     log_line,
@@ -35,4 +35,5 @@ __all__ = [
     "read_events",
     "read_sound_events",
     "read_trace",
+    "shown_activities",
 ]

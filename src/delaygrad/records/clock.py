@@ -12,15 +12,24 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-ACTIVITIES = ("forward", "backward", "update", "send", "wait")
-"""What a stage spends time on. ``wait``: idle, for a neighbour's message. ``send``: handing over a
-message; long if the neighbour is far behind."""
+ACTIVITIES = ("forward", "backward", "average", "update", "send", "wait")
+"""What a stage spends time on. ``average``: idle, for its replicas' average. ``wait``: idle, for a
+neighbour's message. ``send``: handing over a message; long if the neighbour is far behind."""
 
 EventRow: TypeAlias = tuple[str, str, int, int, int, int, int, int]
 """An event as it is recorded; the fields are those of ``delaygrad.records.Event``."""
 
 IterationRow: TypeAlias = list[Any]
 """An iteration as it is recorded; the fields are those of ``delaygrad.records.Iteration``."""
+
+
+def shown_activities(*, averaged: object) -> tuple[str, ...]:
+    """Return the activities that a table or a figure names.
+
+    Args:
+        averaged: whether replicas took time; without a ``mesh`` there are none to wait for.
+    """
+    return tuple(name for name in ACTIVITIES if averaged or name != "average")
 
 
 class StageClock:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from delaygrad.records import ACTIVITIES
+from delaygrad.records import shown_activities
 from delaygrad.results.figure import ACTIVITY_COLOURS, FONT_SIZE, Panel, colour
 from delaygrad.results.group import RunGroup
 
@@ -115,11 +115,11 @@ def _rows_panel(
     )
 
 
-def activity_looks(*more: str) -> dict[str, dict[str, Any]]:
+def activity_looks(*more: str, averaged: object = True) -> dict[str, dict[str, Any]]:
     """Return how activities, and others such as "other", are drawn; waiting is hatched."""
     looks: dict[str, dict[str, Any]] = {
         name: {"facecolor": colour(ACTIVITY_COLOURS[name]), "linewidth": 0}
-        for name in (*ACTIVITIES, *more)
+        for name in (*shown_activities(averaged=averaged), *more)
     }
     looks["wait"] |= {"hatch": "////", "edgecolor": colour("quiet")}
     return looks
@@ -145,11 +145,13 @@ def legend(
 
 def share_panel(rows: Mapping[str, Mapping[str, float]], title: str) -> Panel:
     """Draw shares of time, from 0 to 1, by label and activity."""
+    averaged = any(shares.get("average") for shares in rows.values())
+    looks = activity_looks(averaged=averaged)
     bars = [
-        Bar(label=label, parts={name: 100 * share for name, share in shares.items()})
+        Bar(label=label, parts={name: 100 * shares[name] for name in looks if name in shares})
         for label, shares in rows.items()
     ]
-    return bar_panel(bars, title, activity_looks())
+    return bar_panel(bars, title, looks)
 
 
 def accuracy_panel(groups: Sequence[RunGroup]) -> Panel | None:

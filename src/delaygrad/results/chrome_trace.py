@@ -29,7 +29,7 @@ def slice_name(stage_index: int, event: Event) -> str:
         'wait 2F7'
     """
     action = f"{stage_index}{event.kind}{event.batch_index}"
-    return f"{event.activity} {action}" if event.activity in ("send", "wait") else action
+    return f"{event.activity} {action}" if event.activity in ("average", "send", "wait") else action
 
 
 def chrome_trace(trace: Trace) -> dict[str, Any]:

@@ -37,8 +37,8 @@ COLOURS: dict[str, tuple[str, str]] = {  # on light, on dark
 """The colours of page and figures. A unit test measures their contrast."""
 
 ACTIVITY_COLOURS = {
-    "forward": "s1", "backward": "s2", "update": "s3", "send": "ink", "wait": "paper",
-    "other": "line",
+    "forward": "s1", "backward": "s2", "average": "s4", "update": "s3", "send": "ink",
+    "wait": "paper", "other": "line",
 }  # fmt: skip
 FONT_SIZE = 11.0  # points; a page shows a panel at its own size on a phone
 _NUM_SERIES = 8

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from delaygrad.records import ACTIVITIES
+from delaygrad.records import shown_activities
 from delaygrad.records.spread import (
     MISSING,
     Spread,
@@ -153,12 +153,14 @@ def stages_section(groups: Sequence[RunGroup]) -> Section | None:
     timed = [group for group in groups if any(run.stages for run in group.runs)]
     if not timed:
         return None
+    everywhere = [row for group in timed for run in group.runs for row in run.stages]
+    activities = shown_activities(averaged=any(row.get("average_share") for row in everywhere))
     columns = (
         Column("stage", "from the input"),
         Column("first layer"),
         Column("delay", "updates", number=True),
         Column("staleness", "at most, updates", number=True),
-        *(Column(activity, "%", number=True) for activity in ACTIVITIES),
+        *(Column(activity, "%", number=True) for activity in activities),
     )
     rows: list[Row] = []
     drawn: dict[str, dict[str, float]] = {}
@@ -166,9 +168,9 @@ def stages_section(groups: Sequence[RunGroup]) -> Section | None:
         runs = [run for run in group.runs if run.stages]
         rows.append((Cell(group.label, _how(runs), group.series),))
         for stage in range(group.num_stages):
-            shares = _shares(runs, stage)
+            shares = _shares(runs, stage, activities)
             rows.append(_stage_row(runs, stage, shares))
-            drawn[f"{group.label}, stage {stage}"] = {k: s.mean for k, s in shares.items()}
+            drawn[f"{group.label}, stage {stage}"] = {k: s.mean for k, s in shares.items() if s}
     table = Table(caption="Delay and shares of time", columns=columns, rows=tuple(rows))
     panel = share_panel(drawn, "share of training time (%)")
     return Section("Stages", (_STAGES, table, Figure(panels=(panel,), caption=_REST)))
@@ -190,13 +192,12 @@ def _how(runs: Sequence[Run]) -> str:
     return f"{mean}{turns if runs[0].takes_turns else 'a process for each stage'}"
 
 
-def _shares(runs: Sequence[Run], stage: int) -> dict[str, Spread]:
+def _shares(runs: Sequence[Run], stage: int, activities: Sequence[str]) -> dict[str, Spread | None]:
     rows = [row for run in runs for row in run.stages if row["stage"] == stage]
-    spreads = {a: spread_of(number(row.get(f"{a}_share")) for row in rows) for a in ACTIVITIES}
-    return {activity: spread for activity, spread in spreads.items() if spread is not None}
+    return {a: spread_of(number(row.get(f"{a}_share")) for row in rows) for a in activities}
 
 
-def _stage_row(runs: Sequence[Run], stage: int, shares: Mapping[str, Spread]) -> Row:
+def _stage_row(runs: Sequence[Run], stage: int, shares: Mapping[str, Spread | None]) -> Row:
     rows = [row for run in runs for row in run.stages if row["stage"] == stage]
     traced = [row for run in runs for row in run.traced_stages if row["stage"] == stage]
     staleness = [
@@ -209,7 +210,7 @@ def _stage_row(runs: Sequence[Run], stage: int, shares: Mapping[str, Spread]) ->
         first if stage else "(input)",
         ", ".join(sorted({str(row.get("delay", MISSING)) for row in rows})),
         str(max(staleness)) if staleness else MISSING,
-        *(number_text(shares[a].mean if a in shares else None, 1, 100) for a in ACTIVITIES),
+        *(number_text(s.mean if s else None, 1, 100) for s in shares.values()),
     )
 
 

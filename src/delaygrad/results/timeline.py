@@ -34,7 +34,9 @@ def timeline_panel(trace: Trace, description: str) -> Panel:
     start_ns, end_ns = window(trace)
     unit_ns, unit = (1e6, "ms") if end_ns - start_ns > 1e6 else (1e3, "µs")
     length = (end_ns - start_ns) / unit_ns
-    looks = activity_looks("other")
+    events = (event for stage in trace.stages for event in stage.events)
+    averaged = any(event.activity == "average" for event in events)
+    looks = activity_looks("other", averaged=averaged)
 
     def draw(axes: Axes) -> None:
         for row, stage in enumerate(trace.stages):

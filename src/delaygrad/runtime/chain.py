@@ -100,10 +100,11 @@ def outward_first(actions: Iterable[Action], schedule: Schedule, num_stages: int
 
     A rank with several stages sends an activation from its last stage and an error gradient from
     its first. The first stage goes backward before the others if its error gradient comes from an
-    earlier tick, and the last one forward before the others if its activation does:
+    earlier tick, and the last one forward before the others if its activation does. Updates come
+    last, so that the replicas' average of one stage travels during the backward of the next:
 
         stages 2 and 3    2F7 3F7 3B7 3U7 2B6 2U6    in the schedule's order
-                          2F7 3F7 2B6 2U6 3B7 3U7    stage 1 has its error gradient earlier
+                          2F7 3F7 2B6 3B7 2U6 3U7    stage 1 has its error gradient earlier
     """
     stages = range(num_stages)
     starts = [schedule.offset(k, num_stages) for k in stages]
@@ -111,10 +112,10 @@ def outward_first(actions: Iterable[Action], schedule: Schedule, num_stages: int
     forward = -1 if all(low < high for low, high in pairwise(starts)) else 1
     backward = 1 if all(low > high for low, high in pairwise(ends)) else -1
 
-    def place(action: Action) -> tuple[int, bool, int]:
+    def place(action: Action) -> tuple[int, int, int]:
         k, kind, batch_index = action
         if kind is Kind.FORWARD:
-            return batch_index + starts[k], False, forward * k
-        return batch_index + ends[k], True, backward * k
+            return batch_index + starts[k], 0, forward * k
+        return batch_index + ends[k], 1 + (kind is Kind.UPDATE), backward * k
 
     return sorted(actions, key=place)

@@ -23,8 +23,8 @@ from torch.nn.parameter import is_lazy
 from delaygrad.errors import PartitionError, StageError, TransportError
 from delaygrad.methods import Method
 from delaygrad.runtime import exchange
+from delaygrad.runtime.average import Average
 from delaygrad.runtime.links import Groups
-from delaygrad.transport.wire import reason_of
 
 __all__ = ["Replicas", "pipeline_of"]
 
@@ -94,30 +94,9 @@ class Replicas:
                 f"{len(told)}); make the network after torch.manual_seed(seed) on all ranks"
             )
 
-    def average(self, parameters: list[nn.Parameter]) -> None:
-        """Average gradients over the replicas; what has none on any replica has none afterwards.
-
-        A gradient that only some replicas have counts as 0 on the others.
-
-        Raises:
-            TransportError: a replica is gone or late.
-        """
-        trained = [p for p in parameters if p.requires_grad]
-        by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
-        for parameter in trained:
-            by_dtype.setdefault(parameter.dtype, []).append(parameter)
-        for dtype, alike in by_dtype.items():
-            present = [float(p.grad is not None) for p in alike]
-            flags = torch.tensor(present, dtype=dtype, device=alike[0].device)
-            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in alike]
-            flat = torch.cat([flags, *(gradient.reshape(-1) for gradient in gradients)])
-            try:
-                dist.all_reduce(flat, group=self._on_device)
-            except RuntimeError as error:
-                raise TransportError(
-                    f"another replica is gone or late; see its own error ({reason_of(error)})"
-                ) from error
-            self._take(alike, flat, present)
+    def average(self, parameters: list[nn.Parameter]) -> Average:
+        """Make the average of a stage's gradients over its replicas."""
+        return Average(parameters, self._on_device, self.count)
 
     def share(self, value: Any) -> list[Any]:
         """Return the values of all ranks of all replicas, one replica after the other."""
@@ -127,14 +106,3 @@ class Replicas:
         """Destroy the groups."""
         self._of_stage.give_back(failed=failed)
         self._everyone.give_back(failed=failed)
-
-    def _take(self, parameters: list[nn.Parameter], flat: Tensor, present: list[float]) -> None:
-        sizes = [len(parameters), *(parameter.numel() for parameter in parameters)]
-        flags, *parts = torch.split(flat, sizes)
-        # Where all have a gradient here, some replica has each: nothing to read, no wait for a GPU.
-        wanted = present if all(present) else flags.tolist()
-        for parameter, part, found in zip(parameters, parts, wanted, strict=True):
-            if parameter.grad is not None:
-                parameter.grad.copy_(part.view_as(parameter.grad)).div_(self.count)
-            elif found:
-                parameter.grad = part.view_as(parameter).div(self.count)

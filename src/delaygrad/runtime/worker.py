@@ -109,6 +109,8 @@ class Worker:
             if kind is Kind.BACKWARD:
                 self._backward(batch_index)
             else:
+                if self.stage.average(batch_index):
+                    self.clock.lap("average")
                 self.stage.update()
                 self.clock.lap("update")
         except DelaygradError as error:
@@ -229,6 +231,8 @@ class Worker:
                 signals.returned(received.scalars)
         grad_inputs = self.stage.backward(batch_index, grad_outputs)
         self.clock.lap("backward")
+        if signals is not None and self.stage.average(batch_index):
+            self.clock.lap("average")
         if self._below is not None:
             scalars, num_bytes = None if signals is None else signals.downwards(), 0
             tensors = grad_inputs[: len(grad_inputs) - self._beside.pop(batch_index, 0)]

@@ -20,6 +20,7 @@ a batch add up until the update.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from delaygrad.optimizers import MakeOptimizer
 from delaygrad.random_stream import RandomStream, stage_seed
 from delaygrad.stage import saved_state
 from delaygrad.stage.added_losses import AddedLosses, with_added
+from delaygrad.stage.averaging import Averaging
 from delaygrad.stage.boundaries import Boundaries
 from delaygrad.stage.evaluation import Evaluation
 from delaygrad.stage.forward_pass import ForwardPass
@@ -64,6 +66,8 @@ from delaygrad.stash import (
     checksum,
 )
 
+_NOTHING = nullcontext()
+
 
 class Stage:
     """One of the K pieces of a network, with its optimizer and its waiting batches.
@@ -81,7 +85,7 @@ class Stage:
         allow_nonfinite_loss: let NaN and infinity pass.
         device: where the stage computes; None is where its parameters are, or else the CPU.
         seed: of the process that holds stage 0; None is this process's ``torch.initial_seed()``.
-        average: called with the parameters before a whole batch's gradient is used.
+        average: makes the average over replicas, of these parameters.
 
     Raises:
         StageError: the last stage has no ``loss_fn``, or one with parameters of its own; the
@@ -105,7 +109,7 @@ class Stage:
         allow_nonfinite_loss: bool = False,
         device: torch.device | None = None,
         seed: int | None = None,
-        average: Callable[[list[nn.Parameter]], None] | None = None,
+        average: Callable[[list[nn.Parameter]], Averaging] | None = None,
     ) -> None:
         place = stage_index, num_stages
         self.module, self.method = module, method
@@ -134,7 +138,7 @@ class Stage:
         self._hands_over = make_optimizer is by_caller
         self.partial = PartialGradients(module, self.optimizer, splits_batches=rule.splits_batches)
         """Gradients since the last update."""
-        self._average = average
+        self._average = None if average is None else average(self._own_parameters)
         self.signals = signals_of(method, self.device, *place)
         """What messages carry beside tensors, if the method clips or scales."""
         self._chain = UpdateChain(method.update, module, self.delay)
@@ -275,18 +279,37 @@ class Stage:
         if batch.roots is None:
             self._forward_pass.again(batch)
         roots, grads = self._ends(batch, grad_outputs)
-        if batch.weights is None:
-            go_backward(roots, grads)
-        else:
-            with batch.weights.installed():  # a checkpointed block runs its forward again here
+        averaging: AbstractContextManager[None] = _NOTHING
+        if self._average is not None and self._is_whole(batch_index):
+            averaging = self._average.during(batch.weights)
+        with averaging:
+            if batch.weights is None:
                 go_backward(roots, grads)
-            batch.weights.move_gradients()
+            else:
+                with batch.weights.installed():  # a checkpointed block runs its forward again here
+                    go_backward(roots, grads)
+                batch.weights.move_gradients()
+        if batch.weights is not None:
             self._chain.meet(batch.weights)
             if not len(self._pending):
                 self._parameters.forget()
         self.partial.count += 1
-        self._settle(batch_index)
+        if self._average is None:
+            self._settle(batch_index)
         return self._boundaries.send_back(batch.inputs)
+
+    def average(self, batch_index: int) -> bool:
+        """Wait for the replicas' average of what a batch's backward has completed.
+
+        Call it after the backward if there are ``signals``, and before the update.
+
+        Returns:
+            Whether there was anything to wait for.
+        """
+        if self._average is None or not self._average.finish():
+            return False
+        self._settle(batch_index)
+        return True
 
     def update(self) -> None:
         """Let the optimizer step; waiting graphs keep the parameters they were built on."""
@@ -323,18 +346,17 @@ class Stage:
 
     def _settle(self, batch_index: int) -> None:
         """Look at the gradient of a whole batch, if the method clips or scales."""
-        is_whole = (batch_index + 1) % self.method.schedule.micro_batches == 0
-        if self.signals is not None and is_whole:
-            if self._average is not None:
-                self._average(self._own_parameters)
+        if self.signals is not None and self._is_whole(batch_index):
             self.signals.settle(self._own_parameters)
+
+    def _is_whole(self, batch_index: int) -> bool:
+        """Whether this is the last part of a batch."""
+        return (batch_index + 1) % self.method.schedule.micro_batches == 0
 
     def _step(self) -> None:
         if self.rule.keeps_version:
             self._parameters.before_update()
         signals = self.signals
-        if self._average is not None and signals is None:
-            self._average(self._own_parameters)
         self._unused.look()
         if self.optimizer is None:
             require_no_gradients(self._own_parameters, self.stage_index)

@@ -12,7 +12,7 @@ from delaygrad.stash.replay import (
     require_same_outputs,
 )
 from delaygrad.stash.rounding import saving_rounded
-from delaygrad.stash.version import ParameterSlot, ParameterVersion
+from delaygrad.stash.version import ParameterSlot, ParameterVersion, move_gradient
 
 __all__ = [
     "BufferStash",
@@ -27,6 +27,7 @@ __all__ = [
     "as_it_was",
     "autocast_dtype",
     "checksum",
+    "move_gradient",
     "require_same_outputs",
     "saving_rounded",
 ]

@@ -103,13 +103,7 @@ class ParameterVersion:
         A parameter that has been frozen since gets none: it must not move any more.
         """
         for _, _, _, live, alias in self.slots:
-            gradient, alias.grad = alias.grad, None  # so tied parameters, in two slots, move once
-            if not live.requires_grad:
-                live.grad = None
-            elif live.grad is None:
-                live.grad = gradient
-            elif gradient is not None:
-                live.grad.add_(gradient)
+            move_gradient(live, alias)
 
     def named(self) -> dict[str, Tensor]:
         """The values that the forward met, by name; not copies."""
@@ -145,6 +139,17 @@ class ParameterVersion:
             return self.past[slot.name].detach()
         shared = slot.alias.data_ptr() == slot.live.data_ptr()
         return slot.alias.detach().clone() if shared else slot.alias.detach()
+
+
+def move_gradient(live: nn.Parameter, alias: nn.Parameter) -> None:
+    """Add the gradient of a stand-in to that of the live parameter."""
+    gradient, alias.grad = alias.grad, None  # so tied parameters, in two slots, move once
+    if not live.requires_grad:
+        live.grad = None
+    elif live.grad is None:
+        live.grad = gradient
+    elif gradient is not None:
+        live.grad.add_(gradient)
 
 
 def install(owner: nn.Module, attribute: str, parameter: nn.Parameter | None) -> None:

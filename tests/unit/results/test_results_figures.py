@@ -19,7 +19,7 @@ from recorded_runs import record_run
 from timelines import simulated
 
 from delaygrad.errors import ConfigError
-from delaygrad.records import Trace
+from delaygrad.records import Trace, measure_trace
 from delaygrad.results import Panel, draw_run, timeline_panel, write_png
 from delaygrad.results.bars import Bar, bar_panel, contest_panel, share_panel
 from delaygrad.results.figure import COLOURS, colour, svg
@@ -218,3 +218,26 @@ def test_a_figure_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "absent" / "a.png", tmp_path / "a.nonsense"):
         with pytest.raises(ConfigError, match=r"cannot write the figure \(.*choose another file"):
             write_png({"a title": []}, path)
+
+
+def test_what_replicas_average_is_named_only_where_there_are_some() -> None:
+    trace = simulated([(30, 60, 10)] * 2, 30, hop_ms=2, send_ms=1, between_ms=5)
+    assert measure_trace(trace)["stages"][0]["average_s"] == 0
+    stages = tuple(
+        replace(
+            stage,
+            events=tuple(
+                each
+                for event in stage.events
+                for each in (event._replace(activity="average"), event)
+                if event.activity == "update" or each is event
+            ),
+        )
+        for stage in trace.stages
+    )
+    trace = replace(trace, stages=stages)
+    names = [t.get_text() for t in drawn(timeline_panel(trace, "a")).get_legend().get_texts()]
+    assert names == ["forward", "backward", "average", "update", "send", "wait", "other"]
+    assert measure_trace(trace)["stages"][0]["average_s"] == pytest.approx(0.01)
+    axes = drawn(share_panel({"a": {"forward": 0.25, "average": 0.5}}, "%"))
+    assert [t.get_text() for t in axes.get_legend().get_texts()][2] == "average"
