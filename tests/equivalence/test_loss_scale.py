@@ -6,6 +6,7 @@ Scales are powers of two, so that scaled training is unscaled training to the la
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -235,3 +236,24 @@ def test_on_an_accelerator_the_optimizer_itself_skips() -> None:
 def test_what_cannot_be_scaled_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("scale", "loss", "first"),
+    [
+        (2.0**16, lambda x, y: cross_entropy(x, y) / 0, 100),  # below 1 by then
+        (2.0**600, cross_entropy, 200),  # no float32; not yet a hundred in a row at 100
+        (2.0**16, cross_entropy, None),
+    ],
+)
+def test_many_skipped_batches_are_a_warning(scale: float, loss: Any, first: int | None) -> None:
+    pipe = dg.LocalPipeline(into_stages(2), loss, MAKE, loss_scale=scale)
+    told = []
+    for x, y in batches(301, (6,)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pipe.step(x, y)
+        told += [(pipe.iteration, str(w.message), w.filename) for w in caught]
+    assert [iteration for iteration, _, _ in told] == ([] if first is None else [first])
+    for _, message, file in told:
+        assert "loss scaling finds no scale" in message and file == __file__

@@ -291,6 +291,10 @@ def smooth(outputs: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
     return cross_entropy(outputs, targets, reduction="sum", label_smoothing=label_smoothing)
 
 
+def smooth_with_extras(outputs: Tensor, targets: Tensor, label_smoothing: float) -> Any:
+    return smooth(outputs, targets, label_smoothing), {"sum": outputs.sum()}
+
+
 SIZE = 4
 
 
@@ -335,10 +339,12 @@ def keep_the_contract(rank: int, world_size: int) -> dict[str, Any]:
         ("recompute", {"recompute": True}),
         ("resumed", {}),
         ("accumulated", {}),
+        ("extras", {}),
     ):
         module = contract_stages()[rank]
         stage = PipelineStage(module, rank, world_size, CPU)
-        schedule = dg.ScheduleDDG(stage, 2, smooth, scale_grads=False, **options)
+        loss_fn = smooth_with_extras if name == "extras" else smooth
+        schedule = dg.ScheduleDDG(stage, 2, loss_fn, scale_grads=False, **options)
         found = []
         for index, batch in enumerate(contract_batches()):
             given = batch[rank]
@@ -361,6 +367,7 @@ def keep_the_contract(rank: int, world_size: int) -> dict[str, Any]:
                 arguments |= {"target": given["target"]}
                 outputs = schedule.step(*given["args"], **given["kwargs"], **arguments)
             found.append((gradients_of(module), losses, outputs))
+            told["extras of " + name] = schedule.extras
         for _ in schedule.flush():
             found.append(gradients_of(module))
         told[name] = found
@@ -385,7 +392,7 @@ def test_arguments_losses_and_outputs_are_those_of_torch() -> None:
             losses[-1].backward()
         plain.append((gradients_of(below), gradients_of(above), losses, torch.cat(outputs)))
 
-    for name in ("whole", "parts", "recompute", "resumed"):
+    for name in ("whole", "parts", "recompute", "resumed", "extras"):
         lower, upper = (told[name] for told in ranks)
         assert_same([found[0] for found in upper], [of[1] for of in plain])
         assert_same([found[1] for found in upper], [[x.detach() for x in of[2]] for of in plain])
@@ -394,6 +401,14 @@ def test_arguments_losses_and_outputs_are_those_of_torch() -> None:
         assert lower[0] == ([None, None], ["stale"], None)
         assert_same([found[0] for found in lower[1:4]], [of[0] for of in plain[:3]])
         assert_same(lower[4:], [plain[3][0]])
+
+    assert (
+        [told["extras of whole"] for told in ranks]
+        == [[], []]
+        == [ranks[0]["extras of extras"]] * 2
+    )
+    sums = [{"sum": part.detach().sum()} for part in plain[3][3].tensor_split(2)]
+    assert_same(ranks[1]["extras of extras"], sums)
 
     lower, upper = (told["accumulated"] for told in ranks)
     torch.testing.assert_close(lower[3][0], summed([of[0] for of in plain[:3]]))

@@ -28,6 +28,7 @@ from delaygrad.schedule import Action
 from delaygrad.stage import Stage
 
 _INTERRUPTED = "interrupted"
+_LOOK_EVERY = 100  # iterations; a look at the loss scale waits for the device
 
 
 class Pipeline(HeldStages, ABC):
@@ -146,6 +147,9 @@ class Pipeline(HeldStages, ABC):
             self.iteration += 1
         if self.monitor is not None:
             self.monitor.after(self._share)
+        if self.iteration % _LOOK_EVERY == 0 and self.holds_first:
+            if (signals := self._workers[0].stage.signals) is not None:
+                signals.look()
         return self._on_every_rank(loss) if share_loss else loss
 
     def _actions(self) -> list[Action]:

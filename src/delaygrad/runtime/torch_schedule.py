@@ -33,7 +33,7 @@ from delaygrad.partition.graph.stage import GraphStage
 from delaygrad.runtime.distributed import DistributedPipeline
 from delaygrad.runtime.tie_links import ties_of
 from delaygrad.schedule import Action, Kind
-from delaygrad.stage import by_caller
+from delaygrad.stage import by_caller, require_scalar
 from delaygrad.transport import Receiver
 
 _UNFINISHED = "flush is not finished: take all that it yields, and step the optimizer for each"
@@ -53,7 +53,8 @@ class ScheduleDDG(PipelineScheduleSingle):
     Args:
         stage: a ``PipelineStage`` around an eager module, one stage per rank.
         n_microbatches: M, of each batch.
-        loss_fn: ``loss_fn(output, target)``; used on the last rank.
+        loss_fn: ``loss_fn(output, target)``, a 0-d tensor, or a pair of it and extras; used on the
+            last rank.
         args_chunk_spec, kwargs_chunk_spec, output_merge_spec: as in torch.
         scale_grads: divide gradients by M, for a loss that is a mean.
         allow_nonfinite_loss: let NaN and infinity pass.
@@ -74,7 +75,7 @@ class ScheduleDDG(PipelineScheduleSingle):
         self,
         stage: PipelineStage,
         n_microbatches: int,
-        loss_fn: Callable[..., Tensor] | None = None,
+        loss_fn: Callable[..., Any] | None = None,
         args_chunk_spec: Any = None,
         kwargs_chunk_spec: Any = None,
         output_merge_spec: Any = None,
@@ -96,7 +97,7 @@ class ScheduleDDG(PipelineScheduleSingle):
             output_merge_spec=output_merge_spec,
             scale_grads=scale_grads,
         )
-        self._given_loss: Callable[..., Tensor] = loss_fn
+        self._given_loss: Callable[..., Any] = loss_fn
         self._losses: list[Tensor] = []
         self._outputs: list[Any] | None = None
         self._loss_kwargs: dict[str, Any] = {}
@@ -184,6 +185,14 @@ class ScheduleDDG(PipelineScheduleSingle):
                 self._outputs.append(outputs)
         return self._end(losses if targets is not None else None)
 
+    @property
+    def extras(self) -> list[Any]:
+        """What ``loss_fn`` returned beside the losses of the newest step; see ``Pipeline.extras``.
+
+        One item for each micro-batch on the last rank, [] elsewhere.
+        """
+        return self._engine.extras
+
     def flush(self) -> Iterator[None]:
         """Run the outstanding backward passes; yield once for each update that is then due.
 
@@ -262,13 +271,13 @@ class ScheduleDDG(PipelineScheduleSingle):
         self._losses, self._outputs = [], [] if keeps else None
         self._loss_kwargs = loss_kwargs or {}
 
-    def _loss(self, outputs: Any, target: Any) -> Tensor:
-        """Compute the loss of a micro-batch; note it, and the outputs if they are wanted."""
+    def _loss(self, outputs: Any, target: Any) -> Any:
+        """Compute what ``loss_fn`` returns; note the loss, and the outputs if they are wanted."""
         if self._outputs is not None:
             self._outputs.append(pytree.tree_map_only(Tensor, Tensor.detach, outputs))
-        loss = self._given_loss(outputs, target, **self._loss_kwargs)
-        self._losses.append(loss.detach())
-        return loss
+        returned = self._given_loss(outputs, target, **self._loss_kwargs)
+        self._losses.append(require_scalar(returned).detach())
+        return returned
 
     def _end(self, losses: list[Tensor] | None) -> Any:
         if losses is not None and self._stage.is_last:

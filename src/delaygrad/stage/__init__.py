@@ -7,6 +7,7 @@ from delaygrad.stage.network import (
     by_caller,
     device_of,
     require_one_batch,
+    require_scalar,
 )
 from delaygrad.stage.stage import Stage
 
@@ -18,4 +19,5 @@ __all__ = [
     "by_caller",
     "device_of",
     "require_one_batch",
+    "require_scalar",
 ]

@@ -14,16 +14,18 @@ a GPU. The scale is decided where batches enter, at stage 0, where every skip ar
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from delaygrad.errors import StageError
+from delaygrad.errors import DelaygradWarning, StageError
 from delaygrad.methods import Method
 from delaygrad.methods.axes import LossScale
 from delaygrad.optimizers import parts_of
 
+_MANY = 100  # batches skipped in a row
 _DTYPE = torch.float64  # the square root of a squared float32 is the number itself
 
 
@@ -67,6 +69,8 @@ class Signals:
         """Scale of the batch that goes backward."""
         self._skip = self._number(0.0)
         self._skipped = self._number(0.0)
+        self._in_a_row = self._number(0.0)  # batches skipped, on stage 0
+        self._told = False
         self._kind = torch.float32  # of the gradients' norm
 
     @property
@@ -83,6 +87,21 @@ class Signals:
     def skipped(self) -> int:
         """Batches skipped so far; waits for the device."""
         return int(self._skipped)
+
+    def look(self) -> None:
+        """Warn, once, if batch after batch is skipped; on stage 0. Waits for the device."""
+        if self._told or self._loss_scale is None:
+            return
+        in_a_row = int(self._in_a_row)
+        if in_a_row >= _MANY or self.loss_scale < min(1.0, self._loss_scale.initial):
+            self._told = True
+            warnings.warn(
+                f"loss scaling finds no scale (now: {self.loss_scale:g}, batches skipped in a row: "
+                f"{in_a_row}), and skipped batches train nothing; look for a loss or a gradient "
+                "that is NaN or infinite in float32 too",
+                DelaygradWarning,
+                stacklevel=3,  # who calls pipe.step
+            )
 
     def enter(self, batch_index: int, scalars: Tensor | None) -> None:
         """Take what came with an activation.
@@ -182,6 +201,7 @@ class Signals:
             raised = torch.where(due, self._scale * rule.growth, self._scale)
             self._scale = torch.where(self._skip > 0, lowered, raised)
             self._finite = torch.where(due, 0.0, finite)
+            self._in_a_row = (self._in_a_row + 1) * self._skip
 
     def _number(self, value: float) -> Tensor:
         return torch.tensor(value, dtype=_DTYPE, device=self._device)
