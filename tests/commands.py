@@ -1,10 +1,11 @@
-"""Run the ``delaygrad`` command as a user does: in a process of its own, possibly under torchrun.
+"""Run the ``delaygrad`` command: in this process, or as a user does, possibly under torchrun.
 
 Every wait is bounded, and what a command has started is dead when its test is over.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -13,9 +14,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from delaygrad.cli.main import main
 from delaygrad.records import read_events
@@ -27,10 +29,28 @@ CUTS = {1: (), 2: ("linear2",), 3: ("linear2", "linear3")}
 
 
 def delaygrad(*arguments: object) -> subprocess.CompletedProcess:
-    """Run a command to its end."""
-    with running(*DELAYGRAD, *arguments) as process:
-        out, err = process.communicate(timeout=TIMEOUT_S)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    """Run a command to its end in this process, which has imported torch already.
+
+    What processes below this one print is not in the result.
+    """
+    words = [str(word) for word in arguments]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with (
+            patch.object(sys, "argv", ["delaygrad", *words]),
+            patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}),
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            main(words)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+        err.write(f"{end.code}\n" if isinstance(end.code, str) else "")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 @contextmanager
@@ -101,7 +121,7 @@ def train(run_dir: Path, num_stages: int, *arguments: object) -> list[str]:
 
 
 def here(arguments: list[str]) -> None:
-    """Run a command in this process, where it need not start first."""
+    """Run a command in this process, and let its errors come through."""
     main([*arguments, "--quiet", "--json"])
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from commands import (
     CUTS,
+    DELAYGRAD,
     TIMEOUT_S,
     TORCHRUN,
-    delaygrad,
     here,
     ranks_of,
     reports,
@@ -46,9 +46,11 @@ SHORT = ("--iterations", 22, "--holdout", 7, "--log-every", 4, "--checkpoint-eve
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """The folder, stdout and stderr of one distributed run."""
     folder = tmp_path_factory.mktemp("distributed") / "run"
-    done = delaygrad(*train(folder, 2, *SHORT, "--runtime", "distributed", "--json"))
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout, done.stderr
+    words = train(folder, 2, *SHORT, "--runtime", "distributed", "--json")
+    with running(*DELAYGRAD, *words) as process:
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, err
+    return folder, out, err
 
 
 def test_distributed_run_ends_as_the_local_one(run: tuple[Path, str, str], tmp_path: Path) -> None:

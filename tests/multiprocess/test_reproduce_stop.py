@@ -23,7 +23,7 @@ width = 16
 depth = 4
 batch_size = 100
 iterations = 1500
-checkpoint_every = 20
+checkpoint_every = 50
 log_every = 5
 [recipes.sgd]
 title = "SGD"
