@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,20 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "adam": lambda params: torch.optim.Adam(params, lr=0.01),
     "adamw": lambda params: torch.optim.AdamW(params, lr=0.01, weight_decay=0.1),
 }
+
+
+def sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
+
+
+def parameters(stages: Iterable[nn.Module]) -> list[Tensor]:
+    """Copies of the values of all parameters."""
+    return [p.detach().clone() for stage in stages for p in stage.parameters()]
+
+
+def states(stages: Iterable[nn.Module]) -> list[dict[str, Tensor]]:
+    """Parameters and buffers of each stage by name, not copied."""
+    return [dict(stage.state_dict()) for stage in stages]
 
 
 def into_stages(blocks: Sequence[nn.Module], num_stages: int) -> list[nn.Module]:

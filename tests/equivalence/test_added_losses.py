@@ -13,7 +13,7 @@ import pytest
 import torch
 from equivalence.naive import NaiveDelayedGradients
 from exact import assert_same
-from networks import CLASSES, OPTIMIZERS, batches
+from networks import CLASSES, OPTIMIZERS, batches, parameters
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -66,10 +66,6 @@ def summed(outputs: Tensor, targets: Tensor) -> Tensor:
     return total
 
 
-def values(stages: Any) -> list[Tensor]:
-    return [p.detach().clone() for stage in stages for p in stage.parameters()]
-
-
 CASES: dict[str, tuple[dg.Method, dict[str, Any]]] = {
     "ddg": (dg.DDG(), {}),
     "replay": (dg.DDG(recompute=True), {}),
@@ -97,7 +93,7 @@ def test_the_gradient_is_that_of_the_sum(case: str, num_stages: int) -> None:
         torch.testing.assert_close(loss + sum(added), both, rtol=1e-12, atol=1e-12)
     assert (pipe.added_losses[1] is None) == (num_stages == 3) if num_stages > 1 else added
     pipe.flush()
-    for ours, theirs in zip(values(stages), values(naive.stages), strict=True):
+    for ours, theirs in zip(parameters(stages), parameters(naive.stages), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
@@ -129,7 +125,7 @@ def test_scaled_and_unclipped_it_is_the_same_to_the_last_bit(options: dict[str, 
         pipe = dg.LocalPipeline(stages, cross_entropy, MAKE, **options)
         for x, y in batches(6, (6,)):
             pipe.step(x, y)
-        return values(stages)
+        return parameters(stages)
 
     assert_same(trained(**options), trained())
 
@@ -168,7 +164,7 @@ def test_inside_a_checkpointed_block_it_counts_once() -> None:
         pipe = dg.LocalPipeline(modules, cross_entropy, MAKE)
         for x, y in batches(6, (6,)):
             pipe.step(x, y)
-        return values(stages)
+        return parameters(stages)
 
     assert_same(trained(checkpointed=True), trained(checkpointed=False))
 
@@ -182,7 +178,7 @@ def test_a_compiled_stage_adds_its_loss() -> None:
         pipe = dg.LocalPipeline(stages, cross_entropy, MAKE)
         for x, y in batches(4, (6,)):
             pipe.step(x, y)
-        return values(stages)
+        return parameters(stages)
 
     assert_same(trained(compiled=True), trained(compiled=False))
 
@@ -241,7 +237,7 @@ def test_extras_of_the_loss_are_kept_for_each_part(micro_batches: int) -> None:
                 right = sum(extras["right"] for extras in pipe.extras)
                 assert len(pipe.extras) == micro_batches and not outputs.requires_grad
                 assert right == (outputs.argmax(1) == y).sum()
-        return values(stages), pipe
+        return parameters(stages), pipe
 
     ours, pipe = train(with_extras)
     theirs, plain = train(cross_entropy)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from equivalence.naive_ticks import NaiveTicks
 from exact import assert_same
-from networks import OPTIMIZERS, batches, mlp
+from networks import OPTIMIZERS, batches, mlp, parameters
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -114,10 +114,6 @@ def train(pipe: Any, num_batches: int = 9) -> list[Any]:
     losses = [pipe.step(x, y) for x, y in batches(num_batches, (6,), sizes=(6,))]
     pipe.flush()
     return losses
-
-
-def parameters(stages: Any) -> list[Tensor]:
-    return [p.detach().clone() for stage in stages for p in stage.parameters()]
 
 
 @pytest.mark.parametrize("num_stages", [1, 2, 3])

@@ -7,7 +7,6 @@ copies what the forward has written to the true network.
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +16,9 @@ from equivalence.naive import NaiveDelayedGradients
 from equivalence.test_live_weights import NaiveLive
 from exact import assert_same
 from grids import grid
-from networks import CLASSES, OPTIMIZERS, batches
+from networks import CLASSES, OPTIMIZERS, batches, states
 from ranks import run_ranks
+from saved import from_bytes, to_bytes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -96,10 +96,6 @@ def pipeline(stages: list[nn.Module], **options: Any) -> dg.LocalPipeline:
     return dg.LocalPipeline(stages, cross_entropy, sgd, method=dg.DDG(**options))
 
 
-def values(stages: list[nn.Module]) -> list[dict[str, Tensor]]:
-    return [dict(stage.state_dict()) for stage in stages]
-
-
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"micro_batches": 2},
@@ -116,16 +112,16 @@ def test_a_forward_that_writes_parameters_is_that_of_the_naive_loop(
     make: type[nn.Module], write: Write, options: dict[str, Any], recompute: bool
 ) -> None:
     stages = network(make, write)
-    before = copy.deepcopy(values(stages))
+    before = copy.deepcopy(states(stages))
     naive = NaiveDelayedGradients(stages, cross_entropy, sgd, seed=3, **options)
     pipe = pipeline(stages, recompute=recompute, **options)
     for batch in data():
         assert_same(pipe.step(*batch), naive.step(*batch))
-        assert_same(values(stages), values(naive.stages))
+        assert_same(states(stages), states(naive.stages))
     naive.flush()
     pipe.flush()
-    assert_same(values(stages), values(naive.stages))
-    for now, was in zip(values(stages), before, strict=True):
+    assert_same(states(stages), states(naive.stages))
+    for now, was in zip(states(stages), before, strict=True):
         assert all(not torch.equal(now[name], was[name]) for name in now)
 
 
@@ -136,7 +132,7 @@ def test_new_memory_is_carried_whenever_a_forward_gives_it(recompute: bool) -> N
     pipe = pipeline(stages, recompute=recompute)
     for batch in data(12):
         assert_same(pipe.step(*batch), naive.step(*batch))
-        assert_same(values(stages), values(naive.stages))
+        assert_same(states(stages), states(naive.stages))
 
 
 def test_a_write_that_is_known_stays_carried_when_it_comes_rarely() -> None:
@@ -145,7 +141,7 @@ def test_a_write_that_is_known_stays_carried_when_it_comes_rarely() -> None:
     pipe = pipeline(stages)
     for batch in data(12):
         assert_same(pipe.step(*batch), naive.step(*batch))
-        assert_same(values(stages), values(naive.stages))
+        assert_same(states(stages), states(naive.stages))
 
 
 @pytest.mark.parametrize("write", IN_PLACE)
@@ -187,14 +183,11 @@ def test_a_resumed_run_applies_the_effect_of_each_forward_once(
     first = build()
     for batch in data()[:stop]:
         first.step(*batch)
-    saved = io.BytesIO()
-    torch.save(first.state_dict(), saved)
-    saved.seek(0)
     second = build()
-    second.load_state_dict(torch.load(saved))
-    assert_same(values(second.stages), values(first.stages))
+    second.load_state_dict(from_bytes(to_bytes(first.state_dict())))
+    assert_same(states(second.stages), states(first.stages))
     assert_same([second.step(*batch) for batch in data()[stop:]], losses[stop:])
-    assert_same(values(second.stages), values(straight.stages))
+    assert_same(states(second.stages), states(straight.stages))
 
 
 @pytest.mark.parametrize("write", IN_PLACE)
@@ -210,14 +203,14 @@ def test_with_live_weights_waiting_batches_meet_what_was_written(
     saved = None
     for index, batch in enumerate(data()):
         assert_same(pipe.step(*batch), naive.step(*batch))
-        assert_same(values(stages), naive.tensors())
+        assert_same(states(stages), naive.tensors())
         saved = copy.deepcopy(pipe.state_dict()) if index == 4 else saved
     resumed = pipeline(network(make, write), weights="live")
     assert saved is not None
     resumed.load_state_dict(saved)
     for batch in data()[5:]:
         resumed.step(*batch)
-    assert_same(values(resumed.stages), values(stages))
+    assert_same(states(resumed.stages), states(stages))
 
 
 def test_with_live_weights_new_memory_is_an_error_with_a_remedy() -> None:
@@ -256,7 +249,7 @@ def test_attributes_and_flags_that_a_forward_sets_are_carried_and_replayed(
         for stage in stages[1:3]:
             assert stage.linear.weight.count == number
             assert stage.second.weight.requires_grad == (number <= 3)
-    assert_same(values(stages), values(plain))
+    assert_same(states(stages), states(plain))
 
 
 def test_a_frozen_parameter_may_be_replaced_and_a_trained_one_may_not() -> None:
@@ -275,7 +268,7 @@ def test_a_frozen_parameter_may_be_replaced_and_a_trained_one_may_not() -> None:
     pipe = pipeline(stages)
     for batch in data():
         assert_same(pipe.step(*batch), naive.step(*batch))
-        assert_same(values(stages), values(naive.stages))
+        assert_same(states(stages), states(naive.stages))
     pipe = pipeline([Replacing(True), nn.Linear(6, CLASSES)])
     with pytest.raises(StageError, match=r"stage 0.*another object .*scale"):
         pipe.step(*data()[0])
@@ -307,4 +300,4 @@ def test_ranks_carry_what_one_process_carries() -> None:
                 pipe.step(*batch)
             pipe.flush()
             name = f"{make.__name__} {write.__name__}"
-            assert_same([found[name] for found in ranks], values(stages))
+            assert_same([found[name] for found in ranks], states(stages))

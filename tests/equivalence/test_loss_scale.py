@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 from equivalence.naive_ticks import NaiveTicks
-from equivalence.test_clipping import CASES, into_stages, parameters
+from equivalence.test_clipping import CASES, into_stages
 from exact import assert_same
-from networks import OPTIMIZERS, batches
+from networks import OPTIMIZERS, batches, parameters
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 

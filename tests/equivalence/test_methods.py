@@ -5,16 +5,16 @@ DDG and BP have a loop of their own (``test_naive_loop.py``), and so has DNI.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from equivalence.naive_ticks import NaiveTicks
 from exact import assert_same
-from networks import NETWORKS, OPTIMIZERS, batches, into_stages
+from networks import NETWORKS, OPTIMIZERS, batches, into_stages, states
 from ranks import run_ranks
+from saved import from_bytes, to_bytes
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -98,14 +98,7 @@ def drive(
         targets.fill_(0)
     if num_batches == NUM_BATCHES:
         pipe.flush()
-    file = io.BytesIO()
-    torch.save(pipe.state_dict(), file)
-    file.seek(0)
-    return losses, torch.load(file, weights_only=True)
-
-
-def states(stages: Sequence[nn.Module]) -> list[dict[str, Any]]:
-    return [dict(stage.state_dict()) for stage in stages]
+    return losses, from_bytes(to_bytes(pipe.state_dict()))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 import torch
 from equivalence.naive import NaiveDelayedGradients
 from exact import assert_same
-from networks import CLASSES, batches, mlp
+from networks import CLASSES, batches, mlp, parameters, sgd
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrizations, prune
@@ -26,10 +26,6 @@ from delaygrad.errors import CheckpointError, StageError, StashError
 NUM_BATCHES = 7
 
 
-def sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
-
-
 def pipeline(stages: list[nn.Module], **options: Any) -> dg.LocalPipeline:
     torch.manual_seed(3)
     return dg.LocalPipeline(stages, cross_entropy, sgd, method=dg.DDG(**options))
@@ -37,10 +33,6 @@ def pipeline(stages: list[nn.Module], **options: Any) -> dg.LocalPipeline:
 
 def data() -> list[tuple[Tensor, Tensor]]:
     return list(batches(NUM_BATCHES, (6,)))
-
-
-def parameters_of(stages: list[nn.Module]) -> list[Tensor]:
-    return [parameter.detach().clone() for stage in stages for parameter in stage.parameters()]
 
 
 def stages_with(make: Callable[[], nn.Module]) -> list[nn.Module]:
@@ -69,7 +61,7 @@ def ends_with(
         between(pipe, index)
         losses.append(pipe.step(*batch))
     pipe.flush()
-    return [losses, parameters_of(pipe.stages), [dict(s.named_buffers()) for s in pipe.stages]]
+    return [losses, parameters(pipe.stages), [dict(s.named_buffers()) for s in pipe.stages]]
 
 
 # --- buffers -------------------------------------------------------------------------------------
@@ -165,7 +157,7 @@ def test_autocast_is_that_of_the_forward_wherever_a_graph_is_built_again(recompu
             resumed.step(*batch)
     for pipe in (whole, resumed):
         pipe.flush()
-    assert_same(parameters_of(resumed.stages), parameters_of(whole.stages))
+    assert_same(parameters(resumed.stages), parameters(whole.stages))
     if not recompute:
         return
     stashed = pipeline(copy.deepcopy(stages))
@@ -173,7 +165,7 @@ def test_autocast_is_that_of_the_forward_wherever_a_graph_is_built_again(recompu
         with half_precision():
             stashed.step(*batch)
     stashed.flush()
-    assert_same(parameters_of(whole.stages), parameters_of(stashed.stages))
+    assert_same(parameters(whole.stages), parameters(stashed.stages))
 
 
 def test_a_hook_on_a_parameter_changes_its_gradient_on_every_stage() -> None:
@@ -294,7 +286,7 @@ def test_new_memory_by_hand_is_exact_at_any_time(clamped: bool) -> None:
                     parameter.data = parameter.data.clamp(-0.3, 0.3)
     naive.flush()
     pipe.flush()
-    assert_same(parameters_of(stages), parameters_of(naive.stages))
+    assert_same(parameters(stages), parameters(naive.stages))
 
 
 def test_a_frozen_part_changed_in_place_is_refused() -> None:
@@ -356,7 +348,7 @@ def test_a_buffer_that_is_handed_on_is_what_it_was() -> None:
         for batch in data():
             pipe.step(*batch)
         pipe.flush()
-        results.append(parameters_of(own))
+        results.append(parameters(own))
     assert_same(*results)
 
 
@@ -386,7 +378,7 @@ def test_a_change_by_hand_just_before_a_checkpoint_is_in_it(when: int) -> None:
         for batch in data()[when:]:
             each.step(*batch)
         each.flush()
-    assert_same(parameters_of(resumed.stages), parameters_of(pipe.stages))
+    assert_same(parameters(resumed.stages), parameters(pipe.stages))
 
 
 def test_a_state_is_a_snapshot_though_one_parameter_was_changed_by_hand() -> None:
@@ -434,7 +426,7 @@ def test_autocast_around_the_loop_is_autocast_around_each_step(
                     pipe.step(*batch)
         with half_precision(True):
             pipe.flush()
-        ends.append(parameters_of(pipe.stages))
+        ends.append(parameters(pipe.stages))
     assert_same(*ends)
 
 

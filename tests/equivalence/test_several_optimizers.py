@@ -12,7 +12,7 @@ import pytest
 import torch
 from equivalence.naive import NaiveDelayedGradients
 from exact import assert_same
-from networks import CLASSES, batches, mlp
+from networks import CLASSES, batches, mlp, parameters
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, Muon, Optimizer
@@ -45,10 +45,6 @@ class Together:
             part.step()
 
 
-def values(stages: Any) -> list[torch.Tensor]:
-    return [p.detach().clone() for stage in stages for p in stage.parameters()]
-
-
 @pytest.mark.parametrize("num_stages", [1, 3])
 def test_each_part_steps_as_it_would_alone(num_stages: int) -> None:
     stages = into_stages(num_stages)
@@ -59,7 +55,7 @@ def test_each_part_steps_as_it_would_alone(num_stages: int) -> None:
         assert_same(pipe.step(x, y), naive.step(x, y))
     pipe.flush()
     naive.flush()
-    assert_same(values(stages), values(naive.stages))
+    assert_same(parameters(stages), parameters(naive.stages))
 
 
 @pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5}, {"loss_scale": 4.0}], ids=str)
@@ -123,10 +119,10 @@ def test_a_stage_with_nothing_for_one_of_them_is_told_how() -> None:
         return [Muon([matrices], lr=0.02), AdamW([others], lr=0.01)]
 
     pipe = dg.LocalPipeline(stages, cross_entropy, in_groups)
-    before = values(stages)
+    before = parameters(stages)
     for x, y in batches(4, (6,)):
         pipe.step(x, y)
-    assert not any(torch.equal(a, b) for a, b in zip(before, values(stages), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(before, parameters(stages), strict=True))
 
 
 def test_a_checkpoint_of_other_optimizers_is_refused() -> None:
@@ -177,7 +173,7 @@ def test_a_frozen_stage_needs_no_optimizer(in_a_list: bool) -> None:
     for x, y in batches(6, (6,)):
         pipe.step(x, y)
         naive.step(x, y)
-    assert_same(values(stages), values(naive.stages))
+    assert_same(parameters(stages), parameters(naive.stages))
     stages[0].requires_grad_(True)
     with pytest.raises(dg.StageError, match=r"unfrozen in a stage .*\(stage: 0"):
         for x, y in batches(4, (6,)):

@@ -6,7 +6,6 @@ Every comparison is exact (rtol=0, atol=0).
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from exact import assert_same
 from grids import grid
 from networks import CLASSES, OPTIMIZERS, batches, in_place_convolutions, into_stages, mlp
+from saved import from_bytes, to_bytes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -47,13 +47,6 @@ def make_pipe(
 
 def data() -> list[tuple[Tensor, Tensor]]:
     return list(batches(NUM_BATCHES, (2, 4, 4), sizes=(4, 4, 3, 5)))
-
-
-def through_bytes(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def losses_of(pipe: dg.LocalPipeline, part: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
@@ -112,7 +105,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(
 
     first = make_pipe(num_stages, method=method, optimizer=optimizer)
     early = losses_of(first, data[:stop])
-    saved = through_bytes(first.state_dict())
+    saved = from_bytes(to_bytes(first.state_dict()))
     losses_of(first, data[stop : stop + 2])  # the state is a snapshot
     # Another initialisation, and a life of its own.
     second = make_pipe(num_stages, init_seed=1, method=method, optimizer=optimizer)
@@ -133,7 +126,7 @@ def test_resuming_after_a_flush_starts_a_new_fill(num_stages: int) -> None:
         pipe.flush()
         for stop in (5, 6):  # right after the flush, and in the second fill
             if swap:
-                saved = through_bytes(pipe.state_dict())
+                saved = from_bytes(to_bytes(pipe.state_dict()))
                 pipe = make_pipe(num_stages, init_seed=stop)
                 pipe.load_state_dict(saved)
             losses += losses_of(pipe, data()[stop : stop + 1])
@@ -150,7 +143,7 @@ def test_resuming_after_a_flush_starts_a_new_fill(num_stages: int) -> None:
 def test_a_state_can_be_loaded_twice_also_into_the_pipeline_that_trained_on() -> None:
     pipe = make_pipe(3)
     losses_of(pipe, data()[:4])
-    saved = through_bytes(pipe.state_dict())
+    saved = from_bytes(to_bytes(pipe.state_dict()))
     runs = []
     for again in (pipe, pipe, make_pipe(3, init_seed=7), make_pipe(3, init_seed=8)):
         if runs:
@@ -174,7 +167,7 @@ def test_a_state_holds_inputs_as_they_were_though_the_caller_refills_them() -> N
         given = refilled[: len(inputs)].copy_(inputs) if len(inputs) <= 4 else inputs
         early.append(pipe.step(given, targets))
         refilled.fill_(torch.nan)
-    saved = through_bytes(pipe.state_dict())
+    saved = from_bytes(to_bytes(pipe.state_dict()))
     resumed = make_pipe(3, init_seed=1)
     resumed.load_state_dict(saved)
     assert_same(early + losses_of(resumed, data()[6:]), losses)
@@ -222,7 +215,7 @@ def test_resuming_with_dict_boundaries_tied_and_frozen_parameters(
     first = build(0)
     losses = losses_of(first, inputs[:stop])
     second = build(1)
-    second.load_state_dict(through_bytes(first.state_dict()))
+    second.load_state_dict(from_bytes(to_bytes(first.state_dict())))
     losses += losses_of(second, inputs[stop:])
     straight.flush()
     second.flush()
@@ -251,7 +244,7 @@ def test_resuming_with_a_layer_that_is_frozen_for_some_batches_only(
     straight.flush()
     first = make_pipe(4, make_blocks=mlp, method=method)
     losses = train(first, 0, stop)
-    saved = through_bytes(first.state_dict())
+    saved = from_bytes(to_bytes(first.state_dict()))
     second = make_pipe(4, make_blocks=mlp, method=method, init_seed=1)
     second.load_state_dict(saved)
     losses += train(second, stop, 9)
@@ -302,7 +295,7 @@ def test_running_statistics_count_each_batch_once_through_everything() -> None:
     losses_of(pipe, data()[:3])
     pipe.predict(torch.ones(2, 2, 4, 4))
     resumed = make_pipe(3, init_seed=1)
-    resumed.load_state_dict(through_bytes(pipe.state_dict()))
+    resumed.load_state_dict(from_bytes(to_bytes(pipe.state_dict())))
     losses_of(resumed, data()[3:6])
     resumed.flush()
     counts = [
@@ -365,7 +358,7 @@ def test_a_state_of_something_else_is_refused_and_nothing_is_harmed(
     inputs = list(batches(8, (6,)))
     stranger = make_pipe(**{"num_stages": 3, "make_blocks": mlp, **other})
     losses_of(stranger, inputs[:4])
-    saved = through_bytes(stranger.state_dict())
+    saved = from_bytes(to_bytes(stranger.state_dict()))
 
     undisturbed = make_pipe(3, make_blocks=mlp)
     expected = losses_of(undisturbed, inputs)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from exact import assert_same
-from networks import CLASSES, batches
+from networks import CLASSES, batches, sgd
 from ranks import run_ranks
 from torch import Tensor, nn
 from torch.ao.quantization import (
@@ -54,10 +54,6 @@ class Table(nn.Module):
 def network(make: Callable[[], nn.Module] = Quantised) -> list[nn.Module]:
     torch.manual_seed(1)
     return [*(nn.Sequential(nn.Linear(6, 6), make()) for _ in range(3)), nn.Linear(6, CLASSES)]
-
-
-def sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
 
 
 def pipeline(stages: list[nn.Module], *, recompute: bool) -> dg.LocalPipeline:

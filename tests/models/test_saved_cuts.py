@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from exact import assert_same
+from networks import sgd
 from ranks import run_ranks
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
@@ -28,10 +29,6 @@ class Net(nn.Module):
         for layer in self.layers:
             x = x + torch.tanh(layer(x))
         return x
-
-
-def sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
 
 
 def local(cut: str, model: nn.Module | None = None) -> dg.LocalPipeline:

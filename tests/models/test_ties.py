@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import io
 from typing import Any
 
 import pytest
 import torch
 from exact import assert_same
 from ranks import run_ranks
+from saved import from_bytes, to_bytes
 from torch import Tensor, nn
 from zoo import TIED_LANGUAGE_MODEL as ONE
 from zoo import WORDS
@@ -214,9 +214,7 @@ def _train(pipe: Any) -> dict[str, Any]:
     told: dict[str, Any] = {"losses": []}
     for t, (inputs, targets) in enumerate(ONE.batches(8)):
         if t == STOP:
-            file = io.BytesIO()
-            torch.save(pipe.state_dict(), file)
-            told["saved"] = file.getvalue()
+            told["saved"] = to_bytes(pipe.state_dict())
         told["losses"].append(pipe.step(inputs, targets))
     pipe.flush()
     told["predicted"] = pipe.predict(ONE.batch(2, 5))
@@ -252,9 +250,9 @@ def test_ranks_compute_what_one_process_does_and_its_checkpoint_continues(
     assert_same(told[2]["predicted"], local["predicted"], "predictions")
     assert_same([of_rank["states"][0] for of_rank in told], local["states"], "states")
 
-    states = [torch.load(io.BytesIO(of_rank["saved"]), weights_only=True) for of_rank in told]
+    states = [from_bytes(of_rank["saved"]) for of_rank in told]
     state = {**states[0], "stages": {k: s for of in states for k, s in of["stages"].items()}}
-    saved = torch.load(io.BytesIO(local["saved"]), weights_only=True)["stages"]
+    saved = from_bytes(local["saved"])["stages"]
     for k, of_stage in state["stages"].items():
         assert_same(of_stage["ties"], saved[k]["ties"], "messages in flight")
     waiting = [len(messages) for s in saved.values() for messages in s["ties"].values()]

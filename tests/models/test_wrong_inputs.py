@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from exact import assert_same
+from networks import sgd
 from ranks import run_ranks
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -28,10 +29,6 @@ class Net(nn.Module):
         for layer in self.layers:
             x = x + layer(x) * (2 if x.shape[0] < 9 else 1)
         return self.head(x.mean((2, 3)))
-
-
-def sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
 
 
 def train(pipe: Any, wrong: list[Any]) -> tuple[list[Tensor], list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from exact import assert_same
 from networks import OPTIMIZERS, batches, mlp
 from ranks import run_ranks
+from saved import from_bytes, to_bytes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -58,14 +58,8 @@ def drive(pipe: Any, start: int = 0) -> dict[str, Any]:
     return {**told, "end": to_bytes(pipe.state_dict()), "skipped": pipe.skipped}
 
 
-def to_bytes(state: dict[str, Any]) -> bytes:
-    file = io.BytesIO()
-    torch.save(state, file)
-    return file.getvalue()
-
-
 def stages_of(state: bytes) -> dict[str, Any]:
-    stages: dict[str, Any] = torch.load(io.BytesIO(state), weights_only=True)["stages"]
+    stages: dict[str, Any] = from_bytes(state)["stages"]
     for stage in stages.values():
         for part in stage["offered"]:  # only ranks compare the batches that they are given
             del part["identity"]

@@ -6,7 +6,6 @@ processes runs all scenarios of one K; what the ranks return is compared with th
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from exact import assert_same
 from networks import CLASSES, OPTIMIZERS, batches
 from ranks import run_ranks
+from saved import from_bytes, to_bytes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -120,16 +120,6 @@ def make_distributed(scenario: Scenario, seed: int, rank: int) -> dg.Distributed
         method=scenario.method,
         timeout_s=20,
     )
-
-
-def to_bytes(state: dict[str, Any]) -> bytes:
-    file = io.BytesIO()
-    torch.save(state, file)
-    return file.getvalue()
-
-
-def from_bytes(state: bytes) -> dict[str, Any]:
-    return torch.load(io.BytesIO(state), weights_only=True)
 
 
 def drive(pipe: Pipeline, scenario: Scenario, *, start: int = 0) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import torch
 from exact import assert_same
 from networks import NETWORKS, OPTIMIZERS, batches, into_stages
 from ranks import run_ranks
+from saved import from_bytes, to_bytes
 from torch.nn.functional import cross_entropy
 
 import delaygrad as dg
@@ -38,11 +38,10 @@ def drive(pipe: Pipeline, network: str, every: int | None) -> dict[str, Any]:
             pipe.state_dict()
         if index == 10:
             pipe.flush()
-    file = io.BytesIO()
-    torch.save(pipe.state_dict(), file)
+    state = to_bytes(pipe.state_dict())
     pipe.flush()
     rows = [] if monitor is None else monitor.rows
-    return {"losses": losses, "rows": rows, "state": file.getvalue()}
+    return {"losses": losses, "rows": rows, "state": state}
 
 
 def on_ranks(rank: int, world_size: int) -> list[dict[str, Any]]:
@@ -75,9 +74,9 @@ def test_rows_and_training_are_those_of_one_process() -> None:
         for of_rank in told:
             assert of_rank["rows"] == local["rows"]
         assert_same(told[-1]["losses"], plain["losses"])
-        expected = torch.load(io.BytesIO(plain["state"]), weights_only=True)["stages"]
+        expected = from_bytes(plain["state"])["stages"]
         for k, of_rank in enumerate(told):
-            found = torch.load(io.BytesIO(of_rank["state"]), weights_only=True)["stages"]
+            found = from_bytes(of_rank["state"])["stages"]
             assert_same(found[str(k)]["model"], expected[str(k)]["model"])
             assert_same(found[str(k)]["optimizer"], expected[str(k)]["optimizer"])
             assert_same(found[str(k)]["random"], expected[str(k)]["random"])

@@ -5,18 +5,17 @@ from __future__ import annotations
 import ast
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from commands import DELAYGRAD, reports, running, session, train, wait_until
+from hosts import two_hosts
 from networks import OPTIMIZERS, batches, into_stages, mlp
 from sockets import is_loopback, listening_addresses
 from torch.nn.functional import cross_entropy
@@ -89,11 +88,6 @@ def names(node: ast.AST) -> list[str]:
 
 # --- a stranger on another host ------------------------------------------------------------------
 
-NAMES = ("victim", "stranger")
-HOSTS = tuple(f"delaygrad-{name}-{os.getpid()}" for name in NAMES)
-CABLE = tuple(f"dgs{os.getpid()}-{index}" for index in range(2))
-ADDRESSES = ("10.214.0.1", "10.214.0.2")
-
 SCAN = """
 import socket, sys
 for port in range(1, 65536):
@@ -104,44 +98,20 @@ for port in range(1, 65536):
 """
 
 
-@pytest.fixture
-def victim() -> Iterator[str]:
-    """A host with a cable to the stranger's."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("needs root and the ip command (Debian: iproute2), to make two namespaces")
-    try:
-        for host in HOSTS:
-            ip("netns", "add", host)
-        ip("link", "add", CABLE[0], "type", "veth", "peer", "name", CABLE[1])
-        for host, end, address in zip(HOSTS, CABLE, ADDRESSES, strict=True):
-            ip("link", "set", end, "netns", host)
-            ip("-n", host, "addr", "add", f"{address}/24", "dev", end)
-            ip("-n", host, "link", "set", end, "up")
-            ip("-n", host, "link", "set", "lo", "up")
-        yield HOSTS[0]
-    finally:
-        for host in HOSTS:  # the cable goes with them
-            subprocess.run(["ip", "netns", "delete", host], capture_output=True, timeout=10)
-
-
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=10)
-
-
 @pytest.mark.slow
-def test_a_stranger_finds_no_open_port(victim: str, tmp_path: Path) -> None:
-    on_victim = ("ip", "netns", "exec", victim)
+def test_a_stranger_finds_no_open_port(tmp_path: Path) -> None:
     wave = "import socket, time; s = socket.create_server(('', 4321)); time.sleep(99)"
     arguments = train(tmp_path / "run", 2, *ENDLESS)
     with (
-        running(*on_victim, sys.executable, "-c", wave) as control,
-        running(*on_victim, *DELAYGRAD, *arguments) as process,
+        two_hosts(214) as (victim, stranger),
+        running(*victim.command, sys.executable, "-c", wave) as control,
+        running(*victim.command, *DELAYGRAD, *arguments) as process,
     ):
         wait_until(lambda: listening_addresses([control.pid]))
         wait_until(lambda: reports(tmp_path / "run"))
         assert len(listening_addresses(session(process))) >= 2
         scan = subprocess.run(
-            ["ip", "netns", "exec", HOSTS[1], sys.executable, "-c", SCAN, ADDRESSES[0]],
+            [*stranger.command, sys.executable, "-c", SCAN, victim.address],
             check=True, capture_output=True, text=True, timeout=100,
         )  # fmt: skip
         assert process.poll() is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from exact import assert_same
 from networks import CLASSES, batch_norm_mlp, batches, dropout_mlp, into_stages
 from ranks import run_ranks
+from saved import from_bytes, to_bytes
 from torch import Tensor, nn
 from torch.distributed.pipelining import (
     PipelineStage,
@@ -134,12 +134,6 @@ def data() -> Iterator[tuple[Tensor, Tensor]]:
     return batches(ITERATIONS, (6,), sizes=(12, 12, 24))
 
 
-def through_bytes(state: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(state, file)
-    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
-
-
 def train_in_micro_batches(rank: int, world_size: int) -> list[dict[str, Any]]:
     told = []
     for micro, slack in SPLITS[world_size]:
@@ -151,7 +145,7 @@ def train_in_micro_batches(rank: int, world_size: int) -> list[dict[str, Any]]:
             if iteration == STOP:
                 evaluated = evaluate(trainer, *batch)
                 saved = trainer.schedule.state_dict(), trainer.optimizer.state_dict()
-                saved = through_bytes(saved)
+                saved = from_bytes(to_bytes(saved))
                 rate = trainer.scheduler.state_dict()
             losses.append(trainer.train_step(*batch))
             states.append(trainer.state())
@@ -351,7 +345,7 @@ def keep_the_contract(rank: int, world_size: int) -> dict[str, Any]:
             if name != "accumulated":
                 module.zero_grad()
             if name == "resumed" and index == 2:
-                state = through_bytes(schedule.state_dict())
+                state = from_bytes(to_bytes(schedule.state_dict()))
                 schedule.close()
                 module = contract_stages()[rank]
                 stage = PipelineStage(module, rank, world_size, CPU)
