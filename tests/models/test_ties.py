@@ -265,7 +265,7 @@ def test_ranks_compute_what_one_process_does_and_its_checkpoint_continues(
     assert_same([dict(s.state_dict()) for s in again.stages], local["states"], "states")
     for of_stage in state["stages"].values():
         of_stage.pop("ties")
-    with pytest.raises(dg.CheckpointError, match="shared parameters travelled with"):
+    with pytest.raises(dg.CheckpointError, match="does not fit .*KeyError: 'ties'"):
         again.load_state_dict(state)
 
 
