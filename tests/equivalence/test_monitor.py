@@ -26,6 +26,10 @@ NUM_STAGES, NUM_BATCHES = 3, 16
 ONE_STEP_LATE = METHODS["adl"](micro_batches=2)
 
 
+def silent(row: dict[str, Any], warning: str | None) -> None:
+    """In place of a warning, which would be an error here."""
+
+
 def pipeline(method: Method, network: str, optimizer: str = "nesterov") -> dg.LocalPipeline:
     torch.manual_seed(0)
     stages = into_stages(NETWORKS[network][0](), NUM_STAGES)
@@ -67,7 +71,7 @@ def gradients_at(
 )
 def test_rows_compare_with_the_gradient_at_the_live_parameters(method: Method, every: int) -> None:
     pipe = pipeline(method, "batch norm")
-    monitor = dg.Monitor(pipe, every=every)
+    monitor = dg.Monitor(pipe, every=every, report=silent)
     lives, applied = [], []
     for inputs, targets in data("batch norm"):
         lives.append(copy.deepcopy(pipe.stages))
@@ -99,7 +103,7 @@ def test_dropout_is_repeated(micro_batches: int, slack: int) -> None:
         into_stages(NETWORKS["dropout"][0](), NUM_STAGES), cross_entropy, OPTIMIZERS["nesterov"],
         micro_batches=micro_batches, slack=slack,
     )  # fmt: skip
-    monitor = dg.Monitor(pipe, every=3)
+    monitor = dg.Monitor(pipe, every=3, report=silent)
     lives, states, applied = [], [], []
     for inputs, targets in data("dropout"):
         lives.append(copy.deepcopy(naive))
@@ -140,7 +144,7 @@ def test_training_does_not_notice_it(method: Method, network: str) -> None:
     for every in (None, 2):
         pipe, losses = pipeline(method, network), []
         if every is not None:
-            dg.Monitor(pipe, every=every)
+            dg.Monitor(pipe, every=every, report=silent)
         for index, (inputs, targets) in enumerate(data(network)):
             losses.append(pipe.step(inputs, targets))
             if index == 7:
@@ -241,3 +245,35 @@ def test_rows_are_reported_as_they_come() -> None:
     for inputs, targets in data("mlp"):
         pipe.step(inputs, targets)
     assert told == monitor.rows and len(told) > 2
+
+
+def test_only_pipelines_have_a_monitor() -> None:
+    with pytest.raises(
+        TypeError, match=r"LocalPipeline or a DistributedPipeline \(given: Linear\)"
+    ):
+        dg.Monitor(nn.Linear(1, 1))  # type: ignore[arg-type]
+
+
+def test_growth_is_the_largest_norm_since_the_row_before_over_the_first_three() -> None:
+    pipe = pipeline(dg.DDG(), "mlp")
+    monitor = dg.Monitor(pipe, every=4, report=silent)
+    norms: list[list[float]] = [[] for _ in pipe.stages]
+    since, expected = [0] * NUM_STAGES, []
+    for inputs, targets in data("mlp"):
+        rows = len(monitor.rows)
+        pipe.step(inputs, targets)
+        for stage, own in zip(pipe.stages, norms, strict=True):
+            grads = [p.grad for p in stage.parameters() if p.grad is not None]
+            if grads:
+                own.append(float(torch.cat([g.flatten() for g in grads]).norm()))
+        if len(monitor.rows) > rows:
+            found = [
+                max(own[max(3, begin) :]) / max(own[:3])
+                for own, begin in zip(norms, since, strict=True)
+                if own[max(3, begin) :]
+            ]
+            expected.append(max(found, default=None))
+            since = [len(own) for own in norms]
+    assert len(expected) >= NUM_STAGES and any(expected)
+    for row, value in zip(monitor.rows, expected, strict=True):
+        assert row["growth"] == (None if value is None else pytest.approx(value))

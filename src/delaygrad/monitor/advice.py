@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-_IN_A_ROW = 2
-"""Measurements of a stage in a row that must agree: one may be an outlier."""
+_NEAR = 3
+"""One of so many measurements before must agree, of whichever stages: one may be an outlier."""
+_GROWN = 10.0
+"""Growth of a gradient's norm that means trouble."""
 
 _REMEDY = (
     "lower the learning rate, use more micro-batches (M >= K-1 keeps every delay at one update), "
@@ -15,10 +18,15 @@ _REMEDY = (
 
 
 class Advice:
-    """Watch the rows of all stages; warn of a stage once, and again after it was well."""
+    """Watch the rows of all stages; warn once, and again after all stages were well.
+
+    It takes two rows in trouble: of one stage in a row, or near each other.
+    """
 
     def __init__(self) -> None:
-        self._ill: dict[int, int] = {}  # measurements in a row, by stage
+        self._near = deque[bool](maxlen=_NEAR)
+        self._troubled: dict[int, bool] = {}  # by stage, in its last row
+        self._warned = False
 
     def look(self, row: Mapping[str, Any]) -> str | None:
         """Take a row of the monitor; return a warning, or None.
@@ -29,12 +37,17 @@ class Advice:
             (True, 'stage 0 takes steps 2.0 times the largest stable one (delay in updates: 3)')
         """
         stage, trouble = row["stage"], _trouble(row)
-        self._ill[stage] = 0 if trouble is None else self._ill.get(stage, 0) + 1
-        return f"{trouble}; {_REMEDY}" if self._ill[stage] == _IN_A_ROW else None
+        confirmed = self._troubled.get(stage, False) or any(self._near)
+        warns = trouble is not None and confirmed and not self._warned
+        self._troubled[stage] = trouble is not None
+        self._near.append(trouble is not None)
+        self._warned = (self._warned or warns) and any(self._troubled.values())
+        return f"{trouble}; {_REMEDY}" if warns else None
 
 
 def _trouble(row: Mapping[str, Any]) -> str | None:
     stability, direction = row.get("stability"), row.get("sufficient_direction")
+    growth = row.get("growth")
     stage, delay = f"stage {row['stage']}", f"delay in updates: {row['delay']}"
     if stability is not None and stability > 1:
         return f"{stage} takes steps {stability:.1f} times the largest stable one ({delay})"
@@ -43,4 +56,6 @@ def _trouble(row: Mapping[str, Any]) -> str | None:
             f"{stage} applies gradients that point uphill by now (sufficient direction: "
             f"{direction:.2f}, {delay})"
         )
+    if growth is not None and growth > _GROWN:
+        return f"the norm of a stage's gradient has grown to {growth:.0f} times its first ones"
     return None

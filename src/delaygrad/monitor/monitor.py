@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from delaygrad.errors import DelaygradWarning
 from delaygrad.methods.axes import Received
@@ -19,6 +21,11 @@ from delaygrad.monitor.measures import (
 )
 from delaygrad.runtime import Pipeline
 from delaygrad.stage import Stage
+
+_FIRST = 3
+"""Gradients that the growth of their norm is counted from."""
+_LIMIT = 1e9
+"""A larger growth, and one that is not finite, counts as this."""
 
 Row = dict[str, Any]
 """What was measured of one stage; see ``Monitor``."""
@@ -37,7 +44,8 @@ class Monitor:
     Each measurement is a row: ``iteration`` (s), ``stage``, ``delay`` (in updates), ``cosine``,
     ``sufficient_direction``, ``staleness_ratio``, ``prediction_error`` (methods that predict),
     ``drift`` and ``stability``. ``delaygrad.monitor.measures`` defines them; None is what cannot be
-    measured. All ranks have all rows.
+    measured. ``growth`` comes from every iteration since the row before, of all stages: the largest
+    norm of a stage's gradient over the largest of its first three. All ranks have all rows.
 
     Args:
         pipe: watched from its next iteration on, as long as it trains.
@@ -47,6 +55,7 @@ class Monitor:
             process that holds stage 0 issues a ``DelaygradWarning``.
 
     Raises:
+        TypeError: ``pipe`` is no pipeline.
         ValueError: ``every`` is below 1, or the pipeline has a monitor, or replicas (``mesh``).
 
     Example:
@@ -72,6 +81,11 @@ class Monitor:
         *,
         report: Callable[[Row, str | None], None] | None = None,
     ) -> None:
+        if not isinstance(pipe, Pipeline):
+            raise TypeError(
+                f"a monitor watches a LocalPipeline or a DistributedPipeline (given: "
+                f"{type(pipe).__name__}); train with one of them"
+            )
         if every < 1:
             raise ValueError(f"every must be at least 1 (every: {every})")
         if pipe.monitor is not None:
@@ -90,6 +104,9 @@ class Monitor:
         self._stage: int | None = None  # the next to be measured, or being measured
         self._due = False
         self._measured: Stage | None = None
+        self._norms: list[list[Tensor]] = [
+            [] for _ in pipe.stages
+        ]  # first three, and largest since
         pipe.monitor = self
 
     def before(self) -> None:
@@ -108,10 +125,13 @@ class Monitor:
 
     def after(self, share: Callable[[Any], list[Any]]) -> None:
         """See ``Pipeline.step``, which calls it."""
+        self._follow()
         if not self._due or self._stage is None:
             return
         own = None if self._measured is None else self._row(self._measured)
-        (row,) = (each for each in share(own) if each is not None)
+        shared = share((own, self._growth()))
+        (row,) = (each for each, _ in shared if each is not None)
+        row["growth"] = max((growth for _, growth in shared if growth is not None), default=None)
         self._stage = (self._stage + 1) % self._pipe.num_stages
         self.forget()
         self.rows.append(row)
@@ -120,6 +140,25 @@ class Monitor:
     def forget(self) -> None:
         """Give up the measurement that is going on: its batch is not in flight any more."""
         self._batch, self._measured, self._due = None, None, False
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Note the norm of each own stage's gradient; no device is waited for."""
+        for module, norms in zip(self._pipe.stages, self._norms, strict=True):
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            if gradients := [grad for grad in gradients if not grad.is_sparse]:
+                norms.append(get_total_norm(gradients))
+                norms[_FIRST:] = [torch.stack(norms[_FIRST:]).max()] if norms[_FIRST:] else []
+
+    def _growth(self) -> float | None:
+        """Return how far the norms have grown since the last call, at most; of own stages."""
+        found = list[float]()
+        for norms in self._norms:
+            if len(norms) > _FIRST:
+                largest, first = float(norms.pop()), float(torch.stack(norms).max())
+                if first > 0:
+                    found.append(largest / first if largest < _LIMIT * first else _LIMIT)
+        return max(found, default=None)
 
     def _age(self, stage: int) -> int:
         """Iterations from a batch's entry into the network to its update of a stage."""

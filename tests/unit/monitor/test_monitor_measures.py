@@ -71,16 +71,24 @@ def test_another_optimizer_has_no_known_step() -> None:
     assert step_times_curvature(torch.optim.Rprop([w]), {"w": w}, moved, moved) is None
 
 
-def test_advice_comes_once_until_the_stage_was_well() -> None:
+def test_advice_comes_once_until_all_was_well() -> None:
     advice = Advice()
-    ill = {"stage": 1, "delay": 2, "stability": 1.5, "sufficient_direction": 0.9}
+    ill = {"stage": 1, "delay": 2, "stability": 1.5, "sufficient_direction": 0.9, "growth": 1.0}
     well, uphill = {**ill, "stability": None}, {**ill, "stability": 0.1, "stage": 0}
     uphill["sufficient_direction"] = -0.5
-    said = [advice.look(row) for row in (ill, well, ill, ill, ill, well, ill, ill)]
-    assert [text is not None for text in said] == [False] * 3 + [True] + [False] * 3 + [True]
-    text = str(said[3])
+    other = {**well, "stage": 0}
+    rows = [ill, well, well, well, uphill, ill, ill, well, other, well, well, ill, uphill, ill]
+    said = [advice.look(row) for row in rows]
+    assert [index for index, text in enumerate(said) if text is not None] == [5, 12]
+    text = str(said[5])
     assert text.startswith("stage 1 takes steps 1.5 times the largest stable one")
     assert all(word in text for word in ("lower the learning rate", "micro-batches", "Lookahead"))
-    assert [advice.look(uphill), str(advice.look(uphill)).split(" by now")[0]] == [
-        None, "stage 0 applies gradients that point uphill",
-    ]  # fmt: skip
+    assert str(said[12]).split(" by now")[0] == "stage 0 applies gradients that point uphill"
+    advice = Advice()  # of one stage in a row, however many others there are
+    between = [{**well, "stage": k} for k in range(2, 8)]
+    assert [advice.look(row) is None for row in (ill, *between, ill)] == [True] * 7 + [False]
+    grown, advice = {**well, "growth": 11.0}, Advice()
+    assert advice.look({**grown, "growth": 9.0}) is None is advice.look(grown)
+    assert str(advice.look(grown)).startswith(
+        "the norm of a stage's gradient has grown to 11 times"
+    )
