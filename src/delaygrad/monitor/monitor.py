@@ -22,6 +22,8 @@ from delaygrad.monitor.measures import (
 from delaygrad.runtime import Pipeline
 from delaygrad.stage import Stage
 
+_LOOKS = 10
+"""Norms of gradients that are taken for one measurement."""
 _FIRST = 3
 """Gradients that the growth of their norm is counted from."""
 _LIMIT = 1e9
@@ -44,8 +46,8 @@ class Monitor:
     Each measurement is a row: ``iteration`` (s), ``stage``, ``delay`` (in updates), ``cosine``,
     ``sufficient_direction``, ``staleness_ratio``, ``prediction_error`` (methods that predict),
     ``drift`` and ``stability``. ``delaygrad.monitor.measures`` defines them; None is what cannot be
-    measured. ``growth`` comes from every iteration since the row before, of all stages: the largest
-    norm of a stage's gradient over the largest of its first three. All ranks have all rows.
+    measured. ``growth`` comes from some ten iterations since the row before, of all stages: the
+    largest norm of a stage's gradient over the largest of its first three. All ranks have all rows.
 
     Args:
         pipe: watched from its next iteration on, as long as it trains.
@@ -125,7 +127,8 @@ class Monitor:
 
     def after(self, share: Callable[[Any], list[Any]]) -> None:
         """See ``Pipeline.step``, which calls it."""
-        self._follow()
+        if self._pipe.iteration % max(self._every // _LOOKS, 1) == 0:
+            self._follow()
         if not self._due or self._stage is None:
             return
         own = None if self._measured is None else self._row(self._measured)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from delaygrad.partition import LayerCost
 from delaygrad.partition.costs import join, stages_of, with_seconds, without_borrowed
 from delaygrad.partition.measured_cuts import MeasuredCuts, measured_cuts
 from delaygrad.partition.measurement import Measurement, measuring
-from delaygrad.partition.split import cuttable, separable_groups
+from delaygrad.partition.split import Cuttable, cuttable, separable_groups
 from delaygrad.planning.dial import PartCosts, counts_of, part_costs, scaled, with_micro_batches
 from delaygrad.planning.forecast import Forecast, Host, dial_row, forecast
 from delaygrad.planning.link import Link
@@ -152,8 +152,6 @@ def plan(
     dials = {k: counts_of(k, methods[k].schedule.micro_batches) for k in counts}
     # All that can be refused, before anything is measured for long.
     network = cuttable(model, sample_inputs, before_loss=loss is not None)
-    layers = network.layers
-    shared = network.shared(range(1, len(layers)))  # of layers as of stages
     groups = {k: separable_groups(network, k) for k in counts}
 
     def cut(measurement: Measurement, costs: Sequence[LayerCost], k: int) -> MeasuredCuts:
@@ -166,46 +164,33 @@ def plan(
             measurement, costs, k, groups=groups[k], speeds=speeds, again=again, fits=fits
         )
 
-    cores, work = os.cpu_count() or 1, list[tuple[nn.Module, Tree]]()
+    cores = os.cpu_count() or 1
+    at_once = min(max(counts), max(cores // threads, 1))  # with more, they would share cores
+    work: Work = []
     with (
         _torch_threads(threads),
         measuring(
             network.chain, sample_inputs, make_optimizer=make_optimizer, loss=loss
         ) as measurement,
     ):
-        say(f"timing {len(layers)} layers")
-        costs = [
-            without_borrowed(
-                replace(cost, name=layer.name),
-                [tie for tie in shared if index in tie.borrowers],
-            )
-            for index, (cost, layer) in enumerate(zip(measurement.layers(), layers, strict=True))
-        ]
+        say(f"timing {len(network.layers)} layers")
+        costs = _layer_costs(measurement, network)
         (whole,) = with_seconds([join(costs)], measurement.stages([]))
         found = {k: cut(measurement, costs, k) for k in counts}
         say("timing micro-batches")
         parts = {k: part_costs(measurement, dials[k], found[k].cuts) for k in counts}
-        at_once = min(max(counts), max(cores // threads, 1))  # with more, they would share cores
         if side_by_side and at_once > 1:
-            own = separable_groups(network, at_once)
-            measured = found.get(at_once) or measured_cuts(measurement, costs, at_once, groups=own)
-            inputs = measurement.stage_inputs(measured.cuts)
-            # Of the chain: stages that tie a parameter would take it as one more input.
-            pieces = cuttable(network.chain, None).build(measured.cuts)
-            work = list(zip(pieces, inputs, strict=True))
-    machine, loopback = Machine(), None
+            work = _work(measurement, network, found.get(at_once), costs, at_once)
+    machine = Machine()
     if max(counts) > 1 and (work or link == "loopback"):
         say(f"timing {max(len(work), 2)} processes side by side")
         machine = measure_machine(work, threads=threads, link=link == "loopback")
-        if machine.latency_s is not None and machine.bandwidth_bytes_per_s is not None:
-            loopback = Link(
-                bandwidth_bytes_per_s=machine.bandwidth_bytes_per_s, latency_s=machine.latency_s
-            )
+    loopback = _loopback(machine)
     host = Host(cores=cores, threads=threads, slowdown=machine.slowdown or 1.0, link=loopback)
     used = loopback if link == "loopback" else link
 
-    def predicted(k: int, own: Method) -> Forecast:
-        stages, ties = found[k].stages, network.shared(found[k].cuts)
+    def predicted(k: int) -> Forecast:
+        own, stages, ties = methods[k], found[k].stages, network.shared(found[k].cuts)
         rows = [
             dial_row(
                 scaled(stages, parts[k], m), whole, with_micro_batches(own, m), used,
@@ -226,7 +211,7 @@ def plan(
         slowdown=machine.slowdown,
         processes=machine.processes,
         threads=threads,
-        forecasts=tuple(predicted(k, methods[k]) for k in counts),
+        forecasts=tuple(map(predicted, counts)),
         stages=tuple(tuple(each.stages) for each in found.values()),
         parts=tuple(parts.values()),
     )
@@ -234,6 +219,41 @@ def plan(
     return planned.with_commands(
         lambda each: f"dg.split(model, {each.stages}, {sample}cuts={list(each.cuts)})"
     )
+
+
+Work: TypeAlias = list[tuple[nn.Module, Tree]]
+"""Stages and their inputs, to be timed at once."""
+
+
+def _layer_costs(measurement: Measurement, network: Cuttable) -> list[LayerCost]:
+    """Measure every layer; what it borrows from another one is not its own."""
+    layers, shared = network.layers, network.shared(range(1, len(network.layers)))
+    return [
+        without_borrowed(
+            replace(cost, name=layer.name), [tie for tie in shared if index in tie.borrowers]
+        )
+        for index, (cost, layer) in enumerate(zip(measurement.layers(), layers, strict=True))
+    ]
+
+
+def _work(
+    measurement: Measurement,
+    network: Cuttable,
+    known: MeasuredCuts | None,
+    costs: Sequence[LayerCost],
+    num_stages: int,
+) -> Work:
+    groups = separable_groups(network, num_stages)
+    cuts = (known or measured_cuts(measurement, costs, num_stages, groups=groups)).cuts
+    # Of the chain: stages that tie a parameter would take it as one more input.
+    pieces = cuttable(network.chain, None).build(cuts)
+    return list(zip(pieces, measurement.stage_inputs(cuts), strict=True))
+
+
+def _loopback(machine: Machine) -> Link | None:
+    if machine.latency_s is None or machine.bandwidth_bytes_per_s is None:
+        return None
+    return Link(bandwidth_bytes_per_s=machine.bandwidth_bytes_per_s, latency_s=machine.latency_s)
 
 
 def _check(method: Method, counts: list[int], speeds: Sequence[float] | None) -> None:

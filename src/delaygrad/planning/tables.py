@@ -10,7 +10,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from delaygrad.planning.forecast import Forecast, milliseconds
+from delaygrad.planning.advice import milliseconds
+from delaygrad.planning.forecast import Forecast
 
 if TYPE_CHECKING:
     from delaygrad.planning.planner import Plan
