@@ -116,7 +116,7 @@ def _print_stages(results: dict[str, Any], console: Console) -> None:
     staged = [contestant for contestant in results["contestants"] if contestant.get("stages")]
     if not staged:
         return
-    activities = list(staged[0]["stages"][0])
+    activities = [name for name in staged[0]["stages"][0] if name != "average"]  # no replicas
     table = Table(title="stages (ms per iteration)", title_justify="left")
     table.add_column("contestant")
     for heading in ("stage", *activities):
