@@ -71,7 +71,7 @@ def test_scripts_in_the_docs_exist_with_their_flags():
     assert len(found) >= 4
     for command in found:
         path, *arguments = command.split()
-        if "*" in path or "$" in path or path.endswith("/"):
+        if "*" in path or "$" in path or (ROOT / path).is_dir():  # where a module writes
             continue
         source = (ROOT / path).read_text(encoding="utf-8")
         for flag in (argument for argument in arguments if argument.startswith("--")):

@@ -108,7 +108,7 @@ def test_a_network_of_the_users_takes_part_in_a_contest(
         (("--model", "our_net:Net"), "needs --model and --data.*data: not given"),
         (("--data", "our_net:few_digits"), "needs --model and --data.*model: not given"),
         (("--batch-size", "8"), "needs --model and --data"),
-        ((*OWN, "--smoke"), "it shrinks a --workload"),
+        ((*OWN, "--smoke"), "smoke shrinks a --workload"),
         (("--model", "our_net:nothing", *OWN[2:]), "returned no network"),
     ],
 )
