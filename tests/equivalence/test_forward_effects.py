@@ -301,3 +301,18 @@ def test_ranks_carry_what_one_process_carries() -> None:
             pipe.flush()
             name = f"{make.__name__} {write.__name__}"
             assert_same([found[name] for found in ranks], states(stages))
+
+
+def test_a_diverged_run_is_not_taken_for_a_forward_that_writes() -> None:
+    """NaN in parameters, predictions and buffers: compared, and not equal to themselves."""
+    stages = [nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)) for _ in range(3)]
+    pipe = dg.LocalPipeline(
+        stages,
+        nn.functional.mse_loss,
+        lambda params: torch.optim.SGD(params, lr=1e30),
+        method=dg.Lookahead(2),
+        allow_nonfinite_loss=True,
+    )
+    for _ in range(20):  # forwards 16 and 32 are checked
+        pipe.step(torch.randn(8, 4), torch.randn(8, 4))
+    assert stages[0][0].weight.isnan().all()

@@ -84,7 +84,7 @@ def effect(name: str, live: nn.Parameter, alias: nn.Parameter, before: Entered) 
         )
     moved = alias.data_ptr() != before.memory
     old = live.data if before.old is None else before.old
-    written = alias._version > 0 or (before.old is not None and not _same(alias.data, old))
+    written = alias._version > 0 or (before.old is not None and not same_values(alias.data, old))
     if written and not moved and not before.expected:
         raise StageError(
             f"the forward wrote into a parameter in place (parameter: {name}), after "
@@ -107,8 +107,9 @@ def carry(met: Met, live: nn.Parameter, alias: nn.Parameter) -> None:
         vars(live).update(vars(alias))
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape or one.dtype != other.dtype:
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Compare two tensors; a tensor that is not strided equals none."""
+    if one.layout != torch.strided or one.shape != other.shape or one.dtype != other.dtype:
         return False
     # NaN equals NaN here: a diverged run must report its divergence, not a changed parameter.
     return torch.equal(one, other) or bool(

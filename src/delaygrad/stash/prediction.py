@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from delaygrad.errors import StageError
-from delaygrad.stash.forward_effects import Met
+from delaygrad.stash.forward_effects import Met, same_values
 from delaygrad.stash.parameters import ParameterStash
 from delaygrad.stash.version import ParameterVersion
 
@@ -108,7 +107,7 @@ class PredictedStash(ParameterStash):
         changed = alias.data_ptr() != predicted.data_ptr() or alias._version > 0
         if old is not None:
             live.data = old
-            changed = changed or not torch.equal(alias.data, self._ahead(name, old))
+            changed = changed or not same_values(alias.data, self._ahead(name, old))
         if changed or not alias.requires_grad:
             raise StageError(
                 f"the forward changed a parameter that is predicted (parameter: {name}); train "

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from delaygrad.boundary import Tree, flatten
 from delaygrad.errors import StageError
 from delaygrad.stash.batches import Pending
-from delaygrad.stash.forward_effects import is_checked
+from delaygrad.stash.forward_effects import is_checked, same_values
 
 _SMALL = 1024  # elements; comparing so many takes no longer than calling the comparison
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -80,7 +80,7 @@ class BufferStash:
                     old = buffer, writes, copy
                 elif buffer is not None and old[2] is not None:
                     compared = everything or buffer.numel() <= _SMALL or path in self._uncounted
-                    if compared and not _same(buffer, old[2]):
+                    if compared and not same_values(buffer, old[2]):
                         self._uncounted.add(path)
                         old = buffer, writes, buffer.detach().clone()
                 kept[path] = old
@@ -165,9 +165,3 @@ def _copied_buffers(module: nn.Module, past: dict[str, Tensor | None]) -> Iterat
 
 def _path(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    if one.layout != torch.strided or one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    return torch.equal(one, other)
