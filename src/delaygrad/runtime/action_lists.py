@@ -8,6 +8,14 @@ from itertools import groupby
 
 from delaygrad.schedule import Action, Kind, Schedule, validate
 
+Order = Callable[[Iterable[Action], Schedule, int], list[Action]]
+"""``order(actions, schedule, num_stages)``: in which order a process does its actions."""
+
+
+def as_scheduled(actions: Iterable[Action], schedule: Schedule, num_stages: int) -> list[Action]:
+    """List actions in the schedule's own order."""
+    return list(actions)
+
 
 class ActionLists:
     """List actions, iteration by iteration.
@@ -16,7 +24,7 @@ class ActionLists:
         schedule: of the method.
         num_stages: K.
         stages: those whose actions are listed.
-        ordered: lists actions in the order in which this process does them.
+        order: in which this process does them.
 
     Raises:
         ScheduleError: the schedule is wrong.
@@ -27,19 +35,20 @@ class ActionLists:
         schedule: Schedule,
         num_stages: int,
         stages: Iterable[int],
-        ordered: Callable[[Iterable[Action]], list[Action]],
+        order: Order,
     ) -> None:
         _check_schedule(schedule, num_stages)
         self._schedule, self._num_stages, self._stages = schedule, num_stages, tuple(stages)
-        self._ordered = ordered
+        self._order = order
         # What happens in every iteration but for the fill, as if batch 0 entered the network in it.
-        self._steady = ordered(
+        steady = (
             action
             for tick in range(schedule.micro_batches)
             for action in schedule.actions(
                 tick, num_stages, stages=self._stages, first_batch=-sys.maxsize
             )
         )
+        self._steady = order(steady, schedule, num_stages)
 
     def of_iteration(self, iteration: int, phase: int) -> list[Action]:
         """List the actions of an iteration.
@@ -58,9 +67,9 @@ class ActionLists:
     def of_drain(self, iteration: int, phase: int) -> list[Action]:
         """List the actions of a drain before an iteration."""
         end = iteration * self._schedule.micro_batches
-        return self._ordered(
-            self._schedule.drain(end, self._num_stages, stages=self._stages, first_batch=phase)
-        )
+        schedule, num_stages = self._schedule, self._num_stages
+        drain = schedule.drain(end, num_stages, stages=self._stages, first_batch=phase)
+        return self._order(drain, schedule, num_stages)
 
     def updates_last(
         self, actions: Sequence[Action]

@@ -27,7 +27,6 @@ from delaygrad.runtime.pipeline import Pipeline
 from delaygrad.runtime.replicas import Replicas, pipeline_of
 from delaygrad.runtime.tie_links import TieLinks
 from delaygrad.runtime.worker import Worker
-from delaygrad.schedule import Action
 from delaygrad.stage import LossFunction, LossWeight, device_of
 from delaygrad.transport import Message, Receiver, Sender
 from delaygrad.transport.wire import reason_of
@@ -82,6 +81,8 @@ class DistributedPipeline(Pipeline):
     Warns:
         DelaygradWarning: two ranks hold equal parameters under two names.
     """
+
+    _order = staticmethod(outward_first)
 
     def __init__(
         self,
@@ -214,9 +215,6 @@ class DistributedPipeline(Pipeline):
                 f"this rank holds several stages (stages: {[*self._workers]}); use pipe.stages"
             )
         return self._workers[self.stage_index]
-
-    def _ordered(self, actions: Iterable[Action]) -> list[Action]:
-        return outward_first(actions, self.method.schedule, self.num_stages)
 
     def predict(self, inputs: Tree) -> Any:
         """See ``Pipeline.predict``; every rank calls it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from delaygrad.boundary import Tree
 from delaygrad.errors import WorkerError
 from delaygrad.methods import Method
 from delaygrad.runtime import pipeline_state, saving
-from delaygrad.runtime.action_lists import ActionLists
+from delaygrad.runtime.action_lists import ActionLists, as_scheduled
 from delaygrad.runtime.batch_identity import BatchId, require_batch_id
 from delaygrad.runtime.habits import HabitGuard
 from delaygrad.runtime.held_stages import HeldStages
@@ -46,6 +46,8 @@ class Pipeline(HeldStages, ABC):
     replica, num_replicas = 0, 1
     """Which copy of the pipeline this is, and of how many; see ``mesh``."""
 
+    _order = staticmethod(as_scheduled)
+
     def __init__(
         self, workers: Sequence[Worker], num_stages: int, method: Method, cuts: list[str] | None
     ) -> None:
@@ -60,7 +62,7 @@ class Pipeline(HeldStages, ABC):
         # Stages whose actions concern the workers: their own, and the neighbours that send to them.
         # Where stages wait for each other's norms, all: each must know when another updates.
         concern = [k for k in range(num_stages) if k in near or self._waits]
-        self._lists = ActionLists(method.schedule, num_stages, concern, self._ordered)
+        self._lists = ActionLists(method.schedule, num_stages, concern, self._order)
         self.iteration = 0
         """How many batches have entered the network."""
         self._begin_phase(0)
@@ -159,10 +161,6 @@ class Pipeline(HeldStages, ABC):
     def _remaining_actions(self) -> list[Action]:
         """List the actions of a drain."""
         return self._lists.of_drain(self.iteration, self._phase)
-
-    def _ordered(self, actions: Iterable[Action]) -> list[Action]:
-        """List actions in the order in which this process does them."""
-        return list(actions)
 
     def flush(self) -> None:
         """Run the outstanding backward passes: every stage has then used every batch exactly once.
