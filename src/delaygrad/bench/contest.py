@@ -22,7 +22,14 @@ from delaygrad.bench.rounds import Rounds
 from delaygrad.bench.throughput import evaluate
 from delaygrad.bench.workload import Workload, load_workload
 from delaygrad.errors import PartitionError
-from delaygrad.launch import Launch, joined, launched_by_torchrun, require_gpus, run_workers
+from delaygrad.launch import (
+    Launch,
+    joined,
+    launched_by_torchrun,
+    require_gpus,
+    run_workers,
+    usable_cores,
+)
 from delaygrad.partition import cuts_of
 from delaygrad.runtime import exchange
 
@@ -67,7 +74,7 @@ def run_contest(config: ContestConfig, *, quiet: bool = False) -> dict[str, Any]
     launch = Launch(num_workers=config.stages, threads=config.threads, timeout_s=_MEETING_TIMEOUT_S)
     if launched_by_torchrun():
         return _rank_main(config, names, launch, quiet)
-    with variables(OMP_NUM_THREADS=str(_cores())):  # for contestants that use every core
+    with variables(OMP_NUM_THREADS=str(usable_cores())):  # for contestants that use every core
         results: dict[str, Any] = run_workers(_rank_main, launch, config, names, launch, quiet)[0]
     return results
 
@@ -167,7 +174,7 @@ class _Contest:
             rank=self._rank,
             num_stages=config.stages,
             threads=config.threads,
-            cores=_cores(),
+            cores=usable_cores(),
             group=None,
             timeout_s=config.timeout_s,
         )
@@ -193,13 +200,6 @@ def _chunk_cuts(workload: Workload, num_stages: int) -> list[str] | None:
         return _balanced_cuts(workload, 2 * num_stages)
     except PartitionError:  # too few layers: the contestants that need them say so
         return None
-
-
-def _cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _peak_memory_bytes() -> int:

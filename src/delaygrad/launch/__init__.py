@@ -8,7 +8,13 @@ from delaygrad.launch.joining import (
     require_single_process,
 )
 from delaygrad.launch.private_folder import private_folder
-from delaygrad.launch.process import end_at_interrupt, end_with_parent, keep_freed_memory
+from delaygrad.launch.process import (
+    end_at_interrupt,
+    end_with_parent,
+    keep_freed_memory,
+    torch_threads,
+    usable_cores,
+)
 from delaygrad.launch.workers import fork_server, run_workers
 
 __all__ = [
@@ -23,4 +29,6 @@ __all__ = [
     "require_gpus",
     "require_single_process",
     "run_workers",
+    "torch_threads",
+    "usable_cores",
 ]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from delaygrad.boundary import Tree, flatten
 from delaygrad.errors import ConfigError, lacks
+from delaygrad.launch import torch_threads
 from delaygrad.methods import DDG, Method, method_or_ddg
 from delaygrad.optimizers import MakeOptimizer
 from delaygrad.partition import LayerCost
@@ -168,7 +167,7 @@ def plan(
     at_once = min(max(counts), max(cores // threads, 1))  # with more, they would share cores
     work: Work = []
     with (
-        _torch_threads(threads),
+        torch_threads(threads),
         measuring(
             network.chain, sample_inputs, make_optimizer=make_optimizer, loss=loss
         ) as measurement,
@@ -278,13 +277,3 @@ def _plain(forecast: Forecast) -> dict[str, Any]:
     for row, stage in zip(found["stage_plans"], forecast.stage_plans, strict=True):
         row["memory"]["total_bytes"] = stage.memory.total_bytes
     return found
-
-
-@contextmanager
-def _torch_threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

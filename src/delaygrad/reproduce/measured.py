@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from delaygrad.errors import ConfigError, DataError, DelaygradError
+from delaygrad.errors import DataError, DelaygradError
 from delaygrad.records import parse_json
-from delaygrad.reproduce.target import Failure, Say, Target
+from delaygrad.reproduce.target import Failure, Say, Target, require_same
 from delaygrad.training import run_folder
 
 FOLDER = "measured"
@@ -60,16 +60,7 @@ class Measurement:
                 f"a measurement is damaged ({self.path}: {type(error).__name__}: {error}); move it "
                 "away, and the same command makes it anew"
             ) from error
-        differing = [
-            f"{key}: {before.get(key)} there, {self.settings.get(key)} here"
-            for key in {**before, **self.settings}
-            if before.get(key) != self.settings.get(key)
-        ]
-        if differing:
-            raise ConfigError(
-                f"there is a measurement with other settings in this place ({self.path}; "
-                f"{'; '.join(differing)}); move it away, or choose another --output"
-            )
+        require_same("measurement", self.path, before, self.settings)
         return found
 
     def make(self) -> None:

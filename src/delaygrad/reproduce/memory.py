@@ -20,6 +20,7 @@ from delaygrad.bench.memory_peaks import (
     measure_total_on_gpu,
     predict_peaks,
 )
+from delaygrad.launch import torch_threads
 from delaygrad.records.spread import MISSING
 from delaygrad.reproduce.measured import MeasuredTarget, Measurement
 from delaygrad.reproduce.target import Findings, Row, Scale, text_table
@@ -175,7 +176,7 @@ def _bar(row: Row) -> Bar:
     return Bar(
         label=f"{row['model']}, {_method(row)}, K={row['num_stages']}{device}",
         parts={name: num_bytes / 2**20 for name, num_bytes in parts.items()},
-        marks={"formula": row["predicted_bytes"] / 2**20},
+        markers={"formula": row["predicted_bytes"] / 2**20},
         value=_mib(row["measured_bytes"]),
     )
 
@@ -208,17 +209,11 @@ def _mib(num_bytes: int) -> str:
 
 
 def _measure(line: MemoryLine, case: MemoryCase, known: tuple[str, ...] | None) -> dict[str, Any]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         cuts = balanced_cuts(case) if known is None else list(known)
         predicted = predict_peaks(case, cuts)
-        measured: list[int] = []
-        if line.device == "cpu":
-            measured = measure_peaks(case, cuts)
+        measured = measure_peaks(case, cuts) if line.device == "cpu" else []
         total = sum(measured) if measured else measure_total_on_gpu(case, cuts)
-    finally:
-        torch.set_num_threads(threads)
     return {
         "cuts": cuts,
         "measured_bytes": total,

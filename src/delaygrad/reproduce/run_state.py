@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 from delaygrad import checkpoint
 from delaygrad.errors import ConfigError
 from delaygrad.records import parse_json
+from delaygrad.reproduce.target import require_same
 from delaygrad.results.group import WITHOUT_EFFECT
 from delaygrad.results.run import read_run
 from delaygrad.training import TrainConfig, run_folder
@@ -51,16 +52,7 @@ def require_same_settings(config: TrainConfig) -> None:
     if not path.exists():
         return
     there, here = _effective(read_settings(path)), _effective(config.to_json())
-    differing = [
-        f"{name}: {there.get(name)} there, {here[name]} here"
-        for name in here
-        if there.get(name) != here[name]
-    ]
-    if differing:
-        raise ConfigError(
-            f"there is a run with other settings in this place ({config.run_dir}; "
-            f"{'; '.join(differing)}); move it away, or choose another --output"
-        )
+    require_same("run", config.run_dir, {name: there.get(name) for name in here}, here)
 
 
 def _effective(values: dict[str, Any]) -> dict[str, Any]:

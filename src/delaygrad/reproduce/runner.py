@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from delaygrad.errors import PartitionError
-from delaygrad.launch import require_gpus
+from delaygrad.launch import require_gpus, usable_cores
 from delaygrad.reproduce import run_state
 from delaygrad.reproduce.grid import PlannedRun
 from delaygrad.reproduce.progress import RunsProgress
@@ -69,8 +69,7 @@ def _require_possible(runs: Sequence[PlannedRun]) -> None:
 def _workers(runs: Sequence[PlannedRun]) -> int:
     if any(run.config.run.device == "cuda" for run in runs):
         return max(torch.cuda.device_count(), 1)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max((cores or 1) // max(map(_cores_of, runs)), 1)
+    return max(usable_cores() // max(map(_cores_of, runs)), 1)
 
 
 def _cores_of(planned: PlannedRun) -> int:

@@ -224,15 +224,15 @@ def _speed_panel(rows: Sequence[Row], published: Sequence[Published]) -> Panel:
     for row in rows:
         middle, stages = row["speedup"]["median"], row["stages"]
         own = [n for n in published if n.quantity == "speedup" and n.stages == stages]
-        marks = {n.who: n.value for n in own if n.problem in ("", row["workload"])}
+        markers = {n.who: n.value for n in own if n.problem in ("", row["workload"])}
         if row["paper_rule"] is not None:
-            marks = {"T_F + T_B / K": row["paper_rule"], **marks}
+            markers = {"T_F + T_B / K": row["paper_rule"], **markers}
         bars.append(
             Bar(
                 label=f"{row['workload']}, {row['how']}, K={stages}",
                 parts={row["how"]: middle},
                 ends=tuple(row["speedup"]["quartiles"]),
-                marks=marks,
+                markers=markers,
                 value=f"{middle:.2f}",
             )
         )

@@ -93,6 +93,20 @@ class Sources:
         return [f"[{index}] {note}" for note, index in self._known.items()]
 
 
+def require_same(what: str, place: Path, there: Row, here: Row) -> None:
+    """Raise ConfigError if what is kept in a place has other settings; say which."""
+    differing = [
+        f"{name}: {there.get(name)} there, {here.get(name)} here"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    ]
+    if differing:
+        raise ConfigError(
+            f"there is a {what} with other settings in this place ({place}; "
+            f"{'; '.join(differing)}); move it away, or choose another --output"
+        )
+
+
 class Planned(Protocol):
     """Something to be made, a run or a measurement; names differ within a target and scale."""
 

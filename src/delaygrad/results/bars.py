@@ -1,4 +1,4 @@
-"""Panels with a row for each thing: stacked bars with marks, and dots of final accuracies."""
+"""Panels with a row for each thing: stacked bars with markers, and dots of final accuracies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _ROW, _LETTER = 19.0, 0.6 * FONT_SIZE  # points
 _FAMILIES = {"bp": "s0", "ceiling": "ink", "pipeline": "s5", "ddp": "s1", "ddg": "s3"}
-_MARKERS = ("|", "D", "x")
+_SHAPES = ("|", "D", "x")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +26,14 @@ class Bar:
         label: at its left.
         parts: lengths by name, stacked.
         ends: of a thin line over the bar, such as quartiles; () for none.
-        marks: other values by name.
+        markers: other values by name, each drawn as a marker.
         value: written at the right end; "" for nothing.
     """
 
     label: str
     parts: Mapping[str, float]
     ends: tuple[float, ...] = ()
-    marks: Mapping[str, float] = field(default_factory=dict)
+    markers: Mapping[str, float] = field(default_factory=dict)
     value: str = ""
 
 
@@ -54,7 +54,7 @@ def bar_panel(
         named: name the parts above the plane.
         level: a value to mark across all bars.
     """
-    marks = dict.fromkeys(name for bar in bars for name in bar.marks)
+    markers = dict.fromkeys(name for bar in bars for name in bar.markers)
 
     def draw(axes: Axes) -> None:
         for place, bar in enumerate(bars):
@@ -68,22 +68,23 @@ def bar_panel(
                 )
             at = max(left, *bar.ends) if bar.ends else left
             axes.annotate(bar.value, (at, place), (4, 0), textcoords="offset points", va="center")
-            for name, marker in zip(marks, _MARKERS, strict=False):
-                if name in bar.marks:
-                    axes.plot(bar.marks[name], place, marker, color=colour("ink"), ms=6, mew=1.5)
+            for name, marker in zip(markers, _SHAPES, strict=False):
+                if name in bar.markers:
+                    axes.plot(bar.markers[name], place, marker, color=colour("ink"), ms=6, mew=1.5)
         axes.margins(x=0.12 if any(bar.value for bar in bars) else 0.02)
         axes.set_xlim(left=0)
         axes.set_xlabel(xlabel)
         if level is not None:
             axes.axvline(level, color=colour("quiet"), linewidth=0.8, linestyle=":")
-        if named or marks:
-            legend(axes, looks if named else {}, dict(zip(marks, _MARKERS, strict=False)))
+        if named or markers:
+            legend(axes, looks if named else {}, dict(zip(markers, _SHAPES, strict=False)))
 
     described = "; ".join(
-        f"{bar.label}: " + ", ".join(f"{k} {v:.4g}" for k, v in {**bar.parts, **bar.marks}.items())
+        f"{bar.label}: "
+        + ", ".join(f"{k} {v:.4g}" for k, v in {**bar.parts, **bar.markers}.items())
         for bar in bars
     )
-    names = [*(looks if named else ()), *marks]
+    names = [*(looks if named else ()), *markers]
     plane = max(340.0, sum(_LETTER * len(name) + 26 for name in names))
     top = 28 if names else 8
     return _rows_panel(
@@ -126,16 +127,16 @@ def activity_looks(*more: str, averaged: object = True) -> dict[str, dict[str, A
 
 
 def legend(
-    axes: Axes, looks: Mapping[str, Mapping[str, Any]], marks: Mapping[str, str] | None = None
+    axes: Axes, looks: Mapping[str, Mapping[str, Any]], markers: Mapping[str, str] | None = None
 ) -> None:
-    """Name parts and marks in a row above the plane."""
+    """Name parts and markers in a row above the plane."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     handles: list[Any] = [Patch(label=name, **look) for name, look in looks.items()]
     handles += [
         Line2D([], [], marker=marker, linestyle="", label=name, color=colour("ink"), ms=6, mew=1.5)
-        for name, marker in (marks or {}).items()
+        for name, marker in (markers or {}).items()
     ]
     axes.legend(
         handles=handles, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3,

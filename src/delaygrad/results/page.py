@@ -25,8 +25,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-from delaygrad.errors import ConfigError
 from delaygrad.results.figure import COLOURS, Panel, svg
+from delaygrad.training.run_folder import writing
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -139,14 +139,9 @@ def write_page(page: Page, path: Path) -> Path:
     Raises:
         ConfigError: it cannot be written.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(render_page(page), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write the page ({error.filename or path}): {error.strerror or error}; "
-            "choose another place"
-        ) from error
     return path
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from delaygrad.errors import ConfigError
 from delaygrad.records.spread import plural, signed, spread_text
 from delaygrad.results.chrome_trace import write_chrome_trace
 from delaygrad.results.curves import (
@@ -33,6 +32,7 @@ from delaygrad.results.tables import (
     stages_section,
 )
 from delaygrad.results.timeline import timeline_panel
+from delaygrad.training.run_folder import writing
 
 _MOST_LISTED = 6  # groups, one by one
 
@@ -84,14 +84,9 @@ def draw_trace(run_dir: Path, folder: Path) -> Path:
         run = read_run(run_dir, sound_only=True)
         title = run_title(run.config, group_runs([run])[0].name)
     turns = " (stages take turns in one process)" if trace.takes_turns else ""
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_chrome_trace(trace, folder / "trace.json")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write the timeline ({error.filename or folder}): {error.strerror or error}; "
-            "choose another --output"
-        ) from error
     return write_png({"": [timeline_panel(trace, title)]}, folder / "trace.png", title + turns)
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from delaygrad.data import DataSource, batch_indices
 from delaygrad.errors import ConfigError
+from delaygrad.launch import torch_threads
 from delaygrad.methods import chosen
 from delaygrad.models import to_channels_last
 from delaygrad.partition import cuts_of, split
@@ -60,13 +61,9 @@ def resolve(config: TrainConfig, source: DataSource) -> TrainConfig:
     config = with_method(config)
     config.method.build(source)  # complain before anything is measured
     check_batches(config, source)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.run.threads)
-    try:
+    with torch_threads(config.run.threads):
         device = torch.device("cpu" if config.run.cuts else config.run.device)
         stages = build_stages(config, source, device)
-    finally:
-        torch.set_num_threads(threads)
     return config.replace(
         cuts=list(cuts_of(stages)),
         data_dir=config.data_dir and config.data_dir.resolve(),

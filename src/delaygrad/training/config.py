@@ -176,6 +176,20 @@ class TrainConfig(Config):
                 f"gpt learns text, and text needs gpt (model: {self.model.name}, data: {data.name})"
             )
 
+    def learning_rate(self, iteration: int, num_iterations: int) -> float:
+        """Return the learning rate of one iteration, from 0; the same for all stages.
+
+        Example:
+            >>> run = TrainConfig.of(lr=1.0, lr_schedule="step", lr_milestones=[0.5], warmup=2)
+            >>> [run.learning_rate(t, 6) for t in range(6)]
+            [0.5, 1.0, 1.0, 0.1, 0.1, 0.1]
+        """
+        schedule = self.lr_schedule
+        factor = schedule.factor(iteration, num_iterations)
+        if iteration < schedule.warmup:
+            factor *= (iteration + 1) / schedule.warmup
+        return self.optimizer.lr * factor
+
     def deciding(self) -> dict[str, Any]:
         """Return the settings that decide the trained network, as plain values."""
         return deciding(self.to_json())

@@ -23,7 +23,6 @@ from delaygrad.training import run_folder
 from delaygrad.training.assembly import place
 from delaygrad.training.config import TrainConfig
 from delaygrad.training.evaluation import Evaluation, evaluate
-from delaygrad.training.learning_rate import learning_rate
 from delaygrad.training.reporter import Reporter, warn
 from delaygrad.training.resuming import describe
 from delaygrad.training.tracing import Tracing
@@ -99,7 +98,7 @@ class TrainingLoop:
             num_samples=source.train.num_samples,
             batch_size=config.run.batch_size,
         )
-        lr = learning_rate(config, iteration, self._num_iterations)
+        lr = config.learning_rate(iteration, self._num_iterations)
         for optimizer in filter(None, self._pipeline.optimizers):
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -180,7 +179,7 @@ class TrainingLoop:
                 done,
                 epoch=round(done / self._per_epoch, 4),
                 loss=self._last_loss,
-                lr=learning_rate(self._config, done - 1, self._num_iterations),
+                lr=self._config.learning_rate(done - 1, self._num_iterations),
                 samples_per_s=round(self._samples / self._train_s, 2),
             )
 

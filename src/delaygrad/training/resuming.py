@@ -44,7 +44,7 @@ def describe(config: TrainConfig, source: DataSource, run_dir: Path) -> dict[str
     return {
         "settings": config.deciding(),
         "data": source.sha256,
-        "records": run_folder.records_mark(run_dir),
+        "records": run_folder.records_checksum(run_dir),
     }
 
 

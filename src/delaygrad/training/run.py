@@ -237,9 +237,9 @@ def _rewind(config: TrainConfig, source: DataSource, how: Resume, start: Start) 
     """Rewind the records to the checkpoint, and note what is unusual."""
     changed = changes(config, source, start)
     require_allowed(changed, how.allow_changes)
-    mark = start.about.get("records")
+    checksum = start.about.get("records")
     notes = list(start.notes)
-    damage = run_folder.rewind_records(config.run_dir, start.iteration, mark)
+    damage = run_folder.rewind_records(config.run_dir, start.iteration, checksum)
     if damage:
         notes.append(damage)
     run_folder.append_event(

@@ -120,29 +120,29 @@ def _draft_of(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def records_mark(run_dir: Path) -> list[int]:
+def records_checksum(run_dir: Path) -> list[int]:
     """Return the size and checksum of the records so far, for ``rewind_records``."""
     content = _records(run_dir)
     return [len(content), zlib.crc32(content)]
 
 
-def rewind_records(run_dir: Path, iteration: int, mark: list[int] | None = None) -> str | None:
+def rewind_records(run_dir: Path, iteration: int, checksum: list[int] | None = None) -> str | None:
     """Drop the events after an iteration: a resumed run writes them again.
 
     Args:
-        mark: what ``records_mark`` returned there; None if that is not known.
+        checksum: what ``records_checksum`` returned there; None if that is not known.
 
     Returns:
         What is wrong with the events up to there, None if nothing is. Then those that are sound
         stay, and the file as it was is kept under another name.
     """
     path, content = run_dir / RECORDS, _records(run_dir)
-    sound = mark is not None and [mark[0], zlib.crc32(content[: mark[0]])] == mark
-    if not content and (sound or mark is None):
+    sound = checksum is not None and [checksum[0], zlib.crc32(content[: checksum[0]])] == checksum
+    if not content and (sound or checksum is None):
         return None
     events, damaged = sound_events(run_dir)
     problem = None
-    if not sound and (damaged or mark is not None):
+    if not sound and (damaged or checksum is not None):
         lines = f"lines: {', '.join(map(str, damaged))}" if damaged else "lines are missing"
         problem = f"the records up to the checkpoint are damaged ({path}, {lines})"
         if content:

@@ -50,7 +50,7 @@ def test_json_is_the_table(
     [
         (("absent",), r"no run in this folder \(absent\); there is no such folder"),
         (("bp", "bp"), r"two runs have the same name \(bp, bp\)"),
-        (("bp", "--output", "bp"), r"cannot write the page \(bp\)"),
+        (("bp", "--output", "bp"), r"cannot write \(bp\)"),
         (("broken",), r"corrupt \(broken/config.json"),
         ((), "at least one run"),
     ],

@@ -80,7 +80,7 @@ def test_nothing_to_draw_is_one_clear_message(
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     run = written(tmp_path / "run", simulated([(3, 6, 1)], 4))
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match=r"cannot write the timeline \(.*choose another --output"):
+    with pytest.raises(SystemExit, match=r"cannot write \(.*choose another place"):
         main(["trace", str(run), "--output", str(tmp_path / "file")])
 
 

@@ -129,7 +129,7 @@ def test_text_and_lines_can_be_told_from_the_paper(theme: int) -> None:
 def test_bars_are_stacked_and_marked() -> None:
     bars = [
         Bar(label="one", parts={"forward": 2.0, "wait": 3.0}, ends=(4.0, 6.0), value="5.00"),
-        Bar(label="two", parts={"forward": 1.0}, marks={"formula": 1.5}),
+        Bar(label="two", parts={"forward": 1.0}, markers={"formula": 1.5}),
     ]
     looks = {"forward": {"facecolor": colour("s1")}, "wait": {"hatch": "//"}}
     axes = drawn(bar_panel(bars, "ms", looks))

@@ -116,7 +116,7 @@ def test_same_page_gives_same_file_and_folders_are_made(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"cannot write the page \(.*file.*another place"):
+    with pytest.raises(ConfigError, match=r"cannot write \(.*file.*another place"):
         write_page(PAGE, tmp_path / "file" / "page.html")
 
 

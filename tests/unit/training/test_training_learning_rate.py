@@ -7,11 +7,10 @@ import math
 import pytest
 
 from delaygrad.training import TrainConfig
-from delaygrad.training.learning_rate import learning_rate
 
 
 def rates(config: TrainConfig, num_iterations: int) -> list[float]:
-    return [learning_rate(config, t, num_iterations) for t in range(num_iterations)]
+    return [config.learning_rate(t, num_iterations) for t in range(num_iterations)]
 
 
 def test_constant() -> None:
@@ -35,7 +34,7 @@ def test_theorem_falls_as_a_power_of_the_iteration() -> None:
     # by the number of the iteration alone: a longer run begins with the same rates
     assert rates(config, 3) == rates(config, 7)[:3]
     slow = TrainConfig.of(lr=1.0, lr_schedule="theorem")
-    assert learning_rate(slow, 1000, 5000) == pytest.approx(2**-0.6, rel=1e-15)
+    assert slow.learning_rate(1000, 5000) == pytest.approx(2**-0.6, rel=1e-15)
 
 
 def test_theorem_after_a_warmup() -> None:
