@@ -56,19 +56,23 @@ def build_stages(config: TrainConfig, source: DataSource, device: torch.device) 
     )
 
 
-def resolve(config: TrainConfig, source: DataSource) -> TrainConfig:
-    """Fill in what is left open: cuts (by measuring the layers), run folder; absolute paths."""
+def resolve(config: TrainConfig, source: DataSource) -> tuple[TrainConfig, list[nn.Module]]:
+    """Fill in what is left open: cuts (by measuring the layers), run folder; absolute paths.
+
+    The stages are returned too, so that this process builds the network once.
+    """
     config = with_method(config)
     config.method.build(source)  # complain before anything is measured
     check_batches(config, source)
     with torch_threads(config.run.threads):
         device = torch.device("cpu" if config.run.cuts else config.run.device)
         stages = build_stages(config, source, device)
-    return config.replace(
+    config = config.replace(
         cuts=list(cuts_of(stages)),
         data_dir=config.data_dir and config.data_dir.resolve(),
         run_dir=config.records.run_dir or new_run_dir(config),
     )
+    return config, stages
 
 
 def with_method(config: TrainConfig) -> TrainConfig:
@@ -100,10 +104,14 @@ def check_batches(config: TrainConfig, source: DataSource) -> None:
 
 
 def build_pipeline(
-    config: TrainConfig, source: DataSource, device: torch.device, rank: int | None
+    config: TrainConfig,
+    source: DataSource,
+    stages: list[nn.Module] | None,
+    device: torch.device,
+    rank: int | None,
 ) -> Pipeline:
-    """Build the network, cut it, and make the pipeline (``rank`` None) or one rank's part of it."""
-    stages = build_stages(config, source, torch.device("cpu"))
+    """Make the pipeline (``rank`` None) or one rank's part; ``stages`` are built if None."""
+    stages = stages or build_stages(config, source, torch.device("cpu"))
     stages = [stage.to(device) if rank in (None, k) else stage for k, stage in enumerate(stages)]
     method = config.method.build(source)
     # The loop looks at the losses itself, and leaves a divergence on record.

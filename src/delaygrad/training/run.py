@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from delaygrad import checkpoint
 from delaygrad.data import DataSource
@@ -133,13 +134,14 @@ def _do(job: Job) -> dict[str, Any] | None:
         require_single_process()
     source = job.config.data.load()
     with RunLock() as lock:
-        job = _prepare(job, source, Solo(), lock)
+        job, stages = _prepare(job, source, Solo(), lock)
         if run.runtime == "distributed":
+            del stages  # each worker builds its own
             announce(f"starting {run.stages} processes, one for each stage", quiet=job.quiet)
             summary: dict[str, Any] = run_workers(_rank_main, launch, job, launch)[0]
             return summary
         torch.set_num_threads(run.threads)
-        return _run(job, source, Solo(), torch.device(run.device), rank=None)
+        return _run(job, source, stages, Solo(), torch.device(run.device), rank=None)
 
 
 def _require_device(config: TrainConfig) -> None:
@@ -161,11 +163,11 @@ def _rank_main(job: Job, launch: Launch) -> dict[str, Any] | None:
         torch.accelerator.set_device_index(device.index)
     with joined(launch, device) as rank, RunLock() as lock:
         control = Ranks(timeout_s=job.config.run.timeout_s)
-        source = job.config.data.load()
+        source, stages = job.config.data.load(), None
         if job.start is None:
             require_alike(source, job.resume is not None, control)
-            job = _prepare(job, source, control, lock)
-        return _run(job, source, control, device, rank=rank)
+            job, stages = _prepare(job, source, control, lock)
+        return _run(job, source, stages, control, device, rank=rank)
 
 
 def require_alike(source: DataSource, resuming: bool, control: Control) -> None:
@@ -190,21 +192,23 @@ def require_alike(source: DataSource, resuming: bool, control: Control) -> None:
         )
 
 
-def _prepare(job: Job, source: DataSource, control: Control, lock: RunLock) -> Job:
+def _prepare(
+    job: Job, source: DataSource, control: Control, lock: RunLock
+) -> tuple[Job, list[nn.Module] | None]:
     """Make the folder of a new run, or rewind that of an old one; all ranks call it.
 
     Rank 0 decides. Every host has a folder, shared or its own.
 
     Returns:
-        The job with its resolved configuration and its start.
+        The job with its resolved configuration and its start, and the stages if they are built.
     """
-    own, config, start = job.config, job.config, 0
+    own, config, start, stages = job.config, job.config, 0, None
     if job.resume is None and own.records.run_dir is not None:
         run_folder.require_no_run(own.records.run_dir)
     control.barrier()  # all have looked, before the first folder is made
     lock.token = control.broadcast(lock.token)
     if control.rank == 0 and job.resume is None:
-        config = _begin(config, source, lock)
+        config, stages = _begin(config, source, lock)
     config = TrainConfig.from_json(control.broadcast(config.to_json()))
     config = config.replace(run_dir=own.records.run_dir or config.run_dir, data_dir=own.data_dir)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one rank of each host
@@ -212,25 +216,27 @@ def _prepare(job: Job, source: DataSource, control: Control, lock: RunLock) -> J
     if not run_folder.holds_run(config.run_dir):
         run_folder.create(config)
     if job.resume is not None:
-        stages = [control.rank] if control.size > 1 else range(config.run.stages)
-        found = find_start(config.run_dir, stages, control, strict=job.resume.strict)
+        ours = [control.rank] if control.size > 1 else range(config.run.stages)
+        found = find_start(config.run_dir, ours, control, strict=job.resume.strict)
         if control.rank == 0:
             _rewind(config, source, job.resume, found)
         start = found.iteration
         checkpoint.rewind(config.run_dir / run_folder.CHECKPOINTS, start)
     control.barrier()  # all is in line, before anything new is written
-    return replace(job, config=config, start=start)
+    return replace(job, config=config, start=start), stages
 
 
-def _begin(config: TrainConfig, source: DataSource, lock: RunLock) -> TrainConfig:
+def _begin(
+    config: TrainConfig, source: DataSource, lock: RunLock
+) -> tuple[TrainConfig, list[nn.Module]]:
     """Resolve a new run and make its folder."""
     if config.records.run_dir is not None:
         run_folder.require_no_run(config.records.run_dir)
-    config = resolve(config, source)
+    config, stages = resolve(config, source)
     lock.take(config.run_dir)
     run_folder.require_no_run(config.run_dir)  # another process may have made one meanwhile
     run_folder.create(config)
-    return config
+    return config, stages
 
 
 def _rewind(config: TrainConfig, source: DataSource, how: Resume, start: Start) -> None:
@@ -250,18 +256,24 @@ def _rewind(config: TrainConfig, source: DataSource, how: Resume, start: Start) 
 
 
 def _run(
-    job: Job, source: DataSource, control: Control, device: torch.device, *, rank: int | None
+    job: Job,
+    source: DataSource,
+    stages: list[nn.Module] | None,
+    control: Control,
+    device: torch.device,
+    *,
+    rank: int | None,
 ) -> dict[str, Any] | None:
     config = job.config
-    pipeline = build_pipeline(config, source, device, rank)
+    pipeline = build_pipeline(config, source, stages, device, rank)
     if job.start:
         folder = config.run_dir / run_folder.CHECKPOINTS
         indices = range(config.run.stages) if rank is None else [rank]
         states = {k: checkpoint.read_stage(folder, job.start, k) for k in indices}
-        stages = {str(k): state.pop("stage", None) for k, state in states.items()}
+        saved = {str(k): state.pop("stage", None) for k, state in states.items()}
         if any(state != states[indices[0]] for state in states.values()):
             raise CheckpointError(f"the stages of the checkpoint are not of one run ({folder})")
-        pipeline.load_state_dict({**states[indices[0]], "stages": stages})
+        pipeline.load_state_dict({**states[indices[0]], "stages": saved})
         for optimizer in filter(None, pipeline.optimizers):  # the configuration decides
             for part in parts_of(optimizer):
                 for group in part.param_groups:

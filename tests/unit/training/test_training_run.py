@@ -15,7 +15,7 @@ def test_only_a_restart_of_the_very_run_continues_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = TrainConfig.of(model="mlp", width=8, depth=2, iterations=4, run_dir=tmp_path / "run")
-    run_folder.create(resolve(config, config.data.load()))
+    run_folder.create(resolve(config, config.data.load())[0])
     other = config.replace(lr=0.5)
     for given in (config, other):
         with pytest.raises(ConfigError, match="there is a run in this folder already"):
