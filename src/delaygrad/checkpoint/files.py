@@ -47,11 +47,8 @@ def write_stage(
 ) -> None:
     """Write one stage's state to the unfinished checkpoint of an iteration.
 
-    Args:
-        about: plain values for ``read_about``, which says whose checkpoint it is.
-
-    Raises:
-        CheckpointError: the file cannot be written; what was saved before is untouched.
+    ``about``: plain values for ``read_about``, which say whose checkpoint it is. If the file cannot
+    be written, what was saved before is untouched.
     """
     folder = _unfinished(checkpoints, iteration)
     tensors: dict[str, Tensor] = {}
@@ -76,9 +73,6 @@ def finish(checkpoints: Path, iteration: int) -> None:
     """Give the checkpoint its final name, once all stages are in it.
 
     Every rank may call it: on a shared disk the first one acts, on disks of their own each does.
-
-    Raises:
-        CheckpointError: the disk refuses.
     """
     unfinished = _unfinished(checkpoints, iteration)
     try:
@@ -154,11 +148,7 @@ def read_about(checkpoints: Path, iteration: int, stage_index: int) -> dict[str,
 
 
 def read_stage(checkpoints: Path, iteration: int, stage_index: int) -> dict[str, Any]:
-    """Read one stage's state.
-
-    Raises:
-        DamagedCheckpointError, CheckpointError: as ``read_about``.
-    """
+    """Read one stage's state; raises what ``read_about`` raises."""
     with _opened(checkpoints, iteration, stage_index) as (file, _):
         state = _put_together(parse_json(file.metadata()[_HEADER]), file)
         if not isinstance(state, dict):

@@ -55,16 +55,9 @@ def write(
 ) -> None:
     """Write a checkpoint, and drop all but the newest; all ranks call it.
 
-    It replaces one of the same iteration. Until it is whole on every disk, those before stay.
-
-    Args:
-        checkpoints: the folder; the ranks may share it or have one each.
-        states: of this rank's stages, by index.
-        about: plain values, alike on all ranks.
-        keep: how many checkpoints stay.
-
-    Raises:
-        CheckpointError: a rank cannot write; on all ranks.
+    It replaces one of the same iteration. Until it is whole on every disk, those before stay. If a
+    rank cannot write, all ranks raise. ``about`` is alike on all ranks, which may share the folder
+    or have one each; ``keep``: how many checkpoints stay.
     """
     final, former = files.path_of(checkpoints, iteration), list[Path | None]()
     replaces = final.exists()
@@ -88,18 +81,14 @@ def find_newest(
 ) -> Newest | None:
     """Choose the newest checkpoint that is sound for every rank; all ranks call it.
 
-    Damaged ones that are newer are set aside.
-
-    Args:
-        stages: whose files this rank answers for.
-        strict: take no other than the newest.
+    Damaged ones that are newer are set aside, or, if strict, an error. ``stages`` are those whose
+    files this rank answers for.
 
     Returns:
         None if no rank has a checkpoint.
 
     Raises:
-        CheckpointError: none is sound, or the ranks have none in common; or, if strict, the newest
-            is damaged.
+        CheckpointError: none is sound, or the ranks have none in common.
     """
     stages, rejected = list(stages), dict[int, str]()
     found = [set(of_rank) for of_rank in share(files.find(checkpoints))]
@@ -122,11 +111,7 @@ def find_newest(
 
 
 def all_do(share: Share, act: Callable[[], object], value: Any = None) -> list[Any]:
-    """Act on every rank; return every rank's value.
-
-    Raises:
-        CheckpointError: it was raised on a rank; on all.
-    """
+    """Act on every rank; return all values. A CheckpointError of one rank is raised on all."""
     problem = None
     try:
         act()

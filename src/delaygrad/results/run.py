@@ -177,10 +177,10 @@ def number(value: object) -> float | None:
 
 
 def read_runs(run_dirs: Iterable[Path]) -> tuple[Run, ...]:
-    """Read several runs; the names of their folders must differ.
+    """Read several runs, at least one; the names of their folders must differ.
 
     Raises:
-        ConfigError: no folder is given, a folder has no run, or two have the same name.
+        ConfigError: a folder has no run, or two have the same name.
         DataError: a file is corrupt.
     """
     by_name: dict[str, Path] = {}

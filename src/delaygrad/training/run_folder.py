@@ -129,12 +129,9 @@ def records_checksum(run_dir: Path) -> list[int]:
 def rewind_records(run_dir: Path, iteration: int, checksum: list[int] | None = None) -> str | None:
     """Drop the events after an iteration: a resumed run writes them again.
 
-    Args:
-        checksum: what ``records_checksum`` returned there; None if that is not known.
-
-    Returns:
-        What is wrong with the events up to there, None if nothing is. Then those that are sound
-        stay, and the file as it was is kept under another name.
+    ``checksum`` is that of the records up to there; None if it is not known. Returns what is wrong
+    with them, None if nothing is. Then those that are sound stay, and the file as it was is kept
+    under another name.
     """
     path, content = run_dir / RECORDS, _records(run_dir)
     sound = checksum is not None and [checksum[0], zlib.crc32(content[: checksum[0]])] == checksum

@@ -41,8 +41,7 @@ class RunLock:
     def take(self, run_dir: Path) -> None:
         """Take the lock, or find it held by the same run; taking it again does nothing.
 
-        Raises:
-            ConfigError: a process of another run holds the lock, or the folder is not writable.
+        Raises ConfigError if another run holds the lock, or the folder is not writable.
         """
         if self._file is not None:
             return
