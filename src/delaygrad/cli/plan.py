@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from rich.console import Console
 
 from delaygrad.cli.arguments import to_flags
-from delaygrad.planning import Forecast, plan
+from delaygrad.planning import Forecast
 from delaygrad.planning.figure import draw_plan
 from delaygrad.planning.link import parse_bytes
 from delaygrad.reproduce.stage_costs import LinkOptions
-from delaygrad.training.assembly import build_model, check_batches, first_batch
+from delaygrad.training.assembly import check_batches, plan_run
 from delaygrad.training.choices import (
     CHOICES,
     SGD,
@@ -32,7 +31,6 @@ from delaygrad.training.choices import (
 )
 from delaygrad.training.component import Config
 from delaygrad.training.config import Run, TrainConfig
-from delaygrad.training.evaluation import cross_entropy
 from delaygrad.training.reporter import announce
 from delaygrad.training.run_folder import environment
 
@@ -120,18 +118,14 @@ class Plan:
         source = config.data.load()
         method = config.method.build(source)
         check_batches(train, source)
-        inputs, targets = first_batch(train, source, torch.device("cpu"))
-        found = plan(
-            build_model(train, source),
-            inputs,
+        found = plan_run(
+            train,
+            source,
             num_stages=machines.stages,
             method=method,
-            loss=lambda outputs: cross_entropy(outputs, targets),
-            make_optimizer=config.optimizer.make,
             link=link,
             speeds=machines.speeds or None,
             memory_cap_bytes=cap,
-            threads=machines.threads,
             side_by_side=machines.side_by_side,
             say=lambda text: announce(text, quiet=self.quiet),
         )

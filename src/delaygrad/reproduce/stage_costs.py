@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from delaygrad.methods import BP, Method
 from delaygrad.partition import LayerCost
-from delaygrad.planning import Link, plan
+from delaygrad.planning import Link
 from delaygrad.planning.dial import PartCost, PartCosts, scaled
 from delaygrad.planning.forecast import forecast
 from delaygrad.planning.link import chosen_link
@@ -19,9 +17,8 @@ from delaygrad.planning.simulate import Boundary
 from delaygrad.planning.synchronous import SYNCHRONOUS
 from delaygrad.reproduce.measured import Measurement
 from delaygrad.training import TrainConfig
-from delaygrad.training.assembly import build_model, first_batch
+from delaygrad.training.assembly import plan_run
 from delaygrad.training.component import Component
-from delaygrad.training.evaluation import cross_entropy
 
 _NOT_DECIDING = {
     *TrainConfig.setting_names("records"), *TrainConfig.setting_names("method"),
@@ -139,18 +136,7 @@ _BY_K = ("stages", "parts")
 def _measured(
     config: TrainConfig, link: Link | Literal["loopback"], counts: Sequence[int]
 ) -> dict[str, Any]:
-    source = config.data.load()
-    inputs, targets = first_batch(config, source, torch.device("cpu"))
-    found = plan(
-        build_model(config, source),
-        inputs,
-        num_stages=counts,
-        method=BP(),
-        loss=lambda outputs: cross_entropy(outputs, targets),
-        make_optimizer=config.optimizer.make,
-        link=link,
-        threads=config.run.threads,
-    )
+    found = plan_run(config, config.data.load(), num_stages=counts, method=BP(), link=link)
     numbers = [str(len(costs)) for costs in found.stages]
     return {
         "link": None if found.link is None else vars(found.link),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ from delaygrad.methods import chosen
 from delaygrad.models import to_channels_last
 from delaygrad.partition import cuts_of, split
 from delaygrad.partition.layers import keeps_forward
+from delaygrad.planning import Plan, plan
 from delaygrad.runtime import DistributedPipeline, LocalPipeline, Pipeline
 from delaygrad.training.choices import mark_hidden_matrices
 from delaygrad.training.config import TrainConfig
@@ -40,6 +43,19 @@ def first_batch(
         batch_size=config.run.batch_size,
     )
     return place(source.train.inputs(indices), config, device), source.train.targets(indices)
+
+
+def plan_run(config: TrainConfig, source: DataSource, **options: Any) -> Plan:
+    """Measure the network on the run's first batch, and predict; options as of ``plan``."""
+    inputs, targets = first_batch(config, source, torch.device("cpu"))
+    return plan(
+        build_model(config, source),
+        inputs,
+        loss=lambda outputs: cross_entropy(outputs, targets),
+        make_optimizer=config.optimizer.make,
+        threads=config.run.threads,
+        **options,
+    )
 
 
 def build_stages(config: TrainConfig, source: DataSource, device: torch.device) -> list[nn.Module]:
