@@ -137,6 +137,7 @@ def plan(
             to the memory cap.
         WorkerError: a process that measured this machine failed.
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
         >>> found = plan(net, torch.ones(16, 8), num_stages=[1, 3])
         >>> [each.cuts for each in found.forecasts]
