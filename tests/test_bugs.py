@@ -52,6 +52,19 @@ def test_stages_that_share_memory_are_refused_by_name() -> None:
         pipeline([below, above])
 
 
+def test_a_state_is_a_snapshot_that_training_on_does_not_change() -> None:
+    # Delayed stages had moved on to other memory, the last stage had not: a roll-back mixed them.
+    pipe = pipeline([nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1)])
+    batches = [(torch.randn(5, 3), torch.randn(5, 1)) for _ in range(8)]
+    for batch in batches[:4]:
+        pipe.step(*batch)
+    state = pipe.state_dict()
+    first = [pipe.step(*batch) for batch in batches[4:]]
+    pipe.load_state_dict(state)
+    second = [pipe.step(*batch) for batch in batches[4:]]
+    assert [loss.item() for loss in first] == [loss.item() for loss in second]
+
+
 def test_a_loss_with_parameters_of_its_own_is_refused() -> None:
     # No optimizer got them, and their gradients grew for ever.
     class Scaled(nn.Module):

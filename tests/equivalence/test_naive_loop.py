@@ -220,15 +220,27 @@ def test_learning_rate_changes_hold_for_all_stages_from_the_same_iteration() -> 
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_two_phases_with_a_flush_between(network: str) -> None:
+@pytest.mark.parametrize("optimizer", ["nesterov", "adam"])
+def test_two_phases_with_a_flush_between(network: str, optimizer: str) -> None:
     make_blocks, shape = NETWORKS[network]
-    race = Race(into_stages(make_blocks(), 3), OPTIMIZERS["adam"])
+    race = Race(into_stages(make_blocks(), 3), OPTIMIZERS[optimizer])
     for seed, length in ((1, 5), (2, 1), (3, 6)):  # the second is over before the fill is
         race.run(batches(length, shape, seed=seed))
         race.flush()
         assert_same(
             race.pipe.predict(torch.ones(2, *shape)), race.naive.predict(torch.ones(2, *shape))
         )
+
+
+def test_gradients_are_none_again_in_the_fill_of_a_second_phase() -> None:
+    stages = into_stages(mlp(), 3)
+    pipe = dg.LocalPipeline(stages, cross_entropy, OPTIMIZERS["sgd"])
+    for inputs, targets in batches(4, (6,)):
+        pipe.step(inputs, targets)
+    pipe.flush()
+    pipe.step(*next(batches(1, (6,))))
+    assert all(p.grad is None for p in stages[0].parameters())
+    assert all(p.grad is not None for p in stages[2].parameters())
 
 
 def test_a_flush_of_nothing_changes_nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -127,6 +128,12 @@ def test_one_process_can_follow_the_order_within_an_iteration() -> None:
     assert told(UNLOCKED) == "0F5 1F4 2F3 2B3 2U3 1B2 1U2 0B1 0U1"
 
 
+def test_delays_of_the_paper() -> None:
+    assert [LOCKED.delay(k, 5) for k in range(5)] == [4, 3, 2, 1, 0]
+    assert [FLUSH.delay(k, 5) for k in range(5)] == [0] * 5
+    assert LOCKED.delay(0, 1) == 0
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=NAMES)
 @given(num_stages=st.integers(1, 9), lengths=st.lists(st.integers(0, 12), max_size=3))
 def test_every_phase_uses_every_batch_once_in_an_order_that_works(
@@ -167,6 +174,14 @@ def test_the_actions_of_some_stages_are_those_of_all_without_the_others(
     )
     for some, every in zip(of_some, of_all, strict=True):
         assert list(some) == [action for action in every if action.stage_index in stages]
+
+
+def test_backward_of_one_batch_starts_one_iteration_later_on_each_stage_below() -> None:
+    for schedule, apart in ((LOCKED, 1), (UNLOCKED, 1), (locked(slack=2), 3)):
+        backward = [
+            schedule.iteration_of(Action(k, Kind.BACKWARD, 7), num_stages=4) for k in range(4)
+        ]
+        assert [below - above for below, above in pairwise(backward)] == [apart] * 3
 
 
 @pytest.mark.parametrize("stage", [-1, 3])
