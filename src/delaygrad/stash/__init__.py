@@ -1,6 +1,7 @@
 """What waits between the forward and the backward of a batch: its graph and its parameters."""
 
 from delaygrad.stash.batches import Pending, PendingTarget, Stash
+from delaygrad.stash.forward_effects import same_values
 from delaygrad.stash.parameters import ParameterStash
 from delaygrad.stash.partial_gradients import PartialGradients
 from delaygrad.stash.prediction import PredictedStash
@@ -29,5 +30,6 @@ __all__ = [
     "checksum",
     "move_gradient",
     "require_same_outputs",
+    "same_values",
     "saving_rounded",
 ]

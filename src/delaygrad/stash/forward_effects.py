@@ -108,10 +108,12 @@ def carry(met: Met, live: nn.Parameter, alias: nn.Parameter) -> None:
 
 
 def same_values(one: Tensor, other: Tensor) -> bool:
-    """Compare two tensors; a tensor that is not strided equals none."""
+    """Say whether two tensors are alike; NaN equals NaN, and what is not strided equals nothing.
+
+    A diverged run must report its divergence, not a changed parameter.
+    """
     if one.layout != torch.strided or one.shape != other.shape or one.dtype != other.dtype:
         return False
-    # NaN equals NaN here: a diverged run must report its divergence, not a changed parameter.
     return torch.equal(one, other) or bool(
         ((one == other) | ((one != one) & (other != other))).all()
     )
