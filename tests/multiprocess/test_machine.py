@@ -36,7 +36,7 @@ def test_a_plan_measures_this_machine_where_nothing_is_said_of_it(
 ) -> None:
     quick = functools.partial(measure_machine, budget_s=0.5)
     monkeypatch.setattr("delaygrad.planning.planner.measure_machine", quick)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("delaygrad.planning.planner.usable_cores", lambda: 2)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         main(["plan", "--model", "mlp", "--stages", "2", "3", "--quiet", "--json"])

@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from delaygrad.cli.trace import print_trace
+from delaygrad.records import shown_activities
 
-_SHARES = ("forward", "backward", "update", "send", "wait")
+_ACTIVITIES = shown_activities(averaged=False)
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -28,11 +29,11 @@ def print_summary(summary: dict[str, Any]) -> None:
     result.add_row("training time", f"{summary['train_s']:.1f} s")
     console.print(result)
     stages = Table(title="stages (share of training time)", title_justify="left")
-    for heading in ("stage", "first layer", "delay", *_SHARES):
+    for heading in ("stage", "first layer", "delay", *_ACTIVITIES):
         stages.add_column(heading, justify="left" if heading == "first layer" else "right")
     first_layers = ["(input)", *summary["cuts"]]
     for row, layer in zip(summary["stages"], first_layers, strict=True):
-        shares = [f"{row[f'{name}_share']:.0%}" for name in _SHARES]
+        shares = [f"{row[f'{name}_share']:.0%}" for name in _ACTIVITIES]
         stages.add_row(str(row["stage"]), layer, str(row["delay"]), *shares)
     console.print(stages)
     if "trace" in summary:

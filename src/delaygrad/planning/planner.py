@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from delaygrad.boundary import Tree, flatten
 from delaygrad.errors import ConfigError, lacks
-from delaygrad.launch import torch_threads
+from delaygrad.launch import torch_threads, usable_cores
 from delaygrad.methods import DDG, Method, method_or_ddg
 from delaygrad.optimizers import MakeOptimizer
 from delaygrad.partition import LayerCost
@@ -164,7 +163,7 @@ def plan(
             measurement, costs, k, groups=groups[k], speeds=speeds, again=again, fits=fits
         )
 
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     at_once = min(max(counts), max(cores // threads, 1))  # with more, they would share cores
     work: Work = []
     with (

@@ -68,7 +68,7 @@ def test_the_command_of_a_plan_trains(capsys: pytest.CaptureFixture[str]) -> Non
 def test_tables_and_figure(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("delaygrad.planning.planner.usable_cores", lambda: 4)
     main([*PLAN, *LINK, "--stages", "2", "6", "--depth", "8", "--figure", "plan.png"])
     out = " ".join(capsys.readouterr().out.split())
     assert (

@@ -93,7 +93,7 @@ def planted_machine(work: list[Any], *, threads: int, link: bool) -> Machine:
 def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
     monkeypatch.setattr("delaygrad.planning.planner.measuring", planted)
     monkeypatch.setattr("delaygrad.planning.planner.measure_machine", planted_machine)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("delaygrad.planning.planner.usable_cores", lambda: 2)
     model = nn.Sequential(*(nn.Identity() for _ in range(18)))
 
     def make(name: str) -> dict[str, Any]:
