@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 import delaygrad as dg
 from delaygrad.models import gpt, mlp, resnet
 from delaygrad.partition.measurement import measuring
-from delaygrad.training.choices import Muon, mark_hidden_matrices
+from delaygrad.training.optimizer_choices import Muon, mark_hidden_matrices
 
 BLOCK = ("qkv", "attention_out", "mlp_in", "mlp_out")
 HIDDEN = {f"block{n}.{name}.weight" for n in (1, 2) for name in BLOCK}

@@ -8,8 +8,8 @@ from typing import Annotated, Literal, TypeAlias
 from msgspec import Meta
 
 from delaygrad.errors import ConfigError
-from delaygrad.training.choices import Count, Few, Positive
 from delaygrad.training.component import Component
+from delaygrad.training.ranges import Count, Few, Positive
 
 WorkloadName: TypeAlias = Literal["resnet8", "resnet56", "resnet110", "gpt25m", "mlp", "sleep"]
 

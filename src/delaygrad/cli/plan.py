@@ -19,18 +19,16 @@ from delaygrad.reproduce.stage_costs import LinkOptions
 from delaygrad.training.assembly import check_batches, plan_run
 from delaygrad.training.choices import (
     CHOICES,
-    SGD,
-    Count,
-    CountOrNone,
     Data,
     Digits,
     MethodOptions,
     Model,
-    Optimizer,
     ResNet,
 )
 from delaygrad.training.component import Config
 from delaygrad.training.config import Run, TrainConfig
+from delaygrad.training.optimizer_choices import SGD, Optimizer
+from delaygrad.training.ranges import Count, CountOrNone
 from delaygrad.training.reporter import announce
 from delaygrad.training.run_folder import environment
 

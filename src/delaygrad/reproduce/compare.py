@@ -37,21 +37,15 @@ from delaygrad.results.time_to_loss import (
 )
 from delaygrad.training.choices import (
     CHOICES,
-    SGD,
-    Cosine,
-    Count,
-    CountOrNone,
     Data,
     Digits,
-    Few,
-    LRSchedule,
     Model,
-    Optimizer,
-    Positive,
     ResNet,
-)  # fmt: skip
+)
 from delaygrad.training.component import Component, Config, defaults_of, options_of
 from delaygrad.training.config import Length, TrainConfig
+from delaygrad.training.optimizer_choices import SGD, Cosine, LRSchedule, Optimizer
+from delaygrad.training.ranges import Count, CountOrNone, Few, Positive
 
 SCALE = "compare"
 

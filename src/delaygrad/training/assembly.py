@@ -16,9 +16,9 @@ from delaygrad.partition import cuts_of, split
 from delaygrad.partition.layers import keeps_forward
 from delaygrad.planning import Plan, plan
 from delaygrad.runtime import DistributedPipeline, LocalPipeline, Pipeline
-from delaygrad.training.choices import mark_hidden_matrices
 from delaygrad.training.config import TrainConfig
 from delaygrad.training.evaluation import cross_entropy
+from delaygrad.training.optimizer_choices import mark_hidden_matrices
 from delaygrad.training.reporter import announce
 from delaygrad.training.run_folder import new_run_dir
 

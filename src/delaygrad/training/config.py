@@ -15,23 +15,17 @@ from delaygrad.plain_values import unknown
 from delaygrad.records import parse_json
 from delaygrad.training.choices import (
     CHOICES,
-    SGD,
     Cifar,
-    Cosine,
-    Count,
-    CountOrNone,
     Data,
     Digits,
-    Few,
-    LRSchedule,
     MethodOptions,
     Model,
-    Optimizer,
-    Positive,
     ResNet,
     Text,
 )
 from delaygrad.training.component import Component, Config
+from delaygrad.training.optimizer_choices import SGD, Cosine, LRSchedule, Optimizer
+from delaygrad.training.ranges import Count, CountOrNone, Few, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
