@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _NEAR = 3
-"""One of so many measurements before must agree, of whichever stages: one may be an outlier."""
+"""Of so many earlier measurements, of any stages, one must agree: one alone may be an outlier."""
 _GROWN = 10.0
 """Growth of a gradient's norm that means trouble."""
 
@@ -20,7 +20,7 @@ _REMEDY = (
 class Advice:
     """Watch the rows of all stages; warn once, and again after all stages were well.
 
-    It takes two rows in trouble: of one stage in a row, or near each other.
+    A warning needs two rows in trouble: consecutive rows of one stage, or rows near each other.
     """
 
     def __init__(self) -> None:
@@ -57,5 +57,5 @@ def _trouble(row: Mapping[str, Any]) -> str | None:
             f"{direction:.2f}, {delay})"
         )
     if growth is not None and growth > _GROWN:
-        return f"the norm of a stage's gradient has grown to {growth:.0f} times its first ones"
+        return f"the norm of a stage's gradient is {growth:.0f} times as large as at the start"
     return None

@@ -46,8 +46,9 @@ class Monitor:
     Each measurement is a row: ``iteration`` (s), ``stage``, ``delay`` (in updates), ``cosine``,
     ``sufficient_direction``, ``staleness_ratio``, ``prediction_error`` (methods that predict),
     ``drift`` and ``stability``. ``delaygrad.monitor.measures`` defines them; None is what cannot be
-    measured. ``growth`` comes from some ten iterations since the row before, of all stages: the
-    largest norm of a stage's gradient over the largest of its first three. All ranks have all rows.
+    measured. ``growth`` is the largest norm of a stage's gradient since the row before, over the
+    largest of its first three. It is the largest of all stages, from about ten iterations per
+    measurement. All ranks have all rows.
 
     Args:
         pipe: watched from its next iteration on, as long as it trains.
@@ -106,9 +107,8 @@ class Monitor:
         self._stage: int | None = None  # the next to be measured, or being measured
         self._due = False
         self._measured: Stage | None = None
-        self._norms: list[list[Tensor]] = [
-            [] for _ in pipe.stages
-        ]  # first three, and largest since
+        # Of each own stage: the first three norms, and the largest since the last row.
+        self._norms: list[list[Tensor]] = [[] for _ in pipe.stages]
         pipe.monitor = self
 
     def before(self) -> None:

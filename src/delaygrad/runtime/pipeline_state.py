@@ -28,7 +28,13 @@ def saved(pipe: Pipeline) -> dict[str, Any]:
 
 def check(pipe: Pipeline, state: dict[str, Any]) -> None:
     """See ``Pipeline.check_state_dict``."""
-    ours = {"format": _FORMAT, "num_stages": pipe.num_stages, **_flat(pipe.method.to_json())}
+    if state.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"the checkpoint is of another version of delaygrad (format there: "
+            f"{state.get('format')}, here: {_FORMAT}); continue with the version that wrote it, or "
+            "train again"
+        )
+    ours = {"num_stages": pipe.num_stages, **_flat(pipe.method.to_json())}
     theirs = {**state, **_flat(state.get("method", {}))}
     for key, here in ours.items():
         if theirs.get(key) != here:

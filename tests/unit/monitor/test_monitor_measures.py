@@ -90,5 +90,5 @@ def test_advice_comes_once_until_all_was_well() -> None:
     grown, advice = {**well, "growth": 11.0}, Advice()
     assert advice.look({**grown, "growth": 9.0}) is None is advice.look(grown)
     assert str(advice.look(grown)).startswith(
-        "the norm of a stage's gradient has grown to 11 times"
+        "the norm of a stage's gradient is 11 times as large as"
     )
