@@ -9,55 +9,48 @@ real, and travel over the loopback. The two ways take turns. Run:
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 import delaygrad as dg
 from benchmarks.alternating import alternate, write
+from delaygrad.bench.sleeping import SleepingLayer
 from delaygrad.launch import Launch, joined, run_workers
 
 STAGES, REPLICAS = 2, 2
-LAYERS, WIDTH = 6, 1024
+LAYERS, WIDTH, BATCH_SIZE = 6, 1024, 2
 FORWARD_S, BACKWARD_S = 0.02, 0.04
 ITERATIONS = 10
 
 
-class Sleep(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor) -> Tensor:
-        time.sleep(FORWARD_S)
-        return inputs * 1
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        time.sleep(BACKWARD_S)
-        return grad
-
-
-class Layer(nn.Linear):
-    """Four megabytes of gradient."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return Sleep.apply(super().forward(inputs))
+def layers() -> list[nn.Module]:
+    """Each linear layer has four megabytes of gradient; the one after it takes the time."""
+    return [
+        layer
+        for _ in range(STAGES * LAYERS)
+        for layer in (
+            nn.Linear(WIDTH, WIDTH),
+            SleepingLayer(FORWARD_S / BATCH_SIZE, BACKWARD_S / BATCH_SIZE),
+        )
+    ]
 
 
 def worker(launch: Launch, rounds: int) -> dict[str, Any]:
     with joined(launch, torch.device("cpu")):
         mesh = init_device_mesh("cpu", (STAGES, REPLICAS), mesh_dim_names=("pp", "dp"))
         torch.manual_seed(0)
-        model = nn.Sequential(*(Layer(WIDTH, WIDTH) for _ in range(STAGES * LAYERS)))
-        stage = dg.split(model, STAGES, cuts=[str(LAYERS)])[mesh.get_local_rank("pp")]
+        cuts = [str(2 * LAYERS)]
+        stage = dg.split(nn.Sequential(*layers()), STAGES, cuts=cuts)[mesh.get_local_rank("pp")]
         pipe = dg.DistributedPipeline(
             stage, nn.functional.mse_loss, lambda p: torch.optim.SGD(p, lr=0.01), mesh=mesh
         )
-        batch = torch.randn(2, WIDTH), torch.zeros(2, WIDTH)
+        batch = torch.randn(BATCH_SIZE, WIDTH), torch.zeros(BATCH_SIZE, WIDTH)
         waited: dict[str, list[float]] = {"after": [], "during": []}
 
         def way(name: str) -> Callable[[int], None]:
@@ -93,7 +86,7 @@ def main(output: Path, rounds: int = 11) -> None:
     about = {
         "stages": STAGES,
         "replicas": REPLICAS,
-        "gradient_bytes": 4 * LAYERS * (WIDTH + 1) * WIDTH,
+        "gradient_bytes": 4 * LAYERS * ((WIDTH + 1) * WIDTH + 1),
         "forward_ms": 1e3 * LAYERS * FORWARD_S,
         "backward_ms": 1e3 * LAYERS * BACKWARD_S,
     }
