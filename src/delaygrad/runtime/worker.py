@@ -11,6 +11,7 @@ from delaygrad.boundary import Tree, flatten
 from delaygrad.errors import DelaygradError, TransportError, WorkerError
 from delaygrad.records import Event, Iteration, StageClock, StageTrace
 from delaygrad.runtime.batch_identity import BatchId, require_same
+from delaygrad.runtime.failing_layer import failing_layer
 from delaygrad.runtime.inbox import Inbox
 from delaygrad.runtime.offered import OfferedBatches
 from delaygrad.runtime.tie_links import TieLinks
@@ -116,7 +117,8 @@ class Worker:
         except DelaygradError as error:
             raise type(error)(f"{self._where(action)} {error}") from error
         except Exception as error:
-            message = f"{self._where(action)} {type(error).__name__}: {error}"
+            layer = failing_layer(self.stage.module, error)
+            message = f"{self._where(action)} {layer}{type(error).__name__}: {error}"
             raise WorkerError(message) from error
         return None
 

@@ -236,3 +236,41 @@ def test_too_many_stages_are_told_how_to_open_a_block() -> None:
     told = r"more stages than layers .*pass sample_inputs and name modules inside a layer"
     with pytest.raises(dg.PartitionError, match=told):
         dg.split(nn.Sequential(Net()), 3, sample_inputs=torch.ones(4, 6))
+
+
+# --- a network that fails ------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(6, 6), nn.Linear(7, 6)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("modules", "told"),
+    [
+        ([nn.Sequential(nn.Flatten(), nn.Linear(5, 6)), *stages(1)], r"0F0\] layer 1 \(Linear\)"),
+        ([nn.Linear(5, 6), *stages(1)], r"0F0\] layer Linear"),
+        ([nn.Linear(6, 6), nn.Sequential(Residual(), *stages(1))], r"1F0\] layer 0.blocks.1 \(Lin"),
+    ],
+    ids=["in a Sequential", "the stage itself", "in a block"],
+)
+def test_a_batch_of_a_wrong_shape_is_told_with_stage_and_layer(
+    modules: list[nn.Module], told: str
+) -> None:
+    pipe = pipeline(modules)
+    with pytest.raises(dg.WorkerError, match=told + r".*: RuntimeError: .* cannot be multiplied"):
+        pipe.step(*next(batches(1, (6,))))
+    with pytest.raises(dg.WorkerError, match="load its last state"):
+        pipe.step(*next(batches(1, (6,))))
+
+
+def test_an_error_of_the_loss_names_no_layer() -> None:
+    with pytest.raises(dg.WorkerError, match=r"action 1F0\] ValueError: Expected input batch_size"):
+        pipeline(stages()).step(torch.ones(4, 6), torch.zeros(3, dtype=torch.long))
