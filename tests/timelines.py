@@ -85,7 +85,7 @@ def simulated(
         )
         for k in range(len(busy_ms))
     )
-    return Trace(method="DDG()", num_processes=len(busy_ms), stages=stages)
+    return Trace(method="DDG()", stages_per_process=(1,) * len(busy_ms), stages=stages)
 
 
 def check_chrome_trace(document: dict[str, Any], num_stages: int) -> None:

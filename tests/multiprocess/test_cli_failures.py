@@ -43,9 +43,7 @@ def test_killed_worker_ends_the_run_and_is_named(tmp_path: Path) -> None:
         out, err = process.communicate(timeout=15)
         wait_until(lambda: not session(process), timeout_s=5)  # Python's own tracker is last
     assert process.returncode == 1 and out == ""
-    assert err == (
-        "delaygrad: [stage 1, rank 1] the worker was ended by SIGKILL; the others were stopped\n"
-    )
+    assert err == ("delaygrad: [rank 1] the worker was ended by SIGKILL; the others were stopped\n")
     assert not (folder / "summary.json").exists()
     assert list((folder / "checkpoints").glob("iteration-*[0-9]"))
 
@@ -54,7 +52,7 @@ def test_diverged_stage_ends_all_with_its_own_message(tmp_path: Path) -> None:
     diverging = ("--lr", 1e30, "--lr-schedule", "constant", "--epochs", 3, "--quiet")
     done = delaygrad(*train(tmp_path / "run", 2, *diverging, "--runtime", "distributed"))
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("delaygrad: [stage 1, rank 1] the loss is not finite (loss: ")
+    assert done.stderr.startswith("delaygrad: [rank 1] the loss is not finite (loss: ")
     assert len(done.stderr.splitlines()) == 1
     events = read_events(tmp_path / "run" / "records.jsonl")
     diverged = [event["loss"] for event in events if event["event"] == "diverged"]

@@ -198,3 +198,20 @@ def test_clipped_and_narrow_runs_end_alike_in_both_runtimes(tmp_path: Path) -> N
     local = [digest(), digest(*both[:2]), digest(*both[2:]), digest(*both)]
     assert len(set(local)) == 4
     assert digest(*both, "--runtime", "distributed") == local[3]
+
+
+def test_fewer_ranks_than_stages_end_as_the_local_run_and_resume(tmp_path: Path) -> None:
+    length = ("--iterations", 30, "--evaluate-every", 3, "--checkpoint-every", 28)
+    here(train(tmp_path / "local", 3, *length))
+    flags = ("--runtime", "distributed", "--ranks", 2, "--trace", 8)
+    here(train(tmp_path / "run", 3, *length, *flags))
+    local, found = summary(tmp_path / "local"), summary(tmp_path / "run")
+    for key in ("parameters_sha256", "test_accuracy", "test_loss", "train_loss", "cuts"):
+        assert local[key] == found[key], key
+    assert [row["delay"] for row in found["stages"]] == [2, 1, 0]
+    idle = [row["idle_share"] for row in found["trace"]["stages"]]
+    assert all(0 <= share < 1 for share in idle) and idle[1] == idle[2] != idle[0]
+    (tmp_path / "run" / "summary.json").unlink()  # as if it had been killed after iteration 28
+    here(["resume", str(tmp_path / "run")])
+    for key in ("parameters_sha256", "train_loss"):
+        assert summary(tmp_path / "run")[key] == local[key], key

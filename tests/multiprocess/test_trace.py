@@ -90,7 +90,7 @@ def recorded(request: pytest.FixtureRequest) -> tuple[int, list[list[ClockReadin
         stage.on_first_clock([reading[rank] for reading in readings])
         for rank, (_, (stage,)) in enumerate(results)
     )
-    return request.param, readings, Trace(method="DDG()", num_processes=2, stages=stages)
+    return request.param, readings, Trace(method="DDG()", stages_per_process=(1, 1), stages=stages)
 
 
 def test_offset_of_a_clock_is_found(

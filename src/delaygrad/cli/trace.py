@@ -56,9 +56,11 @@ def print_trace(measures: dict[str, Any], console: Console) -> None:
         table.add_row(str(row["stage"]), *(_ms(row[f"{name}_s"]) for name in names), idle)
     console.print(table)
     measured, predicted = measures["iteration_s"], measures["predicted_iteration_s"]
+    shared = 1 < measures["num_processes"] < len(measures["stages"])
     console.print(
         f"iteration   measured {_ms(measured)} ms, predicted {_ms(predicted)} ms: forward + "
-        f"backward + update of stage {measures['bottleneck_stage']}, the slowest",
+        f"backward + update of {'the process of ' * shared}stage {measures['bottleneck_stage']}, "
+        "the slowest",
         soft_wrap=True,
     )
     observed = [_updates(row["staleness_max"]) for row in measures["stages"]]
@@ -67,7 +69,7 @@ def print_trace(measures: dict[str, Any], console: Console) -> None:
         f"staleness   at most {', '.join(observed)} updates; prescribed: {', '.join(prescribed)}",
         soft_wrap=True,
     )
-    if measures["num_processes"] < len(measures["stages"]):
+    if measures["num_processes"] == 1 < len(measures["stages"]):
         console.print(
             "idle        not measured: the stages took turns in one process; the prediction is for "
             "a process each",

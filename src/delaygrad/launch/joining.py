@@ -26,7 +26,7 @@ class Launch:
     """How the workers run.
 
     Attributes:
-        num_workers: one per stage.
+        num_workers: the ranks.
         threads: CPU threads of each worker.
         timeout_s: seconds that a rank waits for another before it gives up.
     """
@@ -71,14 +71,15 @@ def joined(launch: Launch, device: torch.device) -> Iterator[int]:
     SIGINT then ends it at once: Python's own handler would wait for a neighbour's message first.
 
     Raises:
-        ConfigError: the launcher started another number of processes than there are stages.
+        ConfigError: the launcher started another number of processes than there are ranks.
         TransportError: the ranks cannot find each other.
     """
     world_size = int(os.environ["WORLD_SIZE"])
     if world_size != launch.num_workers:
         raise ConfigError(
-            f"the number of ranks must be the number of stages (ranks: {world_size}, stages: "
-            f"{launch.num_workers}); set --stages {world_size} or launch {launch.num_workers} ranks"
+            f"the launcher started another number of processes than the run has ranks (started: "
+            f"{world_size}, ranks: {launch.num_workers}); launch {launch.num_workers}, or set "
+            f"--stages {world_size} or --ranks {world_size}"
         )
     if dist.is_torchelastic_launched():  # the launcher is the parent
         end_with_parent()

@@ -1,4 +1,4 @@
-"""Start one worker process per stage on this machine.
+"""Start one worker process per rank on this machine.
 
     launcher -- fork server (has imported torch and delaygrad) -- worker 0, 1, ...
         \\______________ a pipe from each worker: its result, or its error ______________/
@@ -54,7 +54,7 @@ class _Worker:
 
 
 def run_workers(entry: Callable[..., Any], launch: Launch, *args: Any) -> dict[int, Any]:
-    """Run ``entry(*args)`` in one new process per stage, and wait for all of them.
+    """Run ``entry(*args)`` in one new process per rank, and wait for all of them.
 
     If one worker fails, the others are ended. If this process is killed, all workers end. The
     workers have this process's environment variables. But variables that libraries read at import
@@ -69,7 +69,7 @@ def run_workers(entry: Callable[..., Any], launch: Launch, *args: Any) -> dict[i
         What each rank returned, by rank.
 
     Raises:
-        WorkerError: a worker failed; names the stage and its message or signal.
+        WorkerError: a worker failed; names the rank and its message or signal.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(launch.threads))
     context = fork_server()
@@ -198,7 +198,7 @@ def _outcome_of(worker: _Worker) -> _Outcome:
 
 def _explain(rank: int, outcome: _Outcome) -> WorkerError:
     text = outcome.message
-    explained = WorkerError(text if text.startswith("[") else f"[stage {rank}, rank {rank}] {text}")
+    explained = WorkerError(text if text.startswith("[") else f"[rank {rank}] {text}")
     if outcome.callstack:  # unforeseen: worth showing
         explained.add_note(outcome.callstack)
     return explained

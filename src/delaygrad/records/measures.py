@@ -6,9 +6,9 @@ Only *steady* iterations count. An iteration is steady if every stage has
     trained for K iterations without an evaluation or checkpoint     (so that no stage is late)
     begun the next iteration right after it                          (so that its length is known)
 
-The same iterations count for all stages. For each stage,
+The same iterations count for all stages. For each process, summed over its stages,
 
-    forward + backward + update + send + wait + other = iteration
+    forward + backward + average + update + send + wait + other = iteration
     idle share = wait / iteration
 
 where other is what no activity covers: loading a batch, reporting, the loop itself.
@@ -38,16 +38,18 @@ def measure_trace(trace: Trace) -> dict[str, Any]:
 
     Returns:
         ``iteration_s`` is the mean length of the steady iterations, ``predicted_iteration_s`` the
-        busiest stage's forward + backward + update (without delays, the sum of all stages'), and
-        ``bottleneck_stage`` that stage. In
-        ``stages``, times are means over the same iterations. ``hop_latency_s`` is the median time
-        from the start of a send until the receiver had the message, over the messages that a
-        receiver was already waiting for; ``hops`` has it by boundary and direction. Unknown values
-        are None: all of them without a steady iteration, idle shares and hops if stages take turns
-        in one process.
+        forward + backward + update of the busiest process (without delays, of all stages), and
+        ``bottleneck_stage`` the busiest stage there. In ``stages``, times are means over the same
+        iterations; ``other_s`` and ``idle_share`` are those of the stage's process.
+        ``hop_latency_s`` is the median time from the start of a send until the receiver had the
+        message, over the messages that a receiver was already waiting for; ``hops`` has it by
+        boundary and direction. Unknown values are None: all of them without a steady iteration,
+        idle shares and hops if stages take turns in one process.
     """
     steady = set(steady_iterations(trace))
-    stages = [_measure_stage(stage, steady, trace.takes_turns) for stage in trace.stages]
+    stages = [_measure_stage(stage, steady) for stage in trace.stages]
+    for held in trace.by_process:
+        _measure_process([stages[k] for k in held], trace.takes_turns)
     hops = [] if trace.takes_turns else _measure_hops(trace, steady)
     latencies = [latency for hop in hops for latency in hop.pop("latencies")]
     summary: dict[str, Any] = {
@@ -66,8 +68,11 @@ def measure_trace(trace: Trace) -> dict[str, Any]:
         summary["iteration_s"] = statistics.mean(stage["iteration_s"] for stage in stages)
         # Without a delay the stages take turns.
         at_once = any(stage.delay for stage in trace.stages)
-        summary["predicted_iteration_s"] = max(busy) if at_once else sum(busy)
-        summary["bottleneck_stage"] = busy.index(max(busy))
+        apart = [[k] for k in range(len(stages))] if trace.takes_turns else trace.by_process
+        of_processes = [sum(busy[k] for k in held) for held in apart]
+        summary["predicted_iteration_s"] = max(of_processes) if at_once else sum(busy)
+        slowest = apart[of_processes.index(max(of_processes))]
+        summary["bottleneck_stage"] = max(slowest, key=lambda k: busy[k])
     return summary
 
 
@@ -85,7 +90,7 @@ def _steady(stage: StageTrace, num_stages: int) -> set[int]:
     }
 
 
-def _measure_stage(stage: StageTrace, steady: set[int], takes_turns: bool) -> dict[str, Any]:
+def _measure_stage(stage: StageTrace, steady: set[int]) -> dict[str, Any]:
     measures: dict[str, Any] = {
         "stage": stage.stage_index,
         "delay": stage.delay,
@@ -94,7 +99,7 @@ def _measure_stage(stage: StageTrace, steady: set[int], takes_turns: bool) -> di
     }
     names = (*ACTIVITIES, "other", "iteration")
     if not steady:
-        return {**measures, **{f"{name}_s": None for name in names}, "idle_share": None}
+        return {**measures, **{f"{name}_s": None for name in names}}
     ns = dict.fromkeys(names, 0)
     for event in stage.events:
         if event.iteration in steady:
@@ -102,11 +107,18 @@ def _measure_stage(stage: StageTrace, steady: set[int], takes_turns: bool) -> di
     for i in stage.iterations:
         if i.iteration in steady and i.end_ns is not None:
             ns["iteration"] += i.end_ns - i.start_ns
-    ns["other"] = ns["iteration"] - sum(ns[activity] for activity in ACTIVITIES)
-    seconds = {f"{name}_s": 1e-9 * ns[name] / len(steady) for name in names}
-    if takes_turns:  # a stage's iteration then is mostly the other stages' work
-        return {**measures, **seconds, "other_s": None, "idle_share": None}
-    return {**measures, **seconds, "idle_share": ns["wait"] / ns["iteration"]}
+    return {**measures, **{f"{name}_s": 1e-9 * ns[name] / len(steady) for name in names}}
+
+
+def _measure_process(stages: list[dict[str, Any]], takes_turns: bool) -> None:
+    """Give the stages of a process what they have in common: ``other_s`` and ``idle_share``."""
+    iteration_s, other_s, idle_share = stages[0]["iteration_s"], None, None
+    if iteration_s is not None and not takes_turns:
+        spent = [sum(stage[f"{activity}_s"] for stage in stages) for activity in ACTIVITIES]
+        other_s = iteration_s - sum(spent)
+        idle_share = sum(stage["wait_s"] for stage in stages) / iteration_s
+    for stage in stages:
+        stage.update(other_s=other_s, idle_share=idle_share)
 
 
 def staleness_of(stage: StageTrace) -> dict[int, int]:
@@ -168,6 +180,8 @@ def _measure_hops(trace: Trace, steady: set[int]) -> list[dict[str, Any]]:
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     for sender, send, receiver, wait in hops_of(trace):
         ends = sender.stage_index, receiver.stage_index
+        if any(set(ends) <= set(held) for held in trace.by_process):
+            continue
         content = "activation" if send.kind == "F" else "error gradient"
         row = rows.setdefault(
             ends, {"sender": ends[0], "receiver": ends[1], "content": content, "latencies": []}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,18 +150,31 @@ class Trace:
 
     Attributes:
         method: the rule that they trained by.
-        num_processes: 1 if the stages took turns in one process, else one per stage.
+        stages_per_process: how many stages each process holds, in order.
         stages: of all stages, in order.
     """
 
     method: str
-    num_processes: int
+    stages_per_process: tuple[int, ...]
     stages: tuple[StageTrace, ...]
 
     @property
+    def num_processes(self) -> int:
+        """How many processes hold the stages."""
+        return len(self.stages_per_process)
+
+    @property
+    def by_process(self) -> list[list[int]]:
+        """The stages of each process."""
+        ends = list(accumulate(self.stages_per_process))
+        return [
+            [*range(end - n, end)] for end, n in zip(ends, self.stages_per_process, strict=True)
+        ]
+
+    @property
     def takes_turns(self) -> bool:
-        """Whether stages alternate in one process, where being idle has no meaning."""
-        return self.num_processes < len(self.stages)
+        """Whether all stages alternate in one process, where being idle has no meaning."""
+        return self.num_processes == 1 < len(self.stages)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; ``from_json`` reads them back."""
@@ -168,6 +182,7 @@ class Trace:
             "format": _FORMAT,
             "method": self.method,
             "num_processes": self.num_processes,
+            "stages_per_process": self.stages_per_process,
             "event_fields": Event._fields,
             "iteration_fields": Iteration._fields,
             "stages": [stage.to_json() for stage in self.stages],
@@ -183,7 +198,10 @@ class Trace:
         if values["format"] != _FORMAT:
             raise ValueError(f"unknown format (format: {values['format']})")
         stages = tuple(map(StageTrace.from_json, values["stages"]))
-        return cls(method=values["method"], num_processes=values["num_processes"], stages=stages)
+        held = values.get("stages_per_process")
+        if held is None:  # recorded before processes could hold several stages
+            held = [1] * len(stages) if values["num_processes"] > 1 else [len(stages)]
+        return cls(method=values["method"], stages_per_process=tuple(held), stages=stages)
 
 
 def read_trace(run_dir: Path) -> Trace:

@@ -74,7 +74,7 @@ def _workers(runs: Sequence[PlannedRun]) -> int:
 
 def _cores_of(planned: PlannedRun) -> int:
     run = planned.config.run
-    return run.threads * (run.stages if run.runtime == "distributed" else 1)
+    return run.threads * run.num_ranks
 
 
 @dataclass(frozen=True, kw_only=True)

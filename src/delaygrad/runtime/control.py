@@ -118,7 +118,7 @@ class Ranks(Control):
         self._sender = self._receiver = None
         if self.size > 1 and self.rank in (0, self.size - 1):
             peer = self.size - 1 - self.rank
-            name = f"{'from' if self.rank == 0 else 'to'} {_name(peer)}"
+            name = f"{'from' if self.rank == 0 else 'to'} rank {peer}"
             cpu = torch.device("cpu")
             wire = Wire(peer, name, "a loss report", reports, reports, cpu, timeout_s)
             if self.rank == 0:
@@ -160,15 +160,11 @@ class Ranks(Control):
         try:
             yield
         except RuntimeError as error:
-            others = (_name(rank) for rank in range(self.size) if rank != self.rank)
+            others = (f"rank {rank}" for rank in range(self.size) if rank != self.rank)
             raise TransportError(
-                f"[stage {self.rank}, rank {self.rank}] waiting for all ranks failed: one of "
+                f"[rank {self.rank}] waiting for all ranks failed: one of "
                 f"{', '.join(others)} is gone or late; see its own error ({reason_of(error)})"
             ) from error
-
-
-def _name(rank: int) -> str:
-    return f"stage {rank} (rank {rank})"
 
 
 def _gloo_group(timeout_s: float) -> dist.ProcessGroup:

@@ -75,7 +75,18 @@ def cut_alike(
             raise type(error)(
                 f"rank {index} cannot cut the network as rank 0 does (cuts: {found}): {error}"
             ) from error
-    return stages[num_stages * index // num_ranks : num_stages * (index + 1) // num_ranks]
+    held = stages_of(index, num_ranks, num_stages)
+    return stages[held.start : held.stop]
+
+
+def stages_of(rank: int, num_ranks: int, num_stages: int) -> range:
+    """Return the stages that a rank holds if they are shared out evenly.
+
+    Example:
+        >>> [list(stages_of(rank, 2, 5)) for rank in range(2)]
+        [[0, 1], [2, 3, 4]]
+    """
+    return range(num_stages * rank // num_ranks, num_stages * (rank + 1) // num_ranks)
 
 
 def _broadcast(value: dict[str, Any], group: dist.ProcessGroup | None) -> dict[str, Any]:

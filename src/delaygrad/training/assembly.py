@@ -128,7 +128,8 @@ def build_pipeline(
 ) -> Pipeline:
     """Make the pipeline (``rank`` None) or one rank's part; ``stages`` are built if None."""
     stages = stages or build_stages(config, source, torch.device("cpu"))
-    stages = [stage.to(device) if rank in (None, k) else stage for k, stage in enumerate(stages)]
+    held = config.run.stages_of(rank or 0)
+    stages = [stage.to(device) if k in held else stage for k, stage in enumerate(stages)]
     method = config.method.build(source)
     # The loop looks at the losses itself, and leaves a divergence on record.
     if rank is None:
@@ -141,7 +142,7 @@ def build_pipeline(
             clip_norm=config.run.clip_norm,
         )
     return DistributedPipeline(
-        stages[rank],
+        stages[held.start : held.stop],
         cross_entropy,
         config.optimizer.make,
         method=method,

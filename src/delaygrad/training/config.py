@@ -13,6 +13,7 @@ from msgspec import Meta
 from delaygrad.errors import ConfigError
 from delaygrad.plain_values import unknown
 from delaygrad.records import parse_json
+from delaygrad.runtime.cutting import stages_of
 from delaygrad.training.choices import (
     CHOICES,
     Cifar,
@@ -60,15 +61,27 @@ class Run(Length):
 
     Args:
         stages: K, the number of pieces that the network is cut into.
+        ranks: processes of the distributed runtime, which share the stages out evenly; by default
+            one for each stage.
         cuts: first layer of each stage but the first; by default what balances the measured time.
         timeout_s: seconds that a process waits for its neighbour before the run fails.
         seed: decides initial weights, data order, augmentation and dropout.
     """
 
     stages: Few = 2
+    ranks: Few | None = None
     cuts: tuple[str, ...] = ()
     timeout_s: Annotated[float, Meta(gt=0, le=1e7)] = 600.0
     seed: Annotated[int, Meta(ge=0)] = 0
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that compute."""
+        return 1 if self.runtime == "local" else self.ranks or self.stages
+
+    def stages_of(self, rank: int) -> range:
+        """Return the stages that a rank holds."""
+        return stages_of(rank, self.num_ranks, self.stages)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,6 +165,12 @@ class TrainConfig(Config):
                 "cuts must name one layer fewer than there are stages (stages: "
                 f"{run.stages}, cuts: {' '.join(run.cuts)}); give {run.stages - 1}, or none"
             )
+        if run.ranks is not None and (run.runtime == "local" or run.ranks > run.stages):
+            raise ConfigError(
+                "ranks are processes of the distributed runtime, each with a stage or more (ranks: "
+                f"{run.ranks}, stages: {run.stages}, runtime: {run.runtime}); leave --ranks out, "
+                "or add --runtime distributed and --stages"
+            )
         micro_batches = self.method.build().schedule.micro_batches
         if micro_batches > run.batch_size:
             raise ConfigError(
@@ -191,7 +210,7 @@ class TrainConfig(Config):
 
 def deciding(values: dict[str, Any]) -> dict[str, Any]:
     """Return, of the flat form of any version, what applies and decides the trained network."""
-    aside = {*TrainConfig.setting_names("records"), "runtime", "timeout_s", "data_dir"}
+    aside = {*TrainConfig.setting_names("records"), "runtime", "ranks", "timeout_s", "data_dir"}
     return {k: value for k, value in TrainConfig.applying(values).items() if k not in aside}
 
 

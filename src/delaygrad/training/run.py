@@ -127,7 +127,7 @@ def _do(job: Job) -> dict[str, Any] | None:
     run = job.config.run
     job.config.check()
     _require_device(job.config)
-    launch = Launch(num_workers=run.stages, threads=run.threads, timeout_s=run.timeout_s)
+    launch = Launch(num_workers=run.num_ranks, threads=run.threads, timeout_s=run.timeout_s)
     if run.runtime == "distributed" and launched_by_torchrun():
         return _rank_main(job, launch)
     if run.runtime == "local":
@@ -137,7 +137,8 @@ def _do(job: Job) -> dict[str, Any] | None:
         job, stages = _prepare(job, source, Solo(), lock)
         if run.runtime == "distributed":
             del stages  # each worker builds its own
-            announce(f"starting {run.stages} processes, one for each stage", quiet=job.quiet)
+            shared = "one for each stage" if run.ranks is None else f"for {run.stages} stages"
+            announce(f"starting {run.num_ranks} processes, {shared}", quiet=job.quiet)
             summary: dict[str, Any] = run_workers(_rank_main, launch, job, launch)[0]
             return summary
         torch.set_num_threads(run.threads)
@@ -147,7 +148,7 @@ def _do(job: Job) -> dict[str, Any] | None:
 def _require_device(config: TrainConfig) -> None:
     """Raise ConfigError unless this host can compute on the device."""
     if config.run.device == "cuda":
-        needed = config.run.stages if config.run.runtime == "distributed" else 1
+        needed = config.run.num_ranks
         if launched_by_torchrun():
             needed = int(os.environ.get("LOCAL_RANK", "0")) + 1
         require_gpus(needed)
@@ -216,7 +217,7 @@ def _prepare(
     if not run_folder.holds_run(config.run_dir):
         run_folder.create(config)
     if job.resume is not None:
-        ours = [control.rank] if control.size > 1 else range(config.run.stages)
+        ours = config.run.stages_of(control.rank) if control.size > 1 else range(config.run.stages)
         found = find_start(config.run_dir, ours, control, strict=job.resume.strict)
         if control.rank == 0:
             _rewind(config, source, job.resume, found)
@@ -268,7 +269,7 @@ def _run(
     pipeline = build_pipeline(config, source, stages, device, rank)
     if job.start:
         folder = config.run_dir / run_folder.CHECKPOINTS
-        indices = range(config.run.stages) if rank is None else [rank]
+        indices = config.run.stages_of(rank or 0)
         states = {k: checkpoint.read_stage(folder, job.start, k) for k in indices}
         saved = {str(k): state.pop("stage", None) for k, state in states.items()}
         if any(state != states[indices[0]] for state in states.values()):

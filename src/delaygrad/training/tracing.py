@@ -63,6 +63,8 @@ class Tracing:
             for stage in held
         ]
         method = repr(self._pipeline.method)
-        trace = Trace(method=method, num_processes=len(gathered), stages=tuple(stages))
+        trace = Trace(
+            method=method, stages_per_process=tuple(map(len, gathered)), stages=tuple(stages)
+        )
         run_folder.write_trace(self._config.run_dir, trace)
         return measure_trace(trace)

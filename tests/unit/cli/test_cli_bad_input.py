@@ -130,7 +130,7 @@ def test_world_of_another_size_is_refused(
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
     message = refused((*MLP, "--runtime", "distributed"), capsys)
-    assert "(ranks: 3, stages: 2); set --stages 3 or launch 2 ranks" in message
+    assert "(started: 3, ranks: 2); launch 2, or set --stages 3 or --ranks 3" in message
     assert not Path("run").exists()
 
 

@@ -55,10 +55,14 @@ def test_one_process_and_no_steady_state_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trace = simulated([(30, 60, 5)] * 2, 12)
-    main(["trace", str(written(tmp_path, replace(trace, num_processes=1)))])
+    main(["trace", str(written(tmp_path, replace(trace, stages_per_process=(2,))))])
     assert "idle        not measured: the stages took turns in one process" in (
         capsys.readouterr().out
     )
+    shared = replace(simulated([(30, 60, 5)] * 3, 12), stages_per_process=(1, 2))
+    main(["trace", str(written(tmp_path, shared))])
+    out = capsys.readouterr().out
+    assert "of the process of stage 1, the slowest" in out and "not measured" not in out
     main(["trace", str(written(tmp_path, simulated([(30, 60, 5)] * 4, 3)))])
     assert "none of the 3 recorded iterations is of a steady state" in capsys.readouterr().out
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from timelines import simulated
+from timelines import MS, simulated
 
-from delaygrad.records import measure_trace
+from delaygrad.records import Event, StageTrace, Trace, measure_trace
 from delaygrad.records.measures import steady_iterations
 
 
@@ -98,12 +98,12 @@ def test_without_a_steady_iteration_nothing_is_said(num_iterations: int) -> None
 
 
 def test_where_stages_take_turns_being_idle_has_no_meaning() -> None:
-    trace = replace(simulated([(3, 6, 1)] * 2, 8), num_processes=1)
+    trace = replace(simulated([(3, 6, 1)] * 2, 8), stages_per_process=(2,))
     found = measure_trace(trace)
     assert trace.takes_turns and found["hops"] == [] and found["hop_latency_s"] is None
     assert all(row["idle_share"] is row["other_s"] is None for row in found["stages"])
     assert found["predicted_iteration_s"] == pytest.approx(0.010)
-    alone = replace(simulated([(3, 6, 1)], 8), num_processes=1)
+    alone = simulated([(3, 6, 1)], 8)
     assert not alone.takes_turns
     assert measure_trace(alone)["stages"][0]["idle_share"] == 0
 
@@ -121,3 +121,30 @@ def test_stages_without_delay_take_turns_and_their_times_add_up() -> None:
     trace = simulated([(30, 60, 5), (10, 20, 5)], 12)
     turns = replace(trace, stages=tuple(replace(stage, delay=0) for stage in trace.stages))
     assert measure_trace(turns)["predicted_iteration_s"] == pytest.approx(0.095 + 0.035)
+
+
+def test_stages_of_one_process_share_what_is_idle_and_what_is_of_no_activity() -> None:
+    apart = simulated([(5, 10, 5)], 6, between_ms=40).stages[0]  # an iteration takes 60
+    waits = tuple(Event("wait", "F", t, t, 0, 6 * MS, 0, 0) for t in range(6))
+    waiting = replace(apart, events=apart.events + waits)
+    stages = tuple(
+        replace(stage, stage_index=k, delay=2 - k)
+        for k, stage in enumerate((apart, waiting, waiting))
+    )
+    trace = Trace(method="DDG()", stages_per_process=(1, 2), stages=stages)
+    found = measure_trace(replace(trace, stages=tuple(_settled(stage) for stage in stages)))
+    alone, *shared = found["stages"]
+    assert not trace.takes_turns and trace.by_process == [[0], [1, 2]]
+    assert alone["other_s"] == pytest.approx(0.040) and alone["idle_share"] == 0
+    for row in shared:
+        assert row["wait_s"] == pytest.approx(0.006)
+        assert row["other_s"] == pytest.approx(0.060 - 2 * 0.026)
+        assert row["idle_share"] == pytest.approx(2 * 6 / 60)
+    assert found["predicted_iteration_s"] == pytest.approx(0.040)
+    assert found["bottleneck_stage"] == 1
+    among = measure_trace(replace(simulated([(3, 6, 1)] * 3, 12), stages_per_process=(1, 2)))
+    assert [(hop["sender"], hop["receiver"]) for hop in among["hops"]] == [(0, 1), (1, 0)]
+
+
+def _settled(stage: StageTrace) -> StageTrace:
+    return replace(stage, iterations=tuple(i._replace(settled=9) for i in stage.iterations))

@@ -81,6 +81,16 @@ def test_a_trace_is_read_back(tmp_path: Path) -> None:
     assert Trace.from_json(trace.to_json()) == trace
 
 
+@pytest.mark.parametrize(("num_processes", "held"), [(1, (3,)), (3, (1, 1, 1))])
+def test_a_trace_of_before_processes_could_share_stages_is_read(
+    num_processes: int, held: tuple[int, ...]
+) -> None:
+    values = simulated([(3, 6, 1)] * 3, 4).to_json()
+    del values["stages_per_process"]
+    found = Trace.from_json({**values, "num_processes": num_processes})
+    assert found.stages_per_process == held
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

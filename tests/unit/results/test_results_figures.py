@@ -175,7 +175,7 @@ def empty() -> Trace:
     "make",
     [
         lambda: simulated([(3, 6, 1)], 1),
-        lambda: replace(simulated([(3, 6, 1)] * 2, 9), num_processes=1),
+        lambda: replace(simulated([(3, 6, 1)] * 2, 9), stages_per_process=(2,)),
         lambda: simulated([(3, 6, 1)] * 4, 3),  # nothing but fill
         empty,
     ],

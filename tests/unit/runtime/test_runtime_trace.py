@@ -30,7 +30,7 @@ def steps(pipe: dg.LocalPipeline, count: int, batch_size: int = 8) -> None:
 
 def trace_of(pipe: dg.LocalPipeline) -> Trace:
     stages = tuple(pipe.stage_traces())
-    return Trace(method=repr(pipe.method), num_processes=1, stages=stages)
+    return Trace(method=repr(pipe.method), stages_per_process=(len(stages),), stages=stages)
 
 
 def staleness(lag: int, micro_batches: int, batch: int) -> int:

@@ -66,6 +66,8 @@ from delaygrad.training.assembly import build_model
         ({"synthesizer_width": 8}, "option without effect in config (synthesizer_width: 8)"),
         ({"label_conditioned": True}, "method ddg does not have it: leave it out, or choose dni"),
         ({"micro_batches": 2, "method": "dni"}, "method dni does not have it"),
+        ({"ranks": 2}, "(ranks: 2, stages: 2, runtime: local); leave --ranks out"),
+        ({"ranks": 3, "runtime": "distributed"}, "(ranks: 3, stages: 2, runtime: distributed)"),
     ],
 )
 def test_setting_out_of_range_or_without_effect_is_refused(
