@@ -7,6 +7,7 @@ tick t, stage k    forward micro-batch t - offset(k) with the met parameters v[k
 rule                                          here
 v[k] = w[k] + h[k] (w[k] - w_prev[k])         ``horizon``
 replay: the kept input, today's parameters    ``replays``
+the forward's graph, today's parameters       ``lives``
 what stage k sends down, times beta           ``beta``
 """
 
@@ -46,6 +47,7 @@ class NaiveTicks:
         micro_batches: M.
         horizon: updates that the met parameters look ahead; None: the live ones.
         replays: the backward runs the forward again, with today's parameters.
+        lives: the backward runs with the activations of the forward, and today's parameters.
         beta: what each boundary multiplies error gradients by.
         update: ``update(parameters, state, delay, index)`` in place of the optimizer's step; the
             parameters have gradients, the state is a dict of the stage's own.
@@ -58,6 +60,7 @@ class NaiveTicks:
     micro_batches: int = 1
     horizon: Rule | None = None
     replays: bool = False
+    lives: bool = False
     beta: float = 1.0
     update: Callable[[list[nn.Parameter], dict[str, Any], int, int], None] | None = None
 
@@ -70,6 +73,7 @@ class NaiveTicks:
         self.sums: list[list[Tensor | None]] = [[] for _ in self.stages]
         self.states: list[dict[str, Any]] = [{} for _ in self.stages]
         self.updates = [0 for _ in self.stages]
+        self._parts: list[tuple[Tensor, Tensor, float]] = []
 
     def run(self, data: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor | None]:
         """Train on all batches, then drain; return each iteration's loss, None where there is none.
@@ -95,6 +99,11 @@ class NaiveTicks:
             self._total(ticks[i : i + self.micro_batches])
             for i in range(0, len(ticks), self.micro_batches)
         ]
+
+    def step(self, x: Tensor, targets: Tensor) -> Tensor | None:
+        """Run one iteration of one micro-batch; the stages are then those of after its updates."""
+        self._parts.append((x, targets, 1.0))
+        return self._tick(len(self._parts) - 1, self._parts)
 
     def _total(self, losses: list[Tensor | None]) -> Tensor | None:
         total = None
@@ -124,8 +133,10 @@ class NaiveTicks:
                 for p, was in zip(met.parameters(), self.previous[k], strict=True):
                     p.copy_(p.add(p - was, alpha=self.horizon(k, len(self.stages))))
         out = self._run(k, met, x, part)
-        for ours, moved in zip(self.stages[k].buffers(), met.buffers(), strict=True):
-            ours.copy_(moved)
+        with torch.no_grad():  # a forward may write parameters too
+            state = met.state_dict() if self.horizon is None else dict(met.named_buffers())
+            for name, moved in state.items():
+                self.stages[k].state_dict(keep_vars=True)[name].copy_(moved)
         self.passages[k, n] = Passage(met, x, out)
         return out.detach() if k == len(self.stages) - 1 else None
 
@@ -144,6 +155,11 @@ class NaiveTicks:
             passage.stage = self._copy(k)
             passage.x = passage.x.detach().requires_grad_(k > 0)
             passage.out = self._run(k, passage.stage, passage.x, part)
+        if self.lives:
+            for old, new in zip(
+                passage.stage.parameters(), self.stages[k].parameters(), strict=True
+            ):
+                old.data.copy_(new.data)
         passage.out.backward(self.deltas.pop((k + 1, n), None))
         if k > 0:
             self.deltas[k, n] = passage.x.grad * self.beta

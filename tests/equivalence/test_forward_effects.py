@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 from equivalence.naive import NaiveDelayedGradients
-from equivalence.test_live_weights import NaiveLive
+from equivalence.test_live_weights import naive_live
 from exact import assert_same
 from grids import grid
-from networks import CLASSES, OPTIMIZERS, batches, states
+from networks import CLASSES, batches, states
 from ranks import run_ranks
 from saved import from_bytes, to_bytes
 from torch import Tensor, nn
@@ -196,14 +196,12 @@ def test_with_live_weights_waiting_batches_meet_what_was_written(
     make: type[nn.Module], write: Write
 ) -> None:
     stages = network(make, write)
-    OPTIMIZERS["frozen"] = sgd
-    naive = NaiveLive(stages, "frozen")
-    del OPTIMIZERS["frozen"]
+    naive = naive_live(stages, sgd)
     pipe = pipeline(stages, weights="live")
     saved = None
     for index, batch in enumerate(data()):
         assert_same(pipe.step(*batch), naive.step(*batch))
-        assert_same(states(stages), naive.tensors())
+        assert_same(states(stages), states(naive.stages))
         saved = copy.deepcopy(pipe.state_dict()) if index == 4 else saved
     resumed = pipeline(network(make, write), weights="live")
     assert saved is not None

@@ -8,13 +8,13 @@ sees which of the two enters where; it knows nothing of autograd.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import pytest
 import torch
+from equivalence.naive_ticks import MakeOptimizer, NaiveTicks, Rule
 from exact import assert_same
-from networks import NETWORKS, OPTIMIZERS, batches, into_stages
+from networks import NETWORKS, OPTIMIZERS, batches, into_stages, states
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -23,48 +23,13 @@ import delaygrad as dg
 NUM_BATCHES = 12
 
 
-class NaiveLive:
+def naive_live(stages: Sequence[nn.Module], make_optimizer: MakeOptimizer) -> NaiveTicks:
     """Stage k goes backward with batch t - (K-1-k), on a copy that holds the weights of today."""
-
-    def __init__(self, stages: Sequence[nn.Module], optimizer: str) -> None:
-        self.stages = copy.deepcopy(list(stages))
-        self._optimizers = [OPTIMIZERS[optimizer](list(s.parameters())) for s in self.stages]
-        self._passages: dict[tuple[int, int], tuple[nn.Module, Tensor, Tensor]] = {}
-        self._deltas: dict[tuple[int, int], Tensor | None] = {}
-        self._iteration = 0
-
-    def step(self, x: Tensor, targets: Tensor) -> Tensor:
-        t, last = self._iteration, len(self.stages) - 1
-        self._iteration += 1
-        for k, stage in enumerate(self.stages):
-            leaf = x.detach().clone().requires_grad_(k > 0)
-            at_t = copy.deepcopy(stage)
-            at_t.zero_grad(set_to_none=True)
-            x = at_t(leaf if last == 0 else leaf.clone())
-            for name, moved in at_t.state_dict().items():  # a forward may write parameters too
-                stage.state_dict()[name].copy_(moved)
-            x = cross_entropy(x, targets) if k == last else x
-            self._passages[k, t] = at_t, leaf, x
-        for k in range(last, -1, -1):
-            self._backward(k, t - (last - k))
-        return x.detach()
-
-    def _backward(self, k: int, s: int) -> None:
-        stage = self.stages[k]
-        stage.zero_grad(set_to_none=True)
-        if s < 0:
-            return
-        at_s, leaf, out = self._passages.pop((k, s))
-        for old, new in zip(at_s.parameters(), stage.parameters(), strict=True):
-            old.data.copy_(new.data)
-        out.backward(self._deltas.pop((k + 1, s), None))
-        self._deltas[k, s] = leaf.grad
-        for old, new in zip(at_s.parameters(), stage.parameters(), strict=True):
-            new.grad = old.grad
-        self._optimizers[k].step()
-
-    def tensors(self) -> list[dict[str, Tensor]]:
-        return [dict(stage.state_dict()) for stage in self.stages]
+    delay: Rule = lambda k, num_stages: num_stages - 1 - k  # noqa: E731
+    now: Rule = lambda k, num_stages: 0  # noqa: E731
+    return NaiveTicks(
+        stages=stages, make_optimizer=make_optimizer, offset=now, lag=delay, lives=True
+    )
 
 
 @pytest.mark.parametrize("network", ["mlp", "batch norm", "in-place convolutions"])
@@ -73,12 +38,12 @@ def test_live_weights_are_those_of_the_naive_loop(num_stages: int, network: str)
     torch.manual_seed(0)
     make_blocks, shape = NETWORKS[network]
     stages = into_stages(make_blocks(), num_stages)
-    naive = NaiveLive(stages, "nesterov")
+    naive = naive_live(stages, OPTIMIZERS["nesterov"])
     method = dg.DDG(weights="live")
     pipe = dg.LocalPipeline(stages, cross_entropy, OPTIMIZERS["nesterov"], method=method)
     for inputs, targets in batches(NUM_BATCHES, shape, sizes=(4, 4, 3)):
         assert_same(pipe.step(inputs, targets), naive.step(inputs, targets))
-        assert_same([dict(stage.state_dict()) for stage in pipe.stages], naive.tensors())
+        assert_same(states(pipe.stages), states(naive.stages))
 
 
 def by_hand(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -43,47 +44,53 @@ def stage_of(kind: str, rank: int) -> nn.Module:
     return nn.Sequential(embedding) if rank == 0 else nn.Sequential(nn.Tanh(), head)
 
 
-def make(rank: int, world_size: int, kind: str) -> tuple[str | None, list[str]]:
-    stage = stage_of(kind, rank)
-    error = None
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            pipe = dg.DistributedPipeline(stage, cross_entropy, OPTIMIZERS["sgd"], timeout_s=30)
-            pipe.close()
-        except dg.PartitionError as raised:
-            error = str(raised)
-    return error, [str(w.message) for w in caught if w.category is dg.DelaygradWarning]
+KINDS = {
+    "tied": "warned",
+    "frozen in one": "warned",
+    "one name": "refused",
+    "untied": "fine",
+    "tied and frozen": "fine",
+    "one element differs": "fine but for the biases",
+    "constants": "fine",
+    "copied layers of one model": "fine",
+}
 
 
-@pytest.mark.parametrize("kind", ["tied", "frozen in one"])
-def test_a_copy_under_two_names_is_a_warning(kind: str) -> None:
-    for error, warned in run_ranks(make, 2, args=(kind,)):
-        assert error is None
-        (message,) = warned
-        assert "(stage 0: 0.weight, stage 1: 1.weight, shape: (90, 60))" in message
+def make_each(rank: int, world_size: int) -> dict[str, tuple[str | None, list[str]]]:
+    """The error and the warnings of each kind."""
+    told = {}
+    for kind in KINDS:
+        stage, error = stage_of(kind, rank), None
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                pipe = dg.DistributedPipeline(stage, cross_entropy, OPTIMIZERS["sgd"], timeout_s=30)
+                pipe.close()
+            except dg.PartitionError as raised:
+                error = str(raised)
+        told[kind] = error, [str(w.message) for w in caught if w.category is dg.DelaygradWarning]
+    return told
 
 
-def test_a_copy_under_one_name_is_an_error_on_every_rank() -> None:
-    for error, _ in run_ranks(make, 2, args=("one name",)):
-        assert error is not None and "(stage 0: 1.weight, stage 1: 1.weight" in error
-        assert "keep it in one stage" in error
+@pytest.fixture(scope="module")
+def told() -> list[dict[str, tuple[str | None, list[str]]]]:
+    """What each rank was told of each kind; one group of processes makes all pipelines."""
+    return run_ranks(make_each, 2)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "untied",
-        "tied and frozen",
-        "one element differs",
-        "constants",
-        "copied layers of one model",
-    ],
-)
-def test_other_parameters_say_nothing(kind: str) -> None:
-    outcomes = run_ranks(make, 2, args=(kind,))
-    if kind == "one element differs":  # but for the biases, which are copies in this test
-        assert all(error is not None and "1.bias" in error for error, _ in outcomes)
-        assert not any("1.weight" in str(outcome) for outcome in outcomes)
-    else:
-        assert outcomes == [(None, [])] * 2
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_of_a_parameter_are_told_on_every_rank(kind: str, told: list[Any]) -> None:
+    for error, warned in (of_rank[kind] for of_rank in told):
+        match KINDS[kind]:
+            case "warned":
+                assert error is None
+                (message,) = warned
+                assert "(stage 0: 0.weight, stage 1: 1.weight, shape: (90, 60))" in message
+            case "refused":
+                assert error is not None and "(stage 0: 1.weight, stage 1: 1.weight" in error
+                assert "keep it in one stage" in error
+            case "fine":
+                assert (error, warned) == (None, [])
+            case _:  # the biases are copies in this test
+                assert error is not None and "1.bias" in error
+                assert "1.weight" not in f"{error} {warned}"
