@@ -85,14 +85,27 @@ def require_apart(modules: Sequence[nn.Module], method: Method, first: int = 0) 
     """Raise unless the stages of this process share nothing, or what the method keeps exact.
 
     Raises:
-        StageError: the method cannot train a parameter that `split` has tied.
+        StageError: the method cannot train a parameter that `split` has tied; or a stage is fully
+            sharded.
         PartitionError: two stages share other parameters or buffers.
     """
-    for module in modules:
+    for stage_index, module in enumerate(modules, first):
+        _require_unsharded(module, stage_index)
         require_exact_ties(module, method)
     below = [nn.Identity() for _ in range(first)]
     layers = [Layer("", module) for module in (*below, *modules)]
     check_cuts(range(1, len(layers)), find_ties(layers))
+
+
+def _require_unsharded(module: nn.Module, stage_index: int) -> None:
+    sharded = [n for n, p in module.named_parameters() if type(p.data).__name__ == "DTensor"]
+    wrapped = any(type(m).__name__ == "FullyShardedDataParallel" for m in module.modules())
+    if sharded or wrapped:
+        raise StageError(
+            f"a stage cannot be fully sharded (stage: {stage_index}, parameter: "
+            f"{', '.join(sharded[:1]) or 'in FullyShardedDataParallel'}); leave out fully_shard, "
+            "and make more stages where memory is short; mesh= averages replicas"
+        )
 
 
 def outward_first(actions: Iterable[Action], schedule: Schedule, num_stages: int) -> list[Action]:

@@ -34,7 +34,7 @@ def require_trainable(
         moves: updates give parameters new memory.
 
     Raises:
-        StageError: a wrapper shards or averages it, two tensors share memory, a part ignores
+        StageError: a wrapper averages it, two tensors share memory, a part ignores
             ``eval()``, or a lazy part has no parameters yet.
     """
     if is_delayed:
@@ -46,25 +46,16 @@ def require_trainable(
 
 
 def require_no_replicas(module: nn.Module, stage_index: int) -> None:
-    """Raise if a wrapper averages gradients or shards parameters: delayed stages bypass wrappers.
+    """Raise if a wrapper averages gradients: delayed stages bypass wrappers.
 
     Raises:
-        StageError: a part of the module is a ``DistributedDataParallel`` or fully sharded.
+        StageError: a part of the module is a ``DistributedDataParallel``.
     """
     if any(isinstance(part, DistributedDataParallel) for part in module.modules()):
         raise StageError(
             "DistributedDataParallel averages gradients in hooks on the parameters, which a stage "
             "with a delay does not run; leave it out, and give DistributedPipeline a mesh of "
             "stages and replicas (docs/your-own-loop.md has an example)"
-        )
-    # By name: this room does not know torch.distributed.
-    sharded = [n for n, p in module.named_parameters() if type(p.data).__name__ == "DTensor"]
-    wrapped = any(type(m).__name__ == "FullyShardedDataParallel" for m in module.modules())
-    if sharded or wrapped:
-        raise StageError(
-            f"a stage with a delay cannot be fully sharded (stage: {stage_index}, parameter: "
-            f"{', '.join(sharded[:1]) or 'in FullyShardedDataParallel'}); leave out fully_shard, "
-            "or make more stages where memory is short"
         )
 
 

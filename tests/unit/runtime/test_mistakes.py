@@ -134,17 +134,25 @@ def was(head: nn.Linear) -> tuple[Tensor, Tensor]:
 # --- sharded stages ------------------------------------------------------------------------------
 
 
-def shard(rank: int, world_size: int) -> str:
-    module = nn.Linear(6, 6)
-    fully_shard(module, mesh=init_device_mesh("cpu", (world_size,)))
-    with pytest.raises(StageError) as caught:
-        pipeline([module, nn.Linear(6, CLASSES)])
-    return str(caught.value)
+def shard(rank: int, world_size: int) -> list[str]:
+    mesh = init_device_mesh("cpu", (1, world_size), mesh_dim_names=("pp", "dp"))
+    module = nn.Linear(6, CLASSES)
+    fully_shard(module, mesh=mesh["dp"])
+    told = []
+    for make in (
+        lambda: pipeline([module, nn.Linear(CLASSES, CLASSES)]),
+        lambda: dg.DistributedPipeline(module, cross_entropy, sgd),  # no delay
+        lambda: dg.DistributedPipeline(module, cross_entropy, sgd, mesh=mesh),
+    ):
+        with pytest.raises(StageError) as caught:
+            make()
+        told.append(str(caught.value))
+    return told
 
 
-def test_a_fully_sharded_stage_with_a_delay_is_refused_by_name() -> None:
-    (told,) = run_ranks(shard, 1)
-    assert re.search(r"fully sharded \(stage: 0, parameter: weight\); leave out fully_shard", told)
+def test_a_fully_sharded_stage_is_refused_by_name() -> None:
+    for told in run_ranks(shard, 1)[0]:
+        assert re.search(r"fully sharded \(stage: 0, parameter: weight\); leave out fully_", told)
 
 
 # --- the method, the optimizers, the memory of parameters ----------------------------------------
