@@ -258,8 +258,8 @@ def to_row_major(tensor: Tensor) -> tuple[Tensor, list[int]]:
 
 def from_row_major(view: Tensor, order: list[int]) -> Tensor:
     """Undo ``to_row_major``: the same tensor with the same strides."""
-    inverse = [order.index(dim) for dim in range(len(order))]
-    return view.permute(inverse)
+    dims = range(len(order))
+    return view if order == [*dims] else view.permute([order.index(dim) for dim in dims])
 
 
 def _is_usual(tensor: Tensor) -> bool:

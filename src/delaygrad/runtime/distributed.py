@@ -296,13 +296,13 @@ class DistributedPipeline(Pipeline):
         with self._together():
             if self._replicas is not None:
                 return self._replicas.share(value)
-            return exchange.all_gather(value, self._groups.between_steps())
+            return exchange.all_gather(value, self._groups.together)
 
     def _gather_tensors(self, stages: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         turns = max(self._counts)
         own: list[dict[str, Tensor]] = [*stages, *({} for _ in range(turns - len(stages)))]
         with self._together():
-            group = self._groups.between_steps()
+            group = self._groups.together
             found = [exchange.gather_tensors(of_stage, group) for of_stage in own]
         places = [(turn, rank) for rank, held in enumerate(self._counts) for turn in range(held)]
         return [found[turn][rank] for turn, rank in places if found[turn]]

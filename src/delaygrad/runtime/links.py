@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._C._distributed_c10d import PrefixStore
 from torch.distributed import distributed_c10d
 
 from delaygrad.errors import PartitionError, ScheduleError, TransportError
@@ -21,7 +23,7 @@ from delaygrad.runtime import exchange
 from delaygrad.runtime.tie_links import TieLinks, tie_links, ties_of
 from delaygrad.runtime.tied_parameters import require_untied
 from delaygrad.schedule import Schedule
-from delaygrad.transport.wire import Wire, WireReceiver, WireSender, reason_of
+from delaygrad.transport.wire import Lane, Wire, WireReceiver, WireSender, reason_of
 
 
 class Links:
@@ -51,7 +53,7 @@ class Links:
         with self.meeting():
             self.groups = Groups(self._ranks, device, timedelta(seconds=timeout_s))
             self._down, self._up, self._predictions = (self.groups.pair() for _ in range(3))
-            counts = exchange.all_gather(held, self.groups.first)
+            counts = exchange.all_gather(held, self.groups.together)
         self._rank_of = [rank for rank, count in enumerate(counts) for _ in range(count)]
         self.counts: list[int] = counts
         """How many stages each rank has."""
@@ -104,7 +106,7 @@ class Links:
             ties = sorted([tie.path, *tie.stages] for tie in ties_of(stages[0]))
             first_blocks = [*map(first_block, stages)]
             own = method.to_json(), repr(method), ties, torch.initial_seed(), first_blocks
-            said = exchange.all_gather(own, self.groups.first)
+            said = exchange.all_gather(own, self.groups.together)
         if any(identity != said[0][0] for identity, *_ in said):
             names = zip(map(self._rank_of.index, range(len(said))), said, strict=True)
             given = ", ".join(f"stage {k}: {name}" for k, (_, name, *_) in names)
@@ -158,17 +160,19 @@ class Links:
             TransportError: a rank is missing.
         """
         with self.meeting():
-            require_untied(dict(zip(self.stages, stages, strict=True)), self.groups.first)
+            require_untied(dict(zip(self.stages, stages, strict=True)), self.groups.together)
 
-    def _sender(self, source: int, target: int, content: str, group: tuple[Any, Any]) -> WireSender:
+    def _sender(
+        self, source: int, target: int, content: str, group: tuple[Lane, Lane]
+    ) -> WireSender:
         """Make the end of a link that the schedule knows."""
         ends = min(source, target), max(source, target)
         in_flight = self._schedule.messages_under_way(ends[0], self.num_stages, ends[1])
         return WireSender(self._wire(target, content, "to", group), in_flight)
 
-    def _wire(self, stage: int, content: str, towards: str, pair: tuple[Any, Any]) -> Wire:
-        peer = self._ranks[self._rank_of[stage]]
-        name = f"{towards} stage {stage} (rank {peer})"
+    def _wire(self, stage: int, content: str, towards: str, pair: tuple[Lane, Lane]) -> Wire:
+        peer = self._rank_of[stage]
+        name = f"{towards} stage {stage} (rank {self._ranks[peer]})"
         remembered = 1 + self._schedule.micro_batches  # parts of a batch may differ by a sample
         return Wire(peer, name, content, *pair, self._device, self._timeout_s, remembered)
 
@@ -205,36 +209,45 @@ class Groups:
     names for one group. So the groups here are made by the function that ``new_group`` calls, with
     names that are never reused: the n-th group of these ranks. That function is private to torch;
     it is the same from torch 2.11 to 2.15.
+
+    The links on the CPU are gloo's backends without a group around them. They share one thread, by
+    which each would otherwise wake up 100 times a second.
+
+    Args:
+        ranks: in the order of their stages.
+        device: where the stages compute.
+        timeout: to wait for another rank.
     """
 
     def __init__(self, ranks: list[int], device: torch.device, timeout: timedelta) -> None:
         self._ranks, self._device, self._timeout = ranks, device, timeout
+        self._own = ranks.index(dist.get_rank())
         self._made: list[dist.ProcessGroup] = []
-        self._apart: dist.ProcessGroup | None = None
+        self._names = count()
         self._store = distributed_c10d._get_default_store()
         place = f"delaygrad/{'_'.join(map(str, ranks))}"
         # Each rank counts for itself: all make the same pipelines in the same order.
-        self._name = f"{place}/{self._store.add(f'{place}/{dist.get_rank()}', 1)}"
+        self._place = f"{place}/{self._store.add(f'{place}/{dist.get_rank()}', 1)}"
+        self.together = self._make("gloo")
+        """One on the CPU for what all ranks tell each other."""
+        gloo = self.together._get_backend(torch.device("cpu"))
+        self._gloo: Any = getattr(
+            gloo, "wrapped_pg", gloo
+        )  # wrapped if TORCH_DISTRIBUTED_DEBUG=DETAIL
 
-    @property
-    def first(self) -> dist.ProcessGroup:
-        """One on the CPU."""
-        return self._made[0]
+    def pair(self) -> tuple[Lane, Lane]:
+        """Make what carries a link's bytes on the CPU, and on the device; they may be the same."""
+        store, size = PrefixStore(self._name(), self._store), len(self._ranks)
+        backend: Any = dist.ProcessGroupGloo(store, self._own, size, self._gloo.options)
+        on_cpu: Lane = backend
+        return on_cpu, on_cpu if self._device.type == "cpu" else self.on_device()
 
-    def pair(self) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
-        """Make a group on the CPU and a group on the device; they may be the same."""
-        on_cpu = self._make("gloo")
+    def on_device(self) -> dist.ProcessGroup:
+        """Make a group on the device; on the CPU it is ``together``."""
+        if self._device.type == "cpu":
+            return self.together
         backend: str = distributed_c10d._world.pg_map[distributed_c10d._get_default_group()][0]
-        return on_cpu, on_cpu if self._device.type == "cpu" else self._make(backend)
-
-    def between_steps(self) -> dist.ProcessGroup:
-        """Return one on the CPU for what all ranks tell each other; made when first asked for.
-
-        All ranks ask for it at the same time.
-        """
-        if self._apart is None:
-            self._apart = self._make("gloo")
-        return self._apart
+        return self._make(backend)
 
     def give_back(self, *, failed: bool) -> None:
         """Destroy the groups, and with them every transfer that is still posted.
@@ -246,24 +259,27 @@ class Groups:
         """
         for group in self._made:
             with suppress(ValueError):  # the user has destroyed all groups at once already
-                if failed and group is not self.first and self._device.type != "cpu":
+                if failed and group is not self.together:
                     group.abort()
                 dist.destroy_process_group(group)
         self._made.clear()
 
+    def _name(self) -> str:
+        return f"{self._place}/{next(self._names)}"
+
     def _make(self, backend: str) -> dist.ProcessGroup:
-        ranks = self._ranks
         # Bound to no device: NCCL would then split the default group, which takes all its ranks.
         group, _ = distributed_c10d._new_process_group_helper(
-            len(ranks),
-            ranks.index(dist.get_rank()),
-            ranks,
+            len(self._ranks),
+            self._own,
+            self._ranks,
             dist.Backend(backend),
             self._store,
-            distributed_c10d.GroupName(f"{self._name}/{len(self._made)}"),
+            distributed_c10d.GroupName(self._name()),
             timeout=self._timeout,
         )
         assert isinstance(group, dist.ProcessGroup)
-        distributed_c10d._world.pg_group_ranks[group] = {rank: k for k, rank in enumerate(ranks)}
+        places = {rank: place for place, rank in enumerate(self._ranks)}
+        distributed_c10d._world.pg_group_ranks[group] = places
         self._made.append(group)
         return group

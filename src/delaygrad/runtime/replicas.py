@@ -67,7 +67,7 @@ class Replicas:
         timeout = timedelta(seconds=timeout_s)
         self._of_stage = Groups(own, device, timeout)
         self._everyone = Groups(by_copy.flatten().tolist(), device, timeout)
-        self._on_cpu, self._on_device = self._of_stage.pair()
+        self._on_device = self._of_stage.on_device()
 
     def require_alike(self, stages: Sequence[nn.Module], method: Method) -> None:
         """Raise unless all replicas begin with the same stages; all ranks call it.
@@ -86,7 +86,7 @@ class Replicas:
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
                 digest.update(content.numpy().data)
-        told = exchange.all_gather(digest.hexdigest(), self._on_cpu)
+        told = exchange.all_gather(digest.hexdigest(), self._of_stage.together)
         if len(set(told)) > 1:
             raise PartitionError(
                 f"the replicas of a stage differ, or their methods do (replicas alike with the "
@@ -100,7 +100,7 @@ class Replicas:
 
     def share(self, value: Any) -> list[Any]:
         """Return the values of all ranks of all replicas, one replica after the other."""
-        return exchange.all_gather(value, self._everyone.between_steps())
+        return exchange.all_gather(value, self._everyone.together)
 
     def give_back(self, *, failed: bool) -> None:
         """Destroy the groups."""
