@@ -53,12 +53,14 @@ RULES: list[tuple[str, float, bool, Callable[[int], Method]]] = [
     ("Lookahead, M = 1", MOMENTUM, False, lambda k: dg.Lookahead(1)),
     ("DDG, M = K-1", MOMENTUM, False, lambda k: dg.DDG(micro_batches=k - 1)),
     ("Lookahead, M = K-1", MOMENTUM, False, lambda k: dg.Lookahead(k - 1)),
+    ("Lookahead, M = 2 (K-1)", MOMENTUM, False, lambda k: dg.Lookahead(2 * (k - 1))),
+    ("Lookahead, M = 4 (K-1)", MOMENTUM, False, lambda k: dg.Lookahead(4 * (k - 1))),
 ]
 
 
 def predicted(method: Method, num_stages: int, momentum: float, nesterov: bool) -> float:
     """The step at which a root of the recursion reaches the unit circle."""
-    delay = method.delay(0, num_stages)
+    delay = method.schedule.lag(0, num_stages) / method.schedule.micro_batches
     horizon = method.forward_weights.horizon_in_updates(method.schedule, 0, num_stages) or 0.0
     if not any(isinstance(update, SpikeCompensation) for update in method.update):
         return dg.theory.largest_stable_step(
@@ -67,7 +69,7 @@ def predicted(method: Method, num_stages: int, momentum: float, nesterov: bool) 
     a = momentum**delay
     b = (1 - a) / (1 - momentum)
     gradient = np.polymul([a + b, -b * momentum], [1 + horizon, -horizon])
-    others = np.concatenate([np.poly([1.0, momentum]), np.zeros(delay + 1)])
+    others = np.concatenate([np.poly([1.0, momentum]), np.zeros(int(delay) + 1)])
     low, high = 0.0, 4.0
     for _ in range(60):
         middle = (low + high) / 2

@@ -35,7 +35,7 @@ def local(method: Method, num_stages: int) -> dg.LocalPipeline:
         (dg.Lookahead(), 4, dg.Lookahead(3)),
         (dg.Lookahead(slack=1), 4, dg.Lookahead(6, slack=1)),
         (dg.Lookahead(), 1, dg.Lookahead(1)),
-        (dg.Auto(), 4, dg.Lookahead(3)),
+        (dg.Auto(), 4, dg.Lookahead(6)),
         (dg.Auto(), 1, dg.BP()),
     ],
     ids=repr,
@@ -59,18 +59,20 @@ def on_a_rank(rank: int, world_size: int) -> list[torch.Tensor]:
 
 def test_ranks_choose_alike() -> None:
     told = run_ranks(on_a_rank, 3)
-    assert_same([p for of_rank in told for p in of_rank], trained(local(dg.Lookahead(2), 3)))
+    assert_same([p for of_rank in told for p in of_rank], trained(local(dg.Lookahead(4), 3)))
 
 
 @pytest.mark.parametrize(
     ("num_stages", "batch_size", "looks_ahead", "method", "why"),
     [
         (1, 64, False, dg.BP(), "one stage has no delay"),
-        (2, 64, False, dg.Lookahead(1), "a look-ahead corrects it"),
-        (8, 64, False, dg.Lookahead(8), "with 8 micro-batches no gradient is more than one"),
-        (16, 100, False, dg.Lookahead(20), "one update late"),
-        (16, None, False, dg.Lookahead(15), "one update late"),
-        (8, 64, True, dg.DDG(micro_batches=8), "the optimizer looks ahead itself"),
+        (2, 64, False, dg.Lookahead(2), "a look-ahead corrects the others"),
+        (8, 64, False, dg.Lookahead(16), "with 16 micro-batches no gradient is more than one"),
+        (16, 100, False, dg.Lookahead(50), "at least half are not late"),
+        (16, 30, False, dg.Lookahead(30), "at least half are not late"),
+        (16, 29, False, dg.Lookahead(29), "one update late, and a look-ahead"),
+        (16, None, False, dg.Lookahead(30), "at least half are not late"),
+        (8, 64, True, dg.DDG(micro_batches=16), "the optimizer looks ahead itself"),
         (16, 5, False, dg.DDG(micro_batches=5), "up to 3 updates late"),
     ],
 )
@@ -90,8 +92,9 @@ def test_the_choice_and_its_reason(
         ({"method": "lookahead"}, "lookahead", 4),
         ({"method": "lookahead", "batch_size": 9}, "lookahead", 3),
         ({"method": "lookahead", "micro_batches": 2}, "lookahead", 2),
-        ({"method": "auto"}, "lookahead", 4),
-        ({"method": "auto", "nesterov": True}, "ddg", 4),
+        ({"method": "auto"}, "lookahead", 8),
+        ({"method": "auto", "batch_size": 4}, "lookahead", 4),
+        ({"method": "auto", "nesterov": True}, "ddg", 8),
         ({"method": "auto", "batch_size": 2}, "ddg", 2),
         ({"method": "auto", "stages": 1}, "bp", 1),
     ],

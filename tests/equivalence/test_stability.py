@@ -6,11 +6,15 @@ what ``delaygrad.theory`` says, so a delay that is off by one misses it by far.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import delaygrad as dg
+from delaygrad.methods import Method
 from delaygrad.theory import largest_stable_step
 
 CURVATURE = 4.0
@@ -55,6 +59,34 @@ def test_it_is_stable_exactly_below_the_limit(delay: int, momentum: float, neste
     for share in (0.95, 1.05):
         _, w = trajectory(delay, share, 3 * window, momentum, nesterov)
         grown = max(map(abs, w[2 * window :])) / max(map(abs, w[:window]))
+        assert grown < 0.8 if share < 1 else grown > 1.3
+
+
+@pytest.mark.parametrize("micro_batches", [3, 4, 6, 12])  # mean delay 1, 3/4, 1/2, 1/4
+@pytest.mark.parametrize("rule", [dg.DDG, dg.Lookahead])
+def test_with_micro_batches_the_limit_is_that_of_the_mean_delay(
+    rule: Callable[..., Method], micro_batches: int
+) -> None:
+    method, num_stages = rule(micro_batches=micro_batches), 4
+    horizon = method.forward_weights.horizon_in_updates(method.schedule, 0, num_stages) or 0.0
+    limit = largest_stable_step(
+        (num_stages - 1) / micro_batches, curvature=CURVATURE, momentum=0.9, horizon=horizon
+    )
+    batch, window = torch.zeros(micro_batches), 80
+    for share in (0.95, 1.05):
+        position = Position()
+        pipe = dg.LocalPipeline(
+            [position, *(nn.Identity() for _ in range(num_stages - 1))],
+            lambda w, _: CURVATURE * w**2 / 2,
+            functools.partial(torch.optim.SGD, lr=share * limit, momentum=0.9),
+            method=method,
+            loss_weight="mean",
+        )
+        w = []
+        for _ in range(3 * window):
+            pipe.step(batch, batch)
+            w.append(abs(position.w.item()))
+        grown = max(w[2 * window :]) / max(w[:window])
         assert grown < 0.8 if share < 1 else grown > 1.3
 
 

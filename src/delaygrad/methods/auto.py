@@ -1,12 +1,14 @@
 """Choose the method by the number of stages, the batch size and the optimizer.
 
 The rule follows what docs/depth.md reports as measured: many updates of delay cost accuracy, one
-update costs little, and a look-ahead removes most of what is left.
+update costs less, a look-ahead removes much of it, and twice as many micro-batches the rest.
 
-    K = 1                          BP
-    batch of at least K-1 samples  Lookahead with M >= K-1; DDG with M >= K-1 if the optimizer
-                                   looks ahead itself (Nesterov's momentum, NAdam)
-    smaller batch                  DDG with one micro-batch per sample
+    K = 1                              BP
+    batch of at least 2 (K-1) samples  Lookahead with M >= 2 (K-1): at least half of a batch is not
+                                       late; DDG with that M if the optimizer looks ahead itself
+                                       (Nesterov's momentum, NAdam)
+    batch of at least K-1 samples      the same with M >= K-1
+    smaller batch                      DDG with one micro-batch per sample
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ def Auto() -> Method:
 
     Example:
         >>> Auto().for_stages(5)
-        Lookahead(micro_batches=4)
+        Lookahead(micro_batches=8)
     """
     return Method(name="auto", schedule=locked(), complete=chosen)
 
@@ -44,9 +46,9 @@ def chosen(num_stages: int, batch_size: int | None = None, *, looks_ahead: bool 
 
     Example:
         >>> chosen(8, 64), chosen(8, 64, looks_ahead=True), chosen(8, 4), chosen(1)
-        (Lookahead(micro_batches=8), DDG(micro_batches=8), DDG(micro_batches=4), BP())
+        (Lookahead(micro_batches=16), DDG(micro_batches=16), DDG(micro_batches=4), BP())
         >>> chosen(8, 64).title.split(", and ")[1]
-        'a look-ahead corrects it'
+        'a look-ahead corrects the others'
     """
     if num_stages == 1:
         return replace(BP(), title="one stage has no delay: backpropagation")
@@ -59,8 +61,10 @@ def chosen(num_stages: int, batch_size: int | None = None, *, looks_ahead: bool 
             title=f"{batch_size} samples cannot be {needed} micro-batches, so gradients are up to "
             f"{delay} updates late, which costs accuracy; use larger batches or fewer stages",
         )
-    parts = enough_micro_batches(needed, batch_size)
-    why = f"with {parts} micro-batches no gradient is more than one update late, and "
+    half = batch_size is None or batch_size >= 2 * needed
+    parts = enough_micro_batches(2 * needed if half else needed, batch_size)
+    on_time = ", at least half are not late" if half else ""
+    why = f"with {parts} micro-batches no gradient is more than one update late{on_time}, and "
     if looks_ahead:
         return replace(DDG(micro_batches=parts), title=why + "the optimizer looks ahead itself")
-    return replace(Lookahead(parts), title=why + "a look-ahead corrects it")
+    return replace(Lookahead(parts), title=why + "a look-ahead corrects the others")

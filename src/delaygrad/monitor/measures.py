@@ -128,7 +128,7 @@ def momentum_of(optimizer: torch.optim.Optimizer) -> tuple[float, bool]:
 def stability(
     step_curvature: float | None,
     optimizer: torch.optim.Optimizer,
-    delay: int,
+    delay: float,
     horizon: float | None,
 ) -> float | None:
     """Return step x curvature over its largest stable value; above 1 errors grow.
@@ -136,7 +136,7 @@ def stability(
     Args:
         step_curvature: of ``step_times_curvature``.
         optimizer: of the stage.
-        delay: in updates.
+        delay: in updates, the mean over the micro-batches.
         horizon: updates that the method predicts ahead; None: it does not.
     """
     if step_curvature is None:

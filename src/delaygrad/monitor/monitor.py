@@ -199,7 +199,8 @@ class Monitor:
                     moved[name] = found.live[name] - found.met[name]
                     change[name] = true - mine
             value = step_times_curvature(stage.optimizer, parameters, moved, change)
-            row["stability"] = stability(value, stage.optimizer, delay, horizon)
+            mean_delay = method.schedule.lag(k, num_stages) / method.schedule.micro_batches
+            row["stability"] = stability(value, stage.optimizer, mean_delay, horizon)
         return row
 
     def _warn(self, row: Row, warning: str | None) -> None:

@@ -97,10 +97,23 @@ def test_the_polynomial_is_that_of_the_recursion(name: str) -> None:
         assert cmath.isclose(z, 1 - step * direction, rel_tol=1e-8)
 
 
+@pytest.mark.parametrize("delay", [0.25, 0.5, 1.75])
+@pytest.mark.parametrize("horizon", [0.0, 1.5])
+def test_a_fraction_is_the_share_of_later_parts(delay: float, horizon: float) -> None:
+    step, momentum, whole = 0.05, 0.9, int(delay)
+    for z in np.roots(characteristic_polynomial(delay, step, momentum=momentum, horizon=horizon)):
+        if abs(z) < 1e-6:
+            continue
+        seen = [z**-late * (1 + horizon - horizon / z) for late in (whole, whole + 1)]
+        gradient = (whole + 1 - delay) * seen[0] + (delay - whole) * seen[1]
+        assert cmath.isclose(z, 1 - step * gradient / (1 - momentum / z), rel_tol=1e-8)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"delay": -1}, "a delay is a whole number"),
+        ({"delay": -1}, "a delay is a number of updates, at least 0"),
+        ({"delay": math.nan}, "a delay is a number of updates, at least 0"),
         ({"delay": 1, "curvature": 0.0}, "curvature must be positive"),
         ({"delay": 1, "momentum": 1.0}, "momentum must be at least 0 and below 1"),
         ({"delay": 1, "momentum": -0.1}, "momentum must be at least 0 and below 1"),
