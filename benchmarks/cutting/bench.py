@@ -24,7 +24,6 @@ from delaygrad.launch import Launch, run_workers
 from delaygrad.partition import cuts_of
 from delaygrad.training.run_folder import environment, write_json
 
-REPEATS = 1  # seconds of CPU hardly vary
 TESTS = str(Path(__file__).parents[2] / "tests")
 
 
@@ -56,21 +55,16 @@ def network(name: str) -> tuple[torch.nn.Module, Any]:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Cut one network; the middle one of some repeats after the first call."""
+    """Cut one network; after the first call once with its cuts given, and once without."""
     torch.set_num_threads(1)
     model, sample = network(name)
-
-    def cut(cuts: list[str] | None = None) -> list[torch.nn.Module]:
-        return dg.split(model, 2, sample_inputs=sample, cuts=cuts)
-
-    stages, first = timed(cut)
+    stages, first = timed(lambda: dg.split(model, 2, sample_inputs=sample))
     cuts = cuts_of(stages)
-    found = {"first": first}
-    for part, given in (("captured_and_checked", cuts), ("also_balanced", None)):
-        repeats = [timed(lambda given=given: cut(given))[1] for _ in range(REPEATS)]
-        found[part] = sorted(repeats, key=lambda each: each["cpu_s"])[REPEATS // 2]
+    _, given = timed(lambda: dg.split(model, 2, sample_inputs=sample, cuts=cuts))
+    _, balanced = timed(lambda: dg.split(model, 2, sample_inputs=sample))
     parameters = sum(p.numel() for p in model.parameters())
-    return {"network": name, "parameters": parameters, "cuts": cuts, **found}
+    seconds = {"first": first, "captured_and_checked": given, "also_balanced": balanced}
+    return {"network": name, "parameters": parameters, "cuts": cuts, **seconds}
 
 
 def main(output: Path, networks: tuple[str, ...] = ()) -> None:

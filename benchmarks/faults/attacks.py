@@ -7,47 +7,109 @@ unclear    its last words were not the one line that they should be
 lost       it could not be continued
 early      Python was still importing: its own traceback, and nothing had begun
 missed     the run was over before the attack (does not count)
+
+Commands and hosts are those of the tests. Every wait is bounded.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
-import sys
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import hosts
-from benchmarks.faults.commands import (
-    DELAYGRAD,
-    Ended,
-    Network,
-    digest,
-    events,
-    run,
-    running,
-    wait_until,
-)
-from benchmarks.hosts import ADDRESSES, CABLE, HOSTS, connect, disconnect, two_hosts
+from tests import commands
+from tests.commands import DELAYGRAD, TORCHRUN, running, session, workers
+from tests.hosts import Host, two_hosts
 
 Record = dict[str, Any]
 
+LIMIT_S = 180.0
+GONE_S = 15.0  # processes that are left after this are orphans
+TIMEOUT_S = 10  # of a run whose cable is cut for good
+SUBNET = 215
 
-def finish(network: Network, run_dir: Path, expected: str) -> Record:
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended; ``code`` is None if it had to be killed after ``LIMIT_S``."""
+
+    code: int | None
+    err: str
+    orphans: int
+
+    @property
+    def hung(self) -> bool:
+        return self.code is None or self.orphans > 0
+
+    def is_one_line(self, words: str) -> bool:
+        """Whether the last words were one line that begins with the command's name."""
+        lines = self.err.splitlines()
+        return len(lines) == 1 and lines[0].startswith("delaygrad: ") and words in lines[0]
+
+
+def train(stages: int, run_dir: Path, *more: object) -> list[object]:
+    """Return the arguments that train a small network, with a fill, a steady state and a drain."""
+    length = ("--iterations", 300, "--log-every", 5, "--checkpoint-every", 20, "--quiet")
+    return [*commands.train(run_dir, stages), "--runtime", "distributed", *length, *more]
+
+
+def end_of(process: subprocess.Popen[str]) -> Ended:
+    """Wait for the end of a command and of everything that it started."""
+    try:
+        err, code = process.communicate(timeout=LIMIT_S)[1], process.poll()
+    except subprocess.TimeoutExpired:
+        err, code = "", None
+    deadline = time.monotonic() + (GONE_S if code is not None else 0)
+    while session(process) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return Ended(code, err, len(session(process)))
+
+
+def run(*words: object) -> Ended:
+    """Run delaygrad to its end."""
+    with running(*DELAYGRAD, *words) as process:
+        return end_of(process)
+
+
+def events(run_dir: Path) -> int:
+    """Return how many lines a run has on record."""
+    path = run_dir / "records.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for(process: subprocess.Popen[str], run_dir: Path, wanted: int) -> bool:
+    """Wait for so many records; return whether the command still runs."""
+    deadline = time.monotonic() + LIMIT_S
+    while process.poll() is None and events(run_dir) < wanted and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return process.poll() is None
+
+
+def digest(run_dir: Path) -> str | None:
+    """Return the checksum of a finished run's parameters."""
+    path = run_dir / "summary.json"
+    return json.loads(path.read_text())["parameters_sha256"] if path.exists() else None
+
+
+def finish(stages: int, run_dir: Path, expected: str) -> Record:
     """Continue a run that was stopped, and compare its end."""
     again = "resumed"
     if not list(run_dir.glob("checkpoints/iteration-????????")):  # nothing was saved yet
         again, run_dir = "restarted", run_dir.with_name("again")
-        ended = run(*DELAYGRAD, *network.arguments(run_dir))
-    elif (run_dir / "summary.json").exists():  # the attack met a run that had just finished
+        ended = run(*train(stages, run_dir))
+    elif digest(run_dir) is not None:  # the attack met a run that had just finished
         again, ended = "finished", Ended(0, "", 0)
     else:
-        ended = run(*DELAYGRAD, "resume", run_dir, "--quiet")
-    if ended.code is None or ended.orphans:
+        ended = run("resume", run_dir, "--quiet")
+    if ended.hung:
         return {"outcome": "hung", "then": again}
     if ended.code != 0:
         return {"outcome": "lost", "then": again, "error": ended.err[-2000:]}
@@ -55,7 +117,9 @@ def finish(network: Network, run_dir: Path, expected: str) -> Record:
     return {"outcome": "survived" if same else "silent", "then": again}
 
 
-def reached(command: Any, run_dir: Path, rng: random.Random, reference: Record) -> bool:
+def reached(
+    process: subprocess.Popen[str], run_dir: Path, rng: random.Random, reference: Record
+) -> bool:
     """Wait for a random moment: one in four before the first record, the others at a record.
 
     Some of these fall into the drain, the last evaluation and the figures.
@@ -63,101 +127,84 @@ def reached(command: Any, run_dir: Path, rng: random.Random, reference: Record) 
     if rng.random() < 0.25:
         time.sleep(rng.uniform(0.0, reference["start_s"]))
     else:
-        wanted = rng.randint(1, reference["records"])
-        wait_until(lambda: events(run_dir) >= wanted, command)
+        wait_for(process, run_dir, rng.randint(1, reference["records"]))
         time.sleep(rng.uniform(0.0, 0.05))
-    running_still: bool = command.is_running
-    return running_still
+    return process.poll() is None
 
 
 def kill(rng: random.Random, folder: Path, reference: Record) -> Record:
     """SIGKILL one worker, the launcher, or the whole group at a random moment."""
-    network, run_dir = Network(reference["stages"]), folder / "run"
+    stages, run_dir = reference["stages"], folder / "run"
     target = rng.choice(["worker", "launcher", "group"])
-    record: Record = {"target": target, "stages": network.stages}
-    with running(*DELAYGRAD, *network.arguments(run_dir)) as command:
-        if not reached(command, run_dir, rng, reference):
+    record: Record = {"target": target, "stages": stages}
+    with running(*DELAYGRAD, *train(stages, run_dir)) as process:
+        if not reached(process, run_dir, rng, reference):
             return {**record, "outcome": "missed"}
         record["records"] = events(run_dir)
-        workers = command.workers()
-        if target == "worker" and workers:
-            os.kill(rng.choice(workers), signal.SIGKILL)
+        alive = workers(process)
+        if target == "worker" and alive:
+            os.kill(rng.choice(alive), signal.SIGKILL)
         elif target == "group":
-            os.killpg(command.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
         else:
             record["target"] = "launcher"
-            os.kill(command.pid, signal.SIGKILL)
-        ended = command.wait()
-    if ended.code is None or ended.orphans:
+            process.kill()
+        ended = end_of(process)
+    if ended.hung:
         return {**record, "outcome": "hung", "orphans": ended.orphans}
-    if record["target"] == "worker" and ended.code != 0 and not is_one_line(ended, "SIGKILL"):
+    if record["target"] == "worker" and ended.code != 0 and not ended.is_one_line("SIGKILL"):
         return {**record, "outcome": "unclear", "error": ended.err[-2000:]}
-    return {**record, **finish(network, run_dir, reference["sha256"])}
+    return {**record, **finish(stages, run_dir, reference["sha256"])}
 
 
 def interrupt(rng: random.Random, folder: Path, reference: Record) -> Record:
     """Ctrl-C: SIGINT to the whole group at a random moment."""
-    network, run_dir = Network(reference["stages"]), folder / "run"
-    record: Record = {"stages": network.stages}
-    with running(*DELAYGRAD, *network.arguments(run_dir)) as command:
-        if not reached(command, run_dir, rng, reference):
+    stages, run_dir = reference["stages"], folder / "run"
+    record: Record = {"stages": stages}
+    with running(*DELAYGRAD, *train(stages, run_dir)) as process:
+        if not reached(process, run_dir, rng, reference):
             return {**record, "outcome": "missed"}
         record["records"] = events(run_dir)
-        record["at_s"] = round(time.monotonic() - command.started_s, 3)
-        os.killpg(command.pid, signal.SIGINT)
-        ended = command.wait()
-    if ended.code is None or ended.orphans:
+        os.killpg(process.pid, signal.SIGINT)
+        ended = end_of(process)
+    if ended.hung:
         return {**record, "outcome": "hung", "orphans": ended.orphans}
     over = digest(run_dir) is not None and not ended.err  # Python was on its way out
-    if ended.code != 0 and not over and not is_one_line(ended, "stopped by SIGINT"):
+    if ended.code != 0 and not over and not ended.is_one_line("stopped by SIGINT"):
         early = "in <module>" in ended.err and not run_dir.exists()
-        if early:
-            words = ended.err.splitlines()[-1]
-            return {**record, "outcome": "early", "code": ended.code, "error": words}
-        return {**record, "outcome": "unclear", "code": ended.code, "error": ended.err[-2000:]}
-    return {**record, **finish(network, run_dir, reference["sha256"])}
-
-
-def is_one_line(ended: Ended, words: str) -> bool:
-    """Whether a command's last words were one line that begins with its name."""
-    lines = ended.err.splitlines()
-    return len(lines) == 1 and lines[0].startswith("delaygrad: ") and words in lines[0]
-
-
-# --- a full disk ---------------------------------------------------------------------------------
+        outcome = "early" if early else "unclear"
+        return {**record, "outcome": outcome, "code": ended.code, "error": ended.err[-2000:]}
+    return {**record, **finish(stages, run_dir, reference["sha256"])}
 
 
 def full_disk(rng: random.Random, folder: Path, reference: Record) -> Record:
     """A disk of a random size fills up; it is made larger, and the run continued."""
-    network = Network(reference["stages"], runtime=rng.choice(["local", "distributed"]))
+    stages, runtime = reference["stages"], rng.choice(["local", "distributed"])
     size_kb = rng.randrange(50, 500)
-    record: Record = {"stages": network.stages, "runtime": network.runtime, "size_kb": size_kb}
+    record: Record = {"stages": stages, "runtime": runtime, "size_kb": size_kb}
     with small_disk(folder / "disk", size_kb) as disk:
-        ended = run(*DELAYGRAD, *network.arguments(disk / "run", "--keep-checkpoints", 100))
+        more = ("--keep-checkpoints", 100, "--runtime", runtime)
+        ended = run(*train(stages, disk / "run", *more))
         if ended.code == 0:
             return {**record, "outcome": "missed"}
-        if ended.code is None or ended.orphans:
+        if ended.hung:
             return {**record, "outcome": "hung", "orphans": ended.orphans}
-        if not is_one_line(ended, "No space left"):
+        if not ended.is_one_line("No space left"):
             return {**record, "outcome": "unclear", "error": ended.err[-2000:]}
-        hosts.run("mount", "-o", "remount,size=50m", disk)
-        return {**record, **finish(network, disk / "run", reference["sha256"])}
+        subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True, timeout=30)
+        return {**record, **finish(stages, disk / "run", reference["sha256"])}
 
 
 @contextmanager
 def small_disk(place: Path, size_kb: int) -> Iterator[Path]:
     """Within the block there is a disk of its own."""
     place.mkdir()
-    hosts.run("mount", "-t", "tmpfs", "-o", f"size={size_kb}k", "delaygrad-faults", place)
+    disk = ("-t", "tmpfs", "-o", f"size={size_kb}k", "delaygrad-faults", place)
+    subprocess.run(["mount", *disk], check=True, timeout=30)
     try:
         yield place
     finally:
-        hosts.run("umount", "-l", place)
-
-
-# --- a cut cable ---------------------------------------------------------------------------------
-
-TIMEOUT_S = 10
+        subprocess.run(["umount", "-l", place], check=True, timeout=30)
 
 
 def cut_for_a_while(rng: random.Random, folder: Path, reference: Record) -> Record:
@@ -171,40 +218,34 @@ def cut_for_good(rng: random.Random, folder: Path, reference: Record) -> Record:
 
 
 def cut(rng: random.Random, folder: Path, reference: Record, *, for_good: bool) -> Record:
-    network, run_dir = Network(2), folder / "run"
-    more = ("--timeout-s", TIMEOUT_S) if for_good else ()
-    record: Record = {"stages": 2}
-    with two_hosts():
-        arguments = network.arguments(run_dir, *more)
-        with running(*on(1, *arguments)) as second, running(*on(0, *arguments)) as first:
-            wanted = rng.randint(1, reference["records"] * 2 // 3)
-            wait_until(lambda: events(run_dir) >= wanted, first)
-            if not first.is_running:
+    run_dir, more = folder / "run", ("--timeout-s", TIMEOUT_S) if for_good else ()
+    words, record = train(2, run_dir, *more), {"stages": 2}
+    with two_hosts(SUBNET) as hosts:
+        with running(*on(hosts, 1, *words)) as second, running(*on(hosts, 0, *words)) as first:
+            if not wait_for(first, run_dir, rng.randint(1, reference["records"] * 2 // 3)):
                 return {**record, "outcome": "missed"}
             record["records"] = events(run_dir)
-            disconnect(1)
+            hosts[1].plug("down")
             if not for_good:
                 time.sleep(2.0)
-                connect(1)
-            both = [first.wait(), second.wait()]
-        if any(ended.code is None or ended.orphans for ended in both):
+                hosts[1].plug("up")
+            both = [end_of(first), end_of(second)]
+        if any(ended.hung for ended in both):
             return {**record, "outcome": "hung"}
         if digest(run_dir) is None:  # torchrun adds a report of its own to the ranks' lines
-            told = [e.err for e in both if "delaygrad: [stage" in e.err]
+            told = [ended.err for ended in both if "delaygrad: [stage" in ended.err]
             if not told:
                 errors = [ended.err[-1000:] for ended in both]
                 return {**record, "outcome": "unclear", "error": errors}
             if not for_good:
                 return {**record, "outcome": "lost", "error": told[0][-1000:]}
-            connect(1)
-    return {**record, **finish(network, run_dir, reference["sha256"])}
+    return {**record, **finish(2, run_dir, reference["sha256"])}
 
 
-def on(host: int, *arguments: object) -> tuple[object, ...]:
+def on(hosts: tuple[Host, Host], k: int, *arguments: object) -> tuple[object, ...]:
     """The command that runs one host's part."""
     return (
-        "ip", "netns", "exec", HOSTS[host], "env", f"GLOO_SOCKET_IFNAME={CABLE[host]}",
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", 2, "--nproc-per-node", 1,
-        "--node-rank", host, "--master-addr", ADDRESSES[0], "--master-port", 29400,
-        "-m", "delaygrad", *arguments,
+        *hosts[k].command, "env", f"GLOO_SOCKET_IFNAME={hosts[k].cable}", *TORCHRUN,
+        "--nnodes", 2, "--nproc-per-node", 1, "--node-rank", k,
+        "--master-addr", hosts[0].address, "--master-port", 29400, "-m", "delaygrad", *arguments,
     )  # fmt: skip

@@ -9,11 +9,9 @@ Run: python -m benchmarks.faults.bench --output-dir benchmarks/faults/results [-
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
-import shutil
 import tempfile
 import time
 from collections import Counter
@@ -21,10 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import tyro
+
+from benchmarks.alternating import write
 from benchmarks.faults import attacks
-from benchmarks.faults.commands import DELAYGRAD, Network, digest, events, running, wait_until
-from benchmarks.faults.interrupted import interrupt_loop
-from delaygrad.training.run_folder import environment
+from tests.interrupted_loops import interrupt_loop
 
 ATTACKS: dict[str, tuple[Callable[..., dict[str, Any]], int, bool]] = {
     # name: the attack, how many attempts, whether it needs root
@@ -35,32 +34,28 @@ ATTACKS: dict[str, tuple[Callable[..., dict[str, Any]], int, bool]] = {
     "cable cut for 2 s": (attacks.cut_for_a_while, 10, True),
     "cable cut for good": (attacks.cut_for_good, 10, True),
 }
-STAGES = (2, 3)
 
 
 def reference(stages: int, folder: Path) -> dict[str, Any]:
     """Train undisturbed: the digest, the number of records, and the time before the first."""
-    run_dir = folder / "run"
-    with running(*DELAYGRAD, *Network(stages).arguments(run_dir)) as command:
-        wait_until(lambda: events(run_dir), command)
-        start_s = round(time.monotonic() - command.started_s, 3)
-        ended = command.wait()
-    found = digest(run_dir)
+    run_dir, started_s = folder / "run", time.monotonic()
+    with attacks.running(*attacks.DELAYGRAD, *attacks.train(stages, run_dir)) as process:
+        attacks.wait_for(process, run_dir, 1)
+        start_s = round(time.monotonic() - started_s, 3)
+        ended = attacks.end_of(process)
+    found = attacks.digest(run_dir)
     if ended.code != 0 or found is None:
         raise SystemExit(f"the undisturbed run failed:\n{ended.err}")
-    return {"stages": stages, "sha256": found, "records": events(run_dir), "start_s": start_s}
+    records = attacks.events(run_dir)
+    return {"stages": stages, "sha256": found, "records": records, "start_s": start_s}
 
 
 def attempt(name: str, index: int, references: list[dict[str, Any]]) -> dict[str, Any]:
     attack, _, _ = ATTACKS[name]
-    rng = random.Random(f"{name} {index}")
+    rng, start_s = random.Random(f"{name} {index}"), time.monotonic()
     chosen = references[0] if "cable" in name else rng.choice(references)
-    folder = Path(tempfile.mkdtemp(prefix="faults-run-"))
-    start_s = time.monotonic()
-    try:
-        record = attack(rng, folder, chosen)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="faults-run-") as folder:
+        record = attack(rng, Path(folder), chosen)
     took_s = round(time.monotonic() - start_s, 2)
     return {"attack": name, "attempt": index, "took_s": took_s, **record}
 
@@ -76,41 +71,37 @@ def summarise(records: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     return table
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--scale", type=float, default=1.0, help="part of the attempts")
-    parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
-    options = parser.parse_args()
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    log = options.output_dir / "records.jsonl"
-    records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    done = {(record["attack"], record["attempt"]) for record in records}
+def main(output_dir: Path, scale: float = 1.0, attacks: tuple[str, ...] = tuple(ATTACKS)) -> None:
+    """Make the attempts that are missing.
+
+    Args:
+        output_dir: folder of records.jsonl and results.json.
+        scale: part of the attempts.
+        attacks: names of attacks.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    log = output_dir / "records.jsonl"
+    known = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    records = {(record["attack"], record["attempt"]): record for record in known}
     with tempfile.TemporaryDirectory(prefix="faults-reference-") as folder:
-        references = [reference(stages, Path(folder, str(stages))) for stages in STAGES]
-    for name in options.attacks:
+        references = [reference(stages, Path(folder, str(stages))) for stages in (2, 3)]
+    for name in attacks:
         _, count, needs_root = ATTACKS[name]
         if needs_root and os.geteuid() != 0:
             print(f"{name}: left out, needs root")
             continue
         index, hits = 0, 0
-        while hits < max(1, round(options.scale * count)):
-            if (name, index) not in done:
-                record = attempt(name, index, references)
-                records.append(record)
+        while hits < max(1, round(scale * count)):
+            if (name, index) not in records:
+                records[name, index] = record = attempt(name, index, references)
                 with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
-                print(json.dumps({k: v for k, v in record.items() if k != "error"}), flush=True)
-            hits += any(
-                r["outcome"] != "missed"
-                for r in records
-                if (r["attack"], r["attempt"]) == (name, index)
-            )
+                print(json.dumps(record)[:300], flush=True)
+            hits += records[name, index]["outcome"] != "missed"
             index += 1
-    report = {"references": references, "environment": environment(), "results": summarise(records)}
-    print(json.dumps(report["results"], indent=2))
-    (options.output_dir / "results.json").write_text(json.dumps(report, indent=2) + "\n")
+    results = summarise(list(records.values()))
+    write(output_dir / "results.json", references=references, results=results)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -1,18 +1,16 @@
 """Predicted against measured: the iteration of two stages in two processes on this machine.
 
 For each workload and each round: measure the network anew and predict (as `delaygrad plan` does),
-then train with those cuts in two processes of one thread each, and time it. The prediction for this
-machine corrects for what two processes lose side by side; that for devices of their own is kept
-beside it.
+then train with those cuts in two processes of one thread each, and time it (as `delaygrad bench`
+does). The prediction for this machine corrects for what two processes lose side by side; that for
+devices of their own is kept beside it.
 
 Run: python -m benchmarks.plan_accuracy.bench --output benchmarks/plan_accuracy/results.json
 """
 
 from __future__ import annotations
 
-import statistics
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +19,23 @@ import tyro
 
 import delaygrad as dg
 from benchmarks.alternating import write
-from delaygrad.bench.config import ContestConfig, WorkloadName
-from delaygrad.bench.workload import Workload, load_workload
-from delaygrad.launch import Launch, joined, keep_freed_memory, run_workers
+from delaygrad.bench import ContestConfig, run_contest
+from delaygrad.bench.config import WorkloadName
+from delaygrad.bench.workload import load_workload
+from delaygrad.launch import keep_freed_memory
+from delaygrad.records.spread import quartiles
 
-STAGES = 2
-TURNS = 5  # of so many iterations each; the median counts
-ITERATIONS: dict[WorkloadName, int] = {"resnet56": 24, "resnet110": 6, "gpt25m": 6}
-LAUNCH = Launch(num_workers=STAGES, threads=1)
-
-
-def load(name: WorkloadName) -> Workload:
-    """Return a workload of `delaygrad bench`, with the same optimizer for all."""
-    sgd = load_workload(ContestConfig(workload="mlp")).make_optimizer
-    return replace(load_workload(ContestConfig(workload=name)), make_optimizer=sgd)
+TURN_S = 4.0
 
 
-def predict(workload: Workload) -> dict[str, Any]:
-    model, (inputs, targets) = workload.model(), workload.batch()
+def predict(config: ContestConfig) -> dict[str, Any]:
+    workload = load_workload(config)
+    inputs, targets = workload.batch()
     start = time.perf_counter()
     plan = dg.plan(
-        model,
+        workload.model(),
         inputs,
-        num_stages=[STAGES],
+        num_stages=config.stages,
         loss=lambda outputs: workload.loss_fn(outputs, targets),
         make_optimizer=workload.make_optimizer,
         link="loopback",
@@ -64,58 +56,37 @@ def predict(workload: Workload) -> dict[str, Any]:
     }
 
 
-def train(name: WorkloadName, cuts: list[str]) -> dict[str, Any]:
-    """What each rank does: time turns of iterations in steady state."""
-    workload = load(name)
-    with joined(LAUNCH, torch.device("cpu")) as rank:
-        stage = workload.stages(STAGES, cuts)[rank]
-        pipeline = dg.DistributedPipeline(
-            stage, workload.loss_fn, workload.make_optimizer, method=dg.DDG()
-        )
-        inputs, targets = workload.batch()
-        iterations = ITERATIONS[name]
-        for _ in range(4):
-            pipeline.step(inputs, targets)
-        before, times = pipeline.stage_seconds()[0], []
-        for _ in range(TURNS):
-            start = time.perf_counter()
-            for _ in range(iterations):
-                pipeline.step(inputs, targets)
-            times.append((time.perf_counter() - start) / iterations)
-        after = pipeline.stage_seconds()[0]
-        pipeline.flush()
-    busy = {name: (after[name] - before[name]) / (TURNS * iterations) for name in after}
-    return {"iteration_s": statistics.median(times), "busy_s": busy}
+def measure(name: WorkloadName, cuts: tuple[str, ...]) -> dict[str, Any]:
+    contest = ContestConfig(workload=name, contestants=("ddg",), cuts=cuts, turn_s=TURN_S)
+    results = run_contest(contest, quiet=True)
+    assert results is not None
+    found: dict[str, Any] = results["contestants"][0]
+    return found
 
 
 def compare(name: WorkloadName, rounds: int) -> dict[str, Any]:
-    found = []
+    found, config = [], ContestConfig(workload=name)
     for _ in range(rounds):
-        prediction = predict(load(name))
-        ranks = run_workers(train, LAUNCH, name, prediction["cuts"])
-        measured_s = max(ranks[rank]["iteration_s"] for rank in ranks)
+        prediction = predict(config)
+        measured = measure(name, tuple(prediction["cuts"]))
+        measured_s = measured["iteration"]["median"]
         found.append(
             {
                 "predicted": prediction,
                 "measured_s": measured_s,
-                "stages_measured": [ranks[rank]["busy_s"] for rank in sorted(ranks)],
+                "stages_measured": measured["stages"],
                 "predicted_over_measured": prediction["here_s"] / measured_s,
             }
         )
-    ratios = [one["predicted_over_measured"] for one in found]
-    return {
-        "workload": load(name).description,
-        "predicted_over_measured": {
-            "median": round(statistics.median(ratios), 3),
-            "least": round(min(ratios), 3),
-            "most": round(max(ratios), 3),
-        },
-        "rounds": found,
-    }
+    ratios = quartiles([one["predicted_over_measured"] for one in found], 3)
+    description = load_workload(config).description
+    return {"workload": description, "predicted_over_measured": ratios, "rounds": found}
 
 
 def main(
-    output: Path, rounds: int = 3, workloads: tuple[WorkloadName, ...] = tuple(ITERATIONS)
+    output: Path,
+    rounds: int = 3,
+    workloads: tuple[WorkloadName, ...] = ("resnet56", "resnet110", "gpt25m"),
 ) -> None:
     """Predict and measure every workload."""
     torch.set_num_threads(1)

@@ -22,15 +22,12 @@ from benchmarks.alternating import alternate, seconds, write
 from delaygrad.bench.workload import images
 from delaygrad.launch import Launch, joined, run_workers
 from delaygrad.models import mlp
-from delaygrad.partition import cuts_of
 from delaygrad.records import StageClock
 from delaygrad.runtime import Pipeline
 from delaygrad.runtime.exchange import broadcast
 
-HALF_S = {1: 0.25, 2: 1.0}  # of a round, by the number of stages
-
-
 RESNET = images(20, batch_size=32)
+CUTS = ["group2_block2"]
 
 
 def train(pipeline: Pipeline, data: Any, iterations: int, *, traced: bool = False) -> None:
@@ -41,17 +38,17 @@ def train(pipeline: Pipeline, data: Any, iterations: int, *, traced: bool = Fals
         pipeline.step(*data)
 
 
-def contest(
-    name: str, pipeline: Pipeline, data: Any, iterations: int, rounds: int
-) -> dict[str, Any]:
-    ways = {
-        "untraced": partial(train, pipeline, data),
-        "traced": partial(train, pipeline, data, traced=True),
-    }
+def contest(name: str, pipeline: Pipeline, half_s: float, rounds: int) -> dict[str, Any]:
+    untraced = partial(train, pipeline, RESNET.batch())
+    ways = {"untraced": untraced, "traced": partial(untraced, traced=True)}
+    iterations = max(1, round(half_s / seconds(untraced, 5)))
+    if isinstance(pipeline, dg.DistributedPipeline):
+        iterations = broadcast(iterations)  # all take the same steps
     for work in ways.values():  # warm up
         work(iterations)
     found = alternate(ways, rounds=rounds, iterations=iterations)
     events = sum(len(stage.events) for stage in pipeline.stage_traces())
+    pipeline.flush()
     return {"workload": name, **found, "events_per_iteration": round(events / iterations, 2)}
 
 
@@ -74,35 +71,23 @@ def event_us(count: int = 20_000) -> dict[str, float]:
     return found
 
 
-def measure_mlp(rounds: int) -> dict[str, Any]:
-    torch.manual_seed(0)
-    model = mlp(sample_shape=(3, 32, 32), num_classes=10)
-    pipeline = dg.LocalPipeline([model], RESNET.loss_fn, RESNET.make_optimizer, method=dg.DDG())
-    data = RESNET.batch()
-    iterations = max(1, round(HALF_S[1] / seconds(partial(train, pipeline, data), 50)))
-    return contest("mlp 3072-128-128-128-10, batch 32, K=1", pipeline, data, iterations, rounds)
-
-
 def resnet_worker(launch: Launch, rounds: int) -> dict[str, Any]:
     with joined(launch, torch.device("cpu")) as rank:
-        data = RESNET.batch()
-        cuts = broadcast(cuts_of(RESNET.stages(2)) if rank == 0 else None)
-        stage = RESNET.stages(2, cuts)[rank]
+        stage = RESNET.stages(2, CUTS)[rank]
         pipeline = dg.DistributedPipeline(stage, RESNET.loss_fn, RESNET.make_optimizer)
-        iterations = max(1, round(HALF_S[2] / seconds(partial(train, pipeline, data), 5)))
-        iterations = broadcast(iterations)  # all take the same steps
-        name = "resnet20, batch 32, K=2"
-        result = contest(name, pipeline, data, iterations, rounds)
-        pipeline.flush()
-    return {**result, "cuts": cuts}
+        return contest("resnet20, batch 32, K=2", pipeline, 1.0, rounds)
 
 
 def main(output: Path, rounds: int = 41) -> None:
     """Measure one stage in this process, and two stages in two processes."""
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = mlp(sample_shape=(3, 32, 32), num_classes=10)
+    pipeline = dg.LocalPipeline([model], RESNET.loss_fn, RESNET.make_optimizer)
+    found = [contest("mlp 3072-128-128-128-10, batch 32, K=1", pipeline, 0.25, rounds)]
     launch = Launch(num_workers=2)
-    found = [measure_mlp(rounds), run_workers(resnet_worker, launch, launch, rounds)[0]]
+    found.append(run_workers(resnet_worker, launch, launch, rounds)[0])
     write(output, threads=1, event_us=event_us(), results=found)
 
 

@@ -1,6 +1,6 @@
 """Two hosts and a slow link: the GPT of 25 million parameters, one rank on each host.
 
-The hosts are network namespaces of this machine (benchmarks/hosts.py). Their cable lets through
+The hosts are network namespaces of this machine (tests/hosts.py). Their cable lets through
 1 Gbit/s or 100 Mbit/s in each direction. Needs root and the commands ip and tc (Debian: iproute2);
 without them it says so and ends.
 
@@ -11,132 +11,91 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+import pytest
 import tyro
 
-from benchmarks.hosts import ADDRESSES, CABLE, HOSTS, run, two_hosts
+from tests.commands import DELAYGRAD
+from tests.hosts import Host, two_hosts
 
 # Name, also tc's -> in words, and a bucket that holds what comes in a tick of the kernel's timer.
 LINKS = {"1gbit": ("1 Gbit/s", "1mb"), "100mbit": ("100 Mbit/s", "128kb")}
-QUEUE = "100ms"
 CONTESTANTS = (
     "bp", "ceiling", "gpipe-m2", "gpipe-m4", "gpipe-m8", "1f1b-m2", "1f1b-m4", "1f1b-m8",
     "interleaved-m4", "zb-m4", "zbv-m4", "ddp", "ddp-fp16",
     "ddg", "ddg-slack1", "ddg-slack2", "ddg-bf16", "ddg-slack1-bf16",
 )  # fmt: skip
-PORT = 29450
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What to run, and where the results go."""
-
-    output_dir: Path
-    workload: str = "gpt25m"
-    links: tuple[Literal["1gbit", "100mbit"], ...] = ("1gbit", "100mbit")
-    contestants: tuple[str, ...] = CONTESTANTS
-    rounds: int = 5
-    turn_s: float = 20.0
-    smoke: bool = False
-
-
-def obstacle() -> str | None:
-    """Say why namespaces cannot be made here, if they cannot."""
-    if os.geteuid() != 0:
-        return "it must run as root, to make network namespaces"
-    missing = [command for command in ("ip", "tc") if shutil.which(command) is None]
-    return f"the command {missing[0]} is missing (Debian: iproute2)" if missing else None
+SUBNET, PORT = 214, 29450
 
 
 @contextmanager
-def slow_link(link: str) -> Iterator[None]:
+def slow_link(link: str) -> Iterator[tuple[Host, Host]]:
     """Within the block there are two hosts; a token bucket at both ends of their cable slows it."""
-    with two_hosts():
-        for host, end in zip(HOSTS, CABLE, strict=True):
-            shape = ("tbf", "rate", link, "burst", LINKS[link][1], "latency", QUEUE)
-            run("tc", "-n", host, "qdisc", "add", "dev", end, "root", *shape)
-        yield
+    if shutil.which("tc") is None:
+        pytest.skip("the command tc is missing (Debian: iproute2)")
+    shape = ("tbf", "rate", link, "burst", LINKS[link][1], "latency", "100ms")
+    with two_hosts(SUBNET) as hosts:
+        for host in hosts:
+            words = ["tc", "-n", host.name, "qdisc", "add", "dev", host.cable, "root", *shape]
+            subprocess.run(words, check=True, timeout=30)
+        yield hosts
 
 
-def start(host: int, arguments: list[str]) -> subprocess.Popen[bytes]:
-    """Start one host's rank, in a session of its own."""
+def command(hosts: tuple[Host, Host], rank: int, arguments: list[str]) -> list[str]:
+    """Return what runs one host's rank."""
     variables = {
-        "RANK": host,
-        "WORLD_SIZE": len(HOSTS),
-        "LOCAL_RANK": 0,
-        "MASTER_ADDR": ADDRESSES[0],
-        "MASTER_PORT": PORT,
-        "GLOO_SOCKET_IFNAME": CABLE[host],
+        "RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": hosts[0].address,
+        "MASTER_PORT": PORT, "GLOO_SOCKET_IFNAME": hosts[rank].cable,
         "OMP_NUM_THREADS": len(os.sched_getaffinity(0)),
-    }
-    command = [sys.executable, "-m", "delaygrad", "bench", *arguments]
-    return subprocess.Popen(
-        ["ip", "netns", "exec", HOSTS[host], *command],
-        env={**os.environ, **{name: str(value) for name, value in variables.items()}},
-        start_new_session=True,
-    )
+    }  # fmt: skip
+    environment = [f"{name}={value}" for name, value in variables.items()]
+    return [*hosts[rank].command, "env", *environment, *DELAYGRAD, "bench", *arguments]
 
 
-def contest(link: str, options: Options) -> int:
+def contest(link: str, arguments: list[str], reports: list[str]) -> int:
     """Run one contest; return its exit status."""
-    arguments = [
-        "--workload", options.workload, "--stages", "2", "--link", f"{LINKS[link][0]}, two hosts",
-        "--rounds", str(options.rounds), "--turn-s", str(options.turn_s),
-        "--contestants", *options.contestants,
-        *(["--smoke"] if options.smoke else []),
-    ]  # fmt: skip
-    stem = options.output_dir / f"{options.workload}-{link}"
-    reports = ["--output", f"{stem}.json", "--figure", f"{stem}.png"]
-    with slow_link(link):
-        ranks = []
+    with slow_link(link) as hosts:
+        other = subprocess.Popen(command(hosts, 1, arguments), start_new_session=True)
         try:
-            ranks = [start(0, [*arguments, *reports]), start(1, arguments)]
-            while all(rank.poll() is None for rank in ranks):
-                time.sleep(0.2)
-            if not any(rank.returncode for rank in ranks):
-                for rank in ranks:  # one has ended well: so will the other
-                    rank.wait(timeout=60)
+            status = subprocess.run(command(hosts, 0, [*arguments, *reports])).returncode
+            return status or other.wait(timeout=60)
         finally:
-            for rank in ranks:
-                end(rank)
-    return max(abs(rank.returncode) for rank in ranks)
+            other.kill()
+            other.wait()
 
 
-def end(rank: subprocess.Popen[bytes]) -> None:
-    """End a rank and whatever it has started."""
-    if rank.poll() is None:
-        os.killpg(rank.pid, signal.SIGTERM)
+def main(
+    output_dir: Path,
+    workload: str = "gpt25m",
+    links: tuple[str, ...] = tuple(LINKS),
+    contestants: tuple[str, ...] = CONTESTANTS,
+    rounds: int = 5,
+    turn_s: float = 20.0,
+    smoke: bool = False,
+) -> None:
+    """Run a contest over each link; settings as of ``delaygrad bench``."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for link in links:
+        arguments = [
+            "--workload", workload, "--stages", "2", "--link", f"{LINKS[link][0]}, two hosts",
+            "--rounds", str(rounds), "--turn-s", str(turn_s), "--contestants", *contestants,
+            *(["--smoke"] if smoke else []),
+        ]  # fmt: skip
+        stem = output_dir / f"{workload}-{link}"
         try:
-            rank.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            os.killpg(rank.pid, signal.SIGKILL)
-            rank.wait()
-
-
-def main(options: Options) -> None:
-    if (reason := obstacle()) is not None:
-        print(f"skipped: {reason}")
-        return
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up then too
-    for link in options.links:
-        try:
-            status = contest(link, options)
-        except subprocess.CalledProcessError as error:
-            print(f"skipped: cannot make network namespaces here: {error.stderr.strip()}")
-            return
+            status = contest(
+                link, arguments, ["--output", f"{stem}.json", "--figure", f"{stem}.png"]
+            )
+        except pytest.skip.Exception as reason:
+            sys.exit(f"skipped: {reason}")
         if status != 0:
             sys.exit(status)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    tyro.cli(main)

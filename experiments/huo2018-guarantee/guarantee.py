@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from leaky_chain import LeakyChain, weights_of
-from lemmas import root_rate_step
 from torch import Tensor, nn
 
 import delaygrad as dg
@@ -243,9 +242,9 @@ def rates(setting: Setting, scale: Scale) -> list[dict[str, Any]]:
         (optimizer, batches): [] for optimizer in ("sgd", "adam") for batches in BATCHES
     }
     for iterations in scale.rate_iterations:
-        step = root_rate_step(
-            setting.worst, setting.delays, iterations=iterations, scale=RATE_SCALE, proof="virtual"
-        )
+        worst = setting.worst
+        noise = iterations * worst.smoothness * (worst.second_moment / 2)
+        step = RATE_SCALE * math.sqrt(worst.gap / noise)
         for result in fixed_step(setting, step, iterations):
             points["sgd", result["batches"]].append(result)
         lr = ADAM_SCALE / math.sqrt(iterations)

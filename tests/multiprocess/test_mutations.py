@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 from pathlib import Path
-from types import ModuleType
 
+import mutations
 import pytest
 from safetensors import safe_open
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "faults" / "mutations.py"
 
-
-@pytest.fixture(scope="module")
-def mutations() -> ModuleType:
-    found = importlib.util.spec_from_file_location("mutations", SCRIPT)
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
-
-
-def test_no_mutation_of_a_run_folder_is_silent(mutations: ModuleType, tmp_path: Path) -> None:
+def test_no_mutation_of_a_run_folder_is_silent(tmp_path: Path) -> None:
     found = mutations.run_trials(list(mutations.CLASSES), 60, 5, tmp_path)
     assert [trial for trial in found if trial["resume"] in mutations.FAILURES] == []
     assert {trial["resume"] for trial in found} == {"exact", "told", "refused"}
 
 
-def test_a_failure_would_be_seen(
-    mutations: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forge(rng: random.Random, folder: Path) -> str:
         path = folder / "checkpoints" / "iteration-00000010" / "stage0.safetensors"
         with safe_open(path, framework="pt") as file:

@@ -7,22 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from interrupted_loops import interrupt_loop
 
 from delaygrad.runtime.pipeline import Pipeline
 
-FAULTS = Path(__file__).parents[3] / "benchmarks" / "faults"
-
 
 @pytest.fixture
-def attempts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[str, str]]:
+def attempts(tmp_path: Path) -> Iterator[tuple[str, str]]:
     """What becomes of 60 loops, each interrupted at a place of its own."""
-    monkeypatch.syspath_prepend(str(FAULTS))
-    import interrupted
 
     def attempt(index: int) -> tuple[str, str]:
         folder = tmp_path / str(index)
         folder.mkdir()
-        record = interrupted.interrupt_loop(random.Random(f"test {index}"), folder)
+        record = interrupt_loop(random.Random(f"test {index}"), folder)
         return record["outcome"], record.get("then", record.get("error"))
 
     return map(attempt, range(60))

@@ -1,4 +1,4 @@
-"""KeyboardInterrupt in a training loop of one's own; see README.md.
+"""KeyboardInterrupt in a training loop of one's own.
 
 CPython delivers a signal where a function is entered or a call returns. An attempt raises
 KeyboardInterrupt at one of these places in delaygrad: in step, save, load_newest, predict or flush.

@@ -1,4 +1,4 @@
-"""What one update may do to the loss, and the step of the 1 / sqrt(T) rate: checked, not used."""
+"""What one update may do to the loss, and the step of the 1 / sqrt(T) rate."""
 
 from __future__ import annotations
 
