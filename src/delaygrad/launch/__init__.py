@@ -7,7 +7,6 @@ from delaygrad.launch.joining import (
     require_gpus,
     require_single_process,
 )
-from delaygrad.launch.private_folder import private_folder
 from delaygrad.launch.process import (
     end_at_interrupt,
     end_with_parent,
@@ -25,7 +24,6 @@ __all__ = [
     "joined",
     "keep_freed_memory",
     "launched_by_torchrun",
-    "private_folder",
     "require_gpus",
     "require_single_process",
     "run_workers",

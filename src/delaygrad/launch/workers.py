@@ -16,6 +16,7 @@ import pickle
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -29,7 +30,6 @@ from typing import Any
 
 from delaygrad.errors import DelaygradError, TransportError, WorkerError
 from delaygrad.launch.joining import STORE, Launch
-from delaygrad.launch.private_folder import private_folder
 from delaygrad.launch.process import end_at_interrupt, end_with_parent
 
 _BLAME_S = 1.0  # how long an error that tells of another's end waits for the other's own
@@ -75,10 +75,10 @@ def run_workers(entry: Callable[..., Any], launch: Launch, *args: Any) -> dict[i
     context = fork_server()
     call = pickle.dumps((entry, args))
     workers: list[_Worker] = []
-    with private_folder() as folder:
+    with tempfile.TemporaryDirectory(prefix="delaygrad-workers-") as folder:  # of mode 0700
         try:
             for rank in range(launch.num_workers):
-                environment = _environment(folder / "store", rank, launch.num_workers)
+                environment = _environment(Path(folder, "store"), rank, launch.num_workers)
                 workers.append(_start(context, environment, call))
             return {rank: pickle.loads(result) for rank, result in _results(workers).items()}
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from delaygrad.boundary import Tree, flatten, unflatten
-from delaygrad.launch import Launch, joined, private_folder, run_workers
+from delaygrad.launch import Launch, joined, run_workers
 
 _LATENCY_ROUNDS, _BANDWIDTH_ROUNDS = 200, 20
 _BANDWIDTH_BYTES = 8 * 2**20
@@ -61,7 +62,8 @@ def measure_machine(
     """
     work = work if len(work) > 1 else []
     launch = Launch(num_workers=max(2, len(work)), threads=threads, timeout_s=120.0)
-    with private_folder() as folder:
+    with tempfile.TemporaryDirectory() as name:  # of mode 0700
+        folder = Path(name)
         for rank, piece in enumerate(work):
             torch.save(piece, folder / f"{rank}.pt")
         found = run_workers(_rank_main, launch, launch, folder, len(work), link, budget_s)
