@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from delaygrad.records import EventLog
-from delaygrad.reproduce.catalogue import load_target
 from delaygrad.reproduce.grid import PlannedRun
+from delaygrad.reproduce.paper import load_target
 from delaygrad.reproduce.target import Target
 
 TRAINING = """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +55,7 @@ def compete(
         timeout_s=timeout_s,
     )
 
-    def group() -> Any:
-        return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
-
-    rounds = Rounds(entries, setting, group, report=lambda text: None)
+    rounds = Rounds(entries, setting, report=lambda text: None)
     rounds.prepare(turn_s=1.0, iterations=2)
     rounds.run(2)
     return rounds.records()

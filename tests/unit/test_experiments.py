@@ -11,9 +11,8 @@ import pytest
 
 from delaygrad import models
 from delaygrad.partition import layer_names, split
-from delaygrad.reproduce.catalogue import load_target
 from delaygrad.reproduce.grid import PlannedRun
-from delaygrad.reproduce.paper import put_together
+from delaygrad.reproduce.paper import load_target, put_together
 from delaygrad.reproduce.target import Target
 from delaygrad.reproduce.training import TrainingTarget
 from delaygrad.training import load_config

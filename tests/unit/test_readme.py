@@ -11,7 +11,7 @@ import torch
 
 import delaygrad as dg
 from delaygrad.cli import main as command_line
-from delaygrad.reproduce.catalogue import load_target
+from delaygrad.reproduce.paper import load_target
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

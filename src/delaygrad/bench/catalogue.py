@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 
-from delaygrad.bench.backpropagation import Backpropagation
 from delaygrad.bench.contestant import Entry, Family
-from delaygrad.bench.data_parallel import DataParallel
-from delaygrad.bench.delayed import Delayed
+from delaygrad.bench.loops import Backpropagation, DataParallel, Delayed
 from delaygrad.bench.pipelining import SCHEDULES, TorchPipeline
 from delaygrad.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""A contest from its configuration to its results."""
+"""A contest from its configuration to its results: medians with spread, ratios round by round."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-import torch.distributed as dist
 from rich.console import Console
 
 from delaygrad.bench.config import ContestConfig
-from delaygrad.bench.contestant import Entry, Setting
+from delaygrad.bench.contestant import Setting
 from delaygrad.bench.rounds import Rounds
-from delaygrad.bench.throughput import evaluate
 from delaygrad.bench.workload import Workload, load_workload
 from delaygrad.errors import PartitionError
 from delaygrad.launch import (
@@ -31,6 +30,7 @@ from delaygrad.launch import (
     usable_cores,
 )
 from delaygrad.partition import cuts_of
+from delaygrad.records.spread import quartiles
 from delaygrad.runtime import exchange
 
 # All ranks meet before and after everything; torch.compile may keep rank 0 for minutes before.
@@ -105,88 +105,64 @@ def _rank_main(
         device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
         torch.accelerator.set_device_index(device.index)
     with joined(launch, device) as rank:
-        return _Contest(config, [entry(name) for name in names], rank, device, quiet).run()
-
-
-class _Contest:
-    """One rank's part."""
-
-    def __init__(
-        self,
-        config: ContestConfig,
-        entries: list[Entry],
-        rank: int,
-        device: torch.device,
-        quiet: bool,
-    ) -> None:
-        self._config = config
-        self._entries = entries
-        self._rank = rank
-        self._workload = replace(load_workload(config), device=device)
-        self._console = Console(stderr=True, quiet=quiet or rank != 0)
-
-    def run(self) -> dict[str, Any] | None:
-        config, smoke = self._config, self._config.smoke
-        self._say("balancing the stages")
-        setting = self._setting()
-        rounds = Rounds(self._entries, setting, self._new_group, self._say)
-        rounds.prepare(config.turn_s, _SMOKE_ITERATIONS if smoke else config.iterations)
-        num_rounds = _SMOKE_ROUNDS if smoke else config.rounds
+        console = Console(stderr=True, quiet=quiet or rank != 0)
+        say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+        entries = [entry(name) for name in names]
+        workload = replace(load_workload(config), device=device)
+        say("balancing the stages")
+        setting = _setting(config, workload, rank, any(entry.chunked for entry in entries))
+        rounds = Rounds(entries, setting, say)
+        rounds.prepare(config.turn_s, _SMOKE_ITERATIONS if config.smoke else config.iterations)
+        num_rounds = _SMOKE_ROUNDS if config.smoke else config.rounds
         rounds.run(num_rounds)
         memory = exchange.all_gather(_peak_memory_bytes())
-        if self._rank != 0:
-            return None
-        contestants = rounds.records()
-        return {
-            "workload": config.model or config.workload,
-            "description": self._workload.description,
-            "parameters": sum(p.numel() for p in self._workload.model().parameters()),
-            "smoke": smoke,
-            "link": config.link,
-            "device": config.device,
-            "num_stages": config.stages,
-            "cuts": setting.cuts,
-            "chunk_cuts": setting.chunk_cuts,
-            "threads": setting.threads,
-            "cores": setting.cores,
-            "variables": {
-                name: os.environ[name] for name in _TELLING_VARIABLES if name in os.environ
-            },
-            "rounds": num_rounds,
-            "turn_s": None if smoke or config.iterations else config.turn_s,
-            "peak_resident_bytes_of_ranks": memory,
-            "compared_with": evaluate(contestants),
-            "contestants": contestants,
-        }
+        return _results(config, setting, num_rounds, rounds, memory) if rank == 0 else None
 
-    def _setting(self) -> Setting:
-        config = self._config
-        cuts: list[Any] = [None, None]
-        if self._rank == 0:
-            cuts[0] = list(config.cuts) or _balanced_cuts(self._workload, config.stages)
-            if any(entry.chunked for entry in self._entries):
-                cuts[1] = _chunk_cuts(self._workload, config.stages)
-        cuts = exchange.broadcast(cuts)
-        return Setting(
-            workload=self._workload,
-            cuts=cuts[0],
-            chunk_cuts=cuts[1],
-            rank=self._rank,
-            num_stages=config.stages,
-            threads=config.threads,
-            cores=usable_cores(),
-            group=None,
-            timeout_s=config.timeout_s,
-        )
 
-    def _new_group(self) -> dist.ProcessGroup:
-        backend = "gloo" if self._workload.device.type == "cpu" else None  # None: as the default
-        group = dist.new_group(backend=backend, timeout=timedelta(seconds=self._config.timeout_s))
-        assert isinstance(group, dist.ProcessGroup)
-        return group
+def _setting(config: ContestConfig, workload: Workload, rank: int, chunked: bool) -> Setting:
+    """Return what rank 0 has decided, on every rank."""
+    cuts: list[Any] = [None, None]
+    if rank == 0:
+        cuts[0] = list(config.cuts) or _balanced_cuts(workload, config.stages)
+        if chunked:
+            cuts[1] = _chunk_cuts(workload, config.stages)
+    cuts = exchange.broadcast(cuts)
+    return Setting(
+        workload=workload,
+        cuts=cuts[0],
+        chunk_cuts=cuts[1],
+        rank=rank,
+        num_stages=config.stages,
+        threads=config.threads,
+        cores=usable_cores(),
+        group=None,
+        timeout_s=config.timeout_s,
+    )
 
-    def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+def _results(
+    config: ContestConfig, setting: Setting, num_rounds: int, rounds: Rounds, memory: list[int]
+) -> dict[str, Any]:
+    contestants = rounds.records()
+    return {
+        "workload": config.model or config.workload,
+        "description": setting.workload.description,
+        "parameters": sum(p.numel() for p in setting.workload.model().parameters()),
+        "smoke": config.smoke,
+        "link": config.link,
+        "device": config.device,
+        "num_stages": config.stages,
+        "cuts": setting.cuts,
+        "chunk_cuts": setting.chunk_cuts,
+        "threads": setting.threads,
+        "cores": setting.cores,
+        "variables": {n: os.environ[n] for n in _TELLING_VARIABLES if n in os.environ},
+        "rounds": num_rounds,
+        "turn_s": None if config.smoke or config.iterations else config.turn_s,
+        "peak_resident_bytes_of_ranks": memory,
+        "compared_with": evaluate(contestants),
+        "contestants": contestants,
+    }
 
 
 def _balanced_cuts(workload: Workload, num_stages: int) -> list[str]:
@@ -206,3 +182,54 @@ def _peak_memory_bytes() -> int:
     """Return the most memory that this process has held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+BASELINE = "bp"
+
+
+def throughput_ratios(baseline_s: Sequence[float], own_s: Sequence[float]) -> dict[str, Any]:
+    """Compare iterations per second with a baseline's, each round with the same round.
+
+    Example:
+        >>> throughput_ratios([2.0, 2.0, 4.0], [1.0, 1.0, 1.0])["median"]
+        2.0
+    """
+    return quartiles([one / two for one, two in zip(baseline_s, own_s, strict=True)], digits=3)
+
+
+def evaluate(contestants: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add to each contestant's record its statistics and its ratios.
+
+    Args:
+        contestants: records with ``name``, ``family`` and ``iteration_s`` (seconds per iteration,
+            by round); a contestant that does not run has ``does_not_run`` instead of the last.
+
+    Returns:
+        The names of those compared with: ``BASELINE``, the fastest synchronous schedule
+        (``best_pipeline``), data parallelism as it is (``ddp``) and the fastest, perhaps with
+        compressed gradients (``best_ddp``); None if none runs.
+    """
+    times = {c["name"]: c["iteration_s"] for c in contestants if "iteration_s" in c}
+    against = {
+        "baseline": BASELINE if BASELINE in times else None,
+        "best_pipeline": _fastest(contestants, times, "pipeline"),
+        "ddp": "ddp" if "ddp" in times else None,
+        "best_ddp": _fastest(contestants, times, "ddp"),
+    }
+    for contestant in contestants:
+        if (own := times.get(contestant["name"])) is None:
+            continue
+        contestant["iteration"] = quartiles(own, digits=6)
+        contestant["throughput_against"] = {
+            role: throughput_ratios(times[name], own)
+            for role, name in against.items()
+            if name is not None
+        }
+    return against
+
+
+def _fastest(
+    contestants: list[dict[str, Any]], times: dict[str, list[float]], family: str
+) -> str | None:
+    names = [c["name"] for c in contestants if c["family"] == family and c["name"] in times]
+    return min(names, key=lambda name: float(np.median(times[name])), default=None)

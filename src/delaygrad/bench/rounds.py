@@ -22,6 +22,7 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -71,19 +72,11 @@ class _Competitor:
 class Rounds:
     """Set up the contestants and let them take turns; all ranks make the same calls.
 
-    ``make_group`` makes a process group of all ranks for each contestant. ``report`` is called with
-    messages about progress.
+    ``report`` is called with messages about progress.
     """
 
-    def __init__(
-        self,
-        entries: list[Entry],
-        setting: Setting,
-        make_group: Callable[[], dist.ProcessGroup],
-        report: Report,
-    ) -> None:
+    def __init__(self, entries: list[Entry], setting: Setting, report: Report) -> None:
         self._setting = setting
-        self._make_group = make_group
         self._report = report
         self._competitors = [_Competitor(entry) for entry in entries]
 
@@ -116,12 +109,12 @@ class Rounds:
                     competitor.stages.append(stages)
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the record of each contestant; see ``delaygrad.bench.throughput.evaluate``."""
+        """Return the record of each contestant; see ``delaygrad.bench.contest.evaluate``."""
         return [_record(competitor, self._setting.threads) for competitor in self._competitors]
 
     def _set_up(self, competitor: _Competitor) -> None:
         entry = competitor.entry
-        competitor.group = None if entry.alone else self._make_group()
+        competitor.group = None if entry.alone else self._new_group()
         own = replace(self._setting, group=competitor.group)
 
         def start() -> None:
@@ -129,6 +122,13 @@ class Rounds:
                 competitor.contestant = entry.start(own)
 
         self._agree(competitor, _error_of(start, competitor))
+
+    def _new_group(self) -> dist.ProcessGroup:
+        is_cpu = self._setting.workload.device.type == "cpu"
+        timeout = timedelta(seconds=self._setting.timeout_s)
+        group = dist.new_group(backend="gloo" if is_cpu else None, timeout=timeout)  # None: default
+        assert isinstance(group, dist.ProcessGroup)
+        return group
 
     def _warm_up(self, competitor: _Competitor) -> None:
         for _ in range(_WARM_UP):

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from delaygrad.cli.arguments import to_flags
 from delaygrad.planning import Forecast
-from delaygrad.planning.figure import draw_plan
 from delaygrad.planning.link import parse_bytes
 from delaygrad.reproduce.stage_costs import LinkOptions
+from delaygrad.results import write_png
+from delaygrad.results.plan_figure import plan_panels
 from delaygrad.training.assembly import check_batches, plan_run
 from delaygrad.training.choices import (
     CHOICES,
@@ -131,7 +132,7 @@ class Plan:
         written = {}
         if self.figure is not None:
             title = f"{config.model.name}, batch {machines.batch_size}, {config.method.name}"
-            written["figure"] = str(draw_plan(found, self.figure, title))
+            written["figure"] = str(write_png({"": plan_panels(found)}, self.figure, title))
         if self.json:
             plain = {"config": config.to_json(), "environment": environment(), **found.to_json()}
             print(json.dumps({**plain, **written}, indent=2))

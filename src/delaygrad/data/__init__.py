@@ -6,8 +6,8 @@ last rank calls ``targets``. ``batch_indices`` gives both ranks the same indices
 
 from __future__ import annotations
 
+from delaygrad.data.cifar_official import download
 from delaygrad.data.dataset import Dataset, DataSource
-from delaygrad.data.fetch import download
 from delaygrad.data.order import augmentation_rng, batch_indices, iterations_per_epoch
 from delaygrad.data.sources import SOURCE_NAMES, load
 

@@ -12,8 +12,6 @@ from delaygrad.methods import Method
 from delaygrad.partition.costs import LayerCost
 from delaygrad.partition.measurement import Measurement
 
-__all__ = ["PartCost", "PartCosts", "counts_of", "part_costs", "scaled", "with_micro_batches"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class PartCost:

@@ -13,15 +13,11 @@ from delaygrad.methods import Method
 from delaygrad.partition.costs import LayerCost, Seconds
 from delaygrad.partition.graph.ties import TiedParameter
 from delaygrad.planning import advice
-from delaygrad.planning.data_parallel import DataParallel, data_parallel
+from delaygrad.planning.advice import DataParallel, data_parallel
 from delaygrad.planning.link import Link
 from delaygrad.planning.simulate import Boundary, Ties, iteration_s
 from delaygrad.planning.stage_memory import StageMemory, stage_memory
 from delaygrad.schedule import locked
-
-__all__ = ["DialRow", "Forecast", "Here", "Host", "StagePlan", "dial_row", "forecast"]
-
-_SLACKS = (0, 1, 2)  # the values to compare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +144,7 @@ def forecast(
     speeds: Sequence[float] | None = None,
     host: Host | None = None,
     ties: Sequence[TiedParameter] = (),
+    slacks: Sequence[int] = (0, 1, 2),
 ) -> Forecast:
     """Predict an iteration of a pipeline.
 
@@ -159,6 +156,7 @@ def forecast(
         speeds: of each stage's device, relative to the measured one; by default all 1.
         host: this machine; by default it has a core for each stage.
         ties: parameters that stages share. Owner and borrower have a link like neighbours.
+        slacks: to compare, if the method has the option.
     """
     num_stages, schedule = len(stages), method.schedule
     speeds = [1.0] * num_stages if speeds is None else speeds
@@ -168,7 +166,7 @@ def forecast(
     tie_bytes = parts * sum(map(sum, _lent(ties).values()))
     apart = parts * sum(map(sum, lent.values()))
     time = partial(iteration_s, plans, boundaries=boundaries, link=link, ties=lent)
-    slacks = () if schedule.slack is None else _SLACKS
+    slacks = () if schedule.slack is None else slacks
     own_s = time(schedule)
     slack_s = {slack: time(locked(slack, parts)) for slack in slacks}
     slowest_s = max(plan.total_s for plan in plans)
@@ -199,26 +197,14 @@ def forecast(
     )
 
 
-def dial_row(
-    stages: Sequence[LayerCost],
-    whole: LayerCost,
-    method: Method,
-    link: Link | None,
-    *,
-    speeds: Sequence[float] | None = None,
-    ties: Sequence[TiedParameter] = (),
-) -> DialRow:
-    """Predict one row of the dial; arguments as for ``forecast``."""
-    num_stages = len(stages)
-    plans = _stage_plans(stages, method, speeds or [1.0] * num_stages, ties)
-    boundaries, lent = _boundaries(stages, method, ties)
-    time = iteration_s(plans, method.schedule, boundaries=boundaries, link=link, ties=lent)
+def dial_row(forecast: Forecast, micro_batches: int) -> DialRow:
+    """Return what the dial shows of a forecast with M micro-batches."""
     return DialRow(
-        micro_batches=method.schedule.micro_batches,
-        iteration_s=time,
-        speedup=whole.total_s / time,
-        delay=method.schedule.delay(0, num_stages),
-        memory_bytes=max(plan.memory.total_bytes for plan in plans),
+        micro_batches=micro_batches,
+        iteration_s=forecast.iteration_s,
+        speedup=forecast.speedup,
+        delay=forecast.stage_plans[0].delay,
+        memory_bytes=max(plan.memory.total_bytes for plan in forecast.stage_plans),
     )
 
 

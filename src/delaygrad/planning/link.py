@@ -9,8 +9,6 @@ from typing import Literal
 
 from delaygrad.errors import ConfigError
 
-__all__ = ["Link", "chosen_link", "parse_bandwidth", "parse_bytes"]
-
 _UNITS = {
     "": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
     "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40,

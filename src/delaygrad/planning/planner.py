@@ -29,8 +29,6 @@ from delaygrad.runtime.machine import Machine, measure_machine
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-__all__ = ["Plan", "plan"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -189,18 +187,17 @@ def plan(
     used = loopback if link == "loopback" else link
 
     def predicted(k: int) -> Forecast:
-        own, stages, ties = methods[k], found[k].stages, network.shared(found[k].cuts)
-        rows = [
-            dial_row(
-                scaled(stages, parts[k], m), whole, with_micro_batches(own, m), used,
-                speeds=speeds, ties=ties,
+        own, ties = methods[k], network.shared(found[k].cuts)
+
+        def made_of(method: Method, **slacks: Any) -> Forecast:
+            stages = scaled(found[k].stages, parts[k], method.schedule.micro_batches)
+            return forecast(
+                stages, whole, method, used, speeds=speeds, host=host, ties=ties, **slacks
             )
-            for m in (dials[k] if own.schedule.lag(0, k) else ())
-            if m in parts[k]
-        ]  # fmt: skip
-        stages = scaled(stages, parts[k], own.schedule.micro_batches)
-        made = forecast(stages, whole, own, used, speeds=speeds, host=host, ties=ties)
-        return replace(made, dial=tuple(rows))
+
+        counts = (m for m in dials[k] if m in parts[k] and own.schedule.lag(0, k))
+        dial = (dial_row(made_of(with_micro_batches(own, m), slacks=()), m) for m in counts)
+        return replace(made_of(own), dial=tuple(dial))
 
     planned = Plan(
         whole=whole,

@@ -22,8 +22,6 @@ from delaygrad.partition.costs import Seconds
 from delaygrad.planning.link import Link
 from delaygrad.schedule import Action, Kind, Schedule
 
-__all__ = ["Boundary", "Ties", "iteration_s"]
-
 Ties: TypeAlias = Mapping[tuple[int, int], tuple[float, float]]
 """(owner, borrower) -> bytes of the values and of the gradients of a micro-batch."""
 

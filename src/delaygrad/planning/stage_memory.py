@@ -35,8 +35,6 @@ from delaygrad.partition.balance import Fits, least_cap
 from delaygrad.partition.costs import LayerCost, Storage, join
 from delaygrad.partition.graph.ties import TiedParameter
 
-__all__ = ["StageMemory", "fits_within", "stage_memory"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class StageMemory:

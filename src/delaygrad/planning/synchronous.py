@@ -32,8 +32,6 @@ from delaygrad.partition.costs import Seconds
 from delaygrad.planning.link import Link
 from delaygrad.planning.simulate import Boundary
 
-__all__ = ["SYNCHRONOUS", "Synchronous"]
-
 _ITERATIONS = 4
 _BEFORE_STEADY = 2
 

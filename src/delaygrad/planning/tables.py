@@ -16,8 +16,6 @@ from delaygrad.planning.forecast import Forecast
 if TYPE_CHECKING:
     from delaygrad.planning.planner import Plan
 
-__all__ = ["tables"]
-
 
 def tables(plan: Plan) -> Iterator[RenderableType]:
     """Yield what was measured, a table of all K, and for each K its stages and what to do."""

@@ -23,11 +23,12 @@ from delaygrad.reproduce.paper import failed, put_together
 from delaygrad.reproduce.stage_costs import LinkOptions, StageCosts, stage_costs
 from delaygrad.reproduce.target import Findings, Row
 from delaygrad.reproduce.training import TrainingScale, TrainingTarget
-from delaygrad.results.dial import DialPoint, dial_panels
 from delaygrad.results.group import BASELINE, RunGroup
 from delaygrad.results.page import Figure, Page, Prose, Section, write_page
 from delaygrad.results.time_to_loss import (
+    DialPoint,
     best_baseline,
+    dial_panels,
     predicted_axis,
     recommendation,
     target_loss,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,63 @@ from typing import Any
 from rich.console import Console
 
 from delaygrad.errors import ConfigError, ReproductionError
-from delaygrad.reproduce.catalogue import find_targets
+from delaygrad.plain_values import read, unknown
+from delaygrad.reproduce.memory import MemoryTarget
 from delaygrad.reproduce.publish import publish
 from delaygrad.reproduce.speed import SpeedTarget
-from delaygrad.reproduce.target import Failure, Findings, ScaleName, Target, markdown
+from delaygrad.reproduce.target import FILE, Failure, Findings, ScaleName, Target, markdown
+from delaygrad.reproduce.training import TrainingTarget
 from delaygrad.results.figure import write_png
 from delaygrad.results.page import Block, Figure, Page, Prose, Section, write_page
 from delaygrad.training import run_folder
+
+_KINDS: dict[str, type[Target]] = {
+    "training": TrainingTarget,
+    "speed": SpeedTarget,
+    "memory": MemoryTarget,
+}
+
+
+def find_targets(experiments: Path, paper: str, names: tuple[str, ...] = ()) -> list[Target]:
+    """Find the targets of a paper; only those named, with or without the paper, if some are.
+
+    A ConfigError says that there is none, not this one, or what is wrong with its file.
+    """
+    folders = {
+        path.parent.name.removeprefix(f"{paper}-"): path.parent
+        for path in sorted(experiments.glob(f"{paper}-*/{FILE}"))
+    }
+    if not folders:
+        others = sorted({path.parent.name for path in experiments.glob(f"*/{FILE}")})
+        found = f"found there: {', '.join(others)}; " if others else ""
+        raise ConfigError(
+            f"there is nothing to reproduce of this paper (paper: {paper}, looked for: "
+            f"{experiments / f'{paper}-*' / FILE}); {found}run this in a checkout of the "
+            "repository, or say where its targets are with --experiments FOLDER"
+        )
+    wanted = dict.fromkeys(name.removeprefix(f"{paper}-") for name in names) or folders
+    for name in wanted:
+        if name not in folders:
+            raise unknown(f"target of {paper}", name, folders, label="target")
+    return [load_target(folders[name], paper) for name in wanted]
+
+
+def load_target(folder: Path, paper: str) -> Target:
+    """Read a target's file; a ConfigError says what is wrong with it."""
+    path = folder / FILE
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the target ({path}): {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"cannot parse the target ({path}): {error}") from error
+    kind = _KINDS.get(str(values.get("kind")))
+    if kind is None:
+        raise unknown(f"kind in {path}", str(values.get("kind")), _KINDS, label="kind")
+    target = read(kind, values, str(path), given={"folder": folder, "paper": paper})
+    target.check()
+    return target
+
 
 RESULTS, TABLE = "results.json", "table.md"
 _MOST_LISTED = 5  # failed runs in one message

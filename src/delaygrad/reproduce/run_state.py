@@ -17,20 +17,19 @@ from delaygrad.training import TrainConfig, run_folder
 from delaygrad.training.config import read_settings
 
 LOG = "runner.log"
-_PLANNED = "planned.json"
 _OURS = (
     run_folder.CONFIG, run_folder.RECORDS, run_folder.SUMMARY, run_folder.MODEL, run_folder.LOCK,
     "curves.png",
 )  # fmt: skip
 
-State: TypeAlias = Literal["new", "begun", "resumable", "finished", "diverged"]
+State: TypeAlias = Literal["new", "resumable", "finished", "diverged"]
 
 
 def state_of(run_dir: Path) -> State:
     """Say how far a run is.
 
-    new: there is none. begun: nothing to resume from. resumable: it has a checkpoint. finished,
-    diverged: there is a result.
+    new: there is nothing to resume from. resumable: it has a checkpoint. finished, diverged: there
+    is a result.
     """
     if not (run_dir / run_folder.CONFIG).exists():
         if (run_dir / run_folder.SUMMARY).exists():
@@ -40,7 +39,7 @@ def state_of(run_dir: Path) -> State:
         return "new"
     if (state := read_run(run_dir).state) != "unfinished":
         return state
-    return "resumable" if checkpoint.find(run_dir / run_folder.CHECKPOINTS) else "begun"
+    return "resumable" if checkpoint.find(run_dir / run_folder.CHECKPOINTS) else "new"
 
 
 def require_same_settings(config: TrainConfig) -> None:
@@ -68,14 +67,6 @@ def clear(run_dir: Path) -> None:
             (run_dir / name).unlink(missing_ok=True)
         for name in (run_folder.CHECKPOINTS, run_folder.TENSORBOARD):
             shutil.rmtree(run_dir / name, ignore_errors=True)
-
-
-def write_planned(config: TrainConfig) -> Path:
-    """Make the run's folder, and write the settings that the run is started with."""
-    with run_folder.writing(config.run_dir):
-        config.run_dir.mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(config.run_dir / _PLANNED, config.to_json())
-    return config.run_dir / _PLANNED
 
 
 def message_of(run_dir: Path) -> str:

@@ -1,30 +1,114 @@
 """Make many runs, a few at a time, each in a process of its own; stop and continue at any moment.
 
 Finished runs stay. Runs with a checkpoint are resumed; interrupted ones without a checkpoint begin
-anew. A run that diverged is a result. A run that fails does not stop the others.
+anew. A run that diverged is a result. A run that fails does not stop the others. A user at a
+terminal sees a line for all runs and one for each active run.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from delaygrad.errors import PartitionError
-from delaygrad.launch import require_gpus, usable_cores
+from delaygrad.errors import DelaygradError, PartitionError
+from delaygrad.launch import (
+    end_with_parent,
+    fork_server,
+    keep_freed_memory,
+    require_gpus,
+    usable_cores,
+)
 from delaygrad.reproduce import run_state
 from delaygrad.reproduce.grid import PlannedRun
-from delaygrad.reproduce.progress import RunsProgress
 from delaygrad.reproduce.target import Failure
+from delaygrad.training import TrainConfig, resume, run_folder, train
 from delaygrad.training.assembly import build_stages
-from delaygrad.training.run_lock import RunLock
+from delaygrad.training.run_folder import RunLock
+
+_MEMORY_S = 1800.0  # of the estimate of the time left
+
+
+class RunsProgress:
+    """A line for all runs and a line for each active one; without a terminal, a line per run.
+
+    The unit is an epoch.
+
+    Args:
+        runs: that are to be made.
+        quiet: show nothing.
+    """
+
+    def __init__(self, runs: Sequence[PlannedRun], *, quiet: bool) -> None:
+        self._console = Console(stderr=True, quiet=quiet)
+        self._epochs = {run.label: _epochs(run) for run in runs}
+        self._done = {run.label: _epochs_done(run) for run in runs}
+        self._ended = 0
+        self._tasks: dict[str, TaskID] = {}
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=quiet or not self._console.is_terminal,
+            speed_estimate_period=_MEMORY_S,
+        )
+        self._all = self._bar.add_task("all", total=sum(self._epochs.values()), state="")
+
+    def __enter__(self) -> RunsProgress:
+        self._update()
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, run: PlannedRun) -> None:
+        """Show how far an active run is."""
+        name = run.label
+        self._done[name] = done = _epochs_done(run)
+        if name not in self._tasks:
+            self._tasks[name] = self._bar.add_task(name, total=self._epochs[name], state="")
+        state = f"epoch {done:.1f} of {self._epochs[name]:g}"
+        self._bar.update(self._tasks[name], completed=done, state=state)
+        self._update()
+
+    def ended(self, run: PlannedRun, text: str) -> None:
+        """Show a run as ended: finished, diverged, or failed with a message."""
+        name = run.label
+        self._ended += 1
+        self._done[name] = self._epochs[name]
+        self._bar.remove_task(self._tasks.pop(name))
+        self._update()
+        self._console.print(f"{name}: {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def _update(self) -> None:
+        state = f"{self._ended} of {len(self._done)} runs"
+        self._bar.update(self._all, completed=sum(self._done.values()), state=state)
+
+
+def _epochs(run: PlannedRun) -> float:
+    return 1.0 if run.config.run.iterations else float(run.config.run.epochs)
+
+
+def _epochs_done(run: PlannedRun) -> float:
+    """Return how much of a run is on record, in the unit of ``_epochs``."""
+    event = run_state.position(run.run_dir)
+    if run.config.run.iterations:
+        return float(event.get("iteration", 0) / run.config.run.iterations)
+    return float(event.get("epoch", 0.0))
+
 
 _POLL_S = 0.1
 _GRACE_S = 10.0  # for a run that was told to stop
@@ -47,7 +131,7 @@ def make_runs(runs: Sequence[PlannedRun], workers: int | None, *, quiet: bool) -
             stack.enter_context(RunLock()).take(folder)
         missing = [run for run in missing if not run.is_done()]  # made before the lock was ours
         progress = stack.enter_context(RunsProgress(missing, quiet=quiet))
-        return Runner(missing, workers=workers or _workers(runs), progress=progress).run()
+        return _make(missing, workers or _workers(runs), progress)
 
 
 def _require_possible(runs: Sequence[PlannedRun]) -> None:
@@ -77,95 +161,87 @@ def _cores_of(planned: PlannedRun) -> int:
     return run.threads * run.num_ranks
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Active:
-    run: PlannedRun
-    process: subprocess.Popen[bytes]
-    worker: int
-
-
-class Runner:
+def _make(runs: Sequence[PlannedRun], workers: int, progress: RunsProgress) -> list[Failure]:
     """Make runs that have no result, in this order, ``workers`` at a time."""
-
-    def __init__(self, runs: Sequence[PlannedRun], *, workers: int, progress: RunsProgress) -> None:
-        self._pending = list(runs)
-        self._workers = workers
-        self._progress = progress
-        self._active: list[_Active] = []
-        self._failures: list[Failure] = []
-
-    def run(self) -> list[Failure]:
-        """Make all runs; return those that failed."""
-        try:
-            while self._pending or self._active:
-                while self._pending and len(self._active) < self._workers:
-                    self._begin(self._pending.pop(0))
-                time.sleep(_POLL_S)
-                for active in list(self._active):
-                    if active.process.poll() is None:
-                        self._progress.at(active.run, run_state.position(active.run.run_dir))
-                    else:
-                        self._end(active)
-        finally:
-            self._stop()
-        return self._failures
-
-    def _begin(self, run: PlannedRun) -> None:
-        if run_state.state_of(run.run_dir) == "resumable":
-            before = run_state.position(run.run_dir)
-            action = ["resume", str(run.run_dir)]
-        else:
-            before = {}
-            run_state.clear(run.run_dir)
-            action = ["train", str(run_state.write_planned(run.config))]
-        worker = min(set(range(self._workers)) - {active.worker for active in self._active})
-        process = _launch(run, action, worker)
-        self._active.append(_Active(run=run, process=process, worker=worker))
-        self._progress.started(run, before)
-
-    def _end(self, active: _Active) -> None:
-        self._active.remove(active)
-        state = run_state.state_of(active.run.run_dir)
-        if state in ("finished", "diverged"):
-            self._progress.ended(active.run, state)
-            return
-        message = run_state.message_of(active.run.run_dir)
-        if active.process.returncode < 0:
-            message = f"ended by {signal.Signals(-active.process.returncode).name}"
-        self._failures.append(Failure(active.run.label, message))
-        self._progress.ended(active.run, f"failed: {message}")
-
-    def _stop(self) -> None:
-        """End what still runs, after an interruption, and wait for it."""
-        for active in self._active:
-            active.process.terminate()
-        deadline = time.monotonic() + _GRACE_S
-        try:
-            for active in self._active:
-                active.process.wait(timeout=max(0.0, deadline - time.monotonic()))
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            for active in self._active:
-                active.process.kill()
-                active.process.wait()
+    pending, failures = list(runs), list[Failure]()
+    active: dict[int, tuple[PlannedRun, BaseProcess]] = {}  # by the number of the worker
+    try:
+        while pending or active:
+            for worker in set(range(workers)) - active.keys():
+                if pending:
+                    active[worker] = pending[0], _start(pending.pop(0), worker)
+            connection.wait([process.sentinel for _, process in active.values()], _POLL_S)
+            for worker, (run, process) in list(active.items()):
+                progress.show(run)
+                if not process.is_alive():
+                    del active[worker]
+                    failure = _failure(run, process)
+                    failures += [failure] if failure else []
+                    state = run_state.state_of(run.run_dir)
+                    progress.ended(run, f"failed: {failure.message}" if failure else state)
+    finally:
+        _stop([process for _, process in active.values()])
+    return failures
 
 
-def _launch(run: PlannedRun, action: list[str], worker: int) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(run.config.run.threads)}
-    gpus = torch.cuda.device_count()
+def _failure(run: PlannedRun, process: BaseProcess) -> Failure | None:
+    if run.is_done():
+        return None
+    code = process.exitcode or 0
+    if code < 0:
+        return Failure(run.label, f"ended by {signal.Signals(-code).name}")
+    return Failure(run.label, run_state.message_of(run.run_dir))
+
+
+def _stop(processes: Sequence[BaseProcess]) -> None:
+    """End what still runs, after an interruption, and wait for it."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + _GRACE_S
+    try:
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _start(run: PlannedRun, worker: int) -> BaseProcess:
+    """Begin a run or continue it, in a process that exits with this one."""
+    resumable = run_state.state_of(run.run_dir) == "resumable"
+    if not resumable:
+        run_state.clear(run.run_dir)
+        with run_folder.writing(run.run_dir):
+            run.run_dir.mkdir(parents=True, exist_ok=True)
+    gpu, gpus = None, torch.cuda.device_count()
     if run.config.run.device == "cuda" and run.config.run.runtime == "local" and gpus > 1:
-        environment["CUDA_VISIBLE_DEVICES"] = _gpu(worker % gpus)
-    with (run.run_dir / run_state.LOG).open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "delaygrad.reproduce.child", str(os.getpid()), *action],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            process_group=0,  # Ctrl-C in a terminal is for this process, which then tells the run
-        )
+        # By the name that CUDA has for it: the user may have hidden some already.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus))))
+        gpu = visible.split(",")[worker % gpus]
+    arguments = (run.run_dir, None if resumable else run.config, gpu)
+    process = fork_server().Process(target=_be_run, args=arguments)
+    process.start()
+    return process
 
 
-def _gpu(index: int) -> str:
-    """Name a GPU as CUDA does: the user may have hidden some already."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",")[index] if visible else str(index)
+def _be_run(run_dir: Path, config: TrainConfig | None, gpu: str | None) -> None:
+    """Train, or resume where there is no configuration; messages go to a file of the run.
+
+    SIGTERM ends the process at once, whatever it does: a run's folder is made for that.
+    """
+    os.setpgid(0, 0)  # Ctrl-C in a terminal is for the parent, which then tells the run
+    end_with_parent()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    with (run_dir / run_state.LOG).open("ab") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+    keep_freed_memory()
+    try:
+        if config is None:
+            resume(run_dir, quiet=True)
+        else:
+            train(config, quiet=True)
+    except DelaygradError as error:
+        sys.exit(f"delaygrad: {error}")

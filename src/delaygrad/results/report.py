@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from delaygrad.records.spread import plural, signed, spread_text
-from delaygrad.results.chrome_trace import write_chrome_trace
 from delaygrad.results.curves import (
     CAPTION,
     TimeAxis,
@@ -31,7 +30,7 @@ from delaygrad.results.tables import (
     runs_section,
     stages_section,
 )
-from delaygrad.results.timeline import timeline_panel
+from delaygrad.results.timeline import timeline_panel, write_chrome_trace
 from delaygrad.training.run_folder import writing
 
 _MOST_LISTED = 6  # groups, one by one

@@ -1,9 +1,9 @@
 """What the convergence theory of delayed gradients allows and promises, as functions.
 
-    assumptions  what must hold of the loss: L, M and the gap f(w@0) - f*
-    constants    sigma, M_K, and how much of the gradient is stale
-    bounds       what one update, a fixed step and changing steps promise, by each of three proofs
-    fixed_step   the best step for a number of iterations, and what the theory promises for it
+    constants    what must hold of the loss: L, M and the gap f(w@0) - f*; sigma, M_K, and how much
+                 of the gradient is stale
+    bounds       what fixed and changing steps promise, by each of three proofs; the best step for a
+                 number of iterations
     variance     the same without a bound on the gradients; the step that is safe for a delay
     stability    the largest stable step for a delay on a quadratic, with and without momentum
     schedules    step sizes that fall as the theorem asks
@@ -24,15 +24,20 @@ References:
     analysis, and what docs/theory.md makes of it.
 """
 
-from delaygrad.theory.assumptions import Assumptions
-from delaygrad.theory.bounds import diminishing_step_bound, fixed_step_bound
+from delaygrad.theory.bounds import (
+    Promise,
+    best_fixed_step,
+    diminishing_step_bound,
+    fixed_step_bound,
+    promise,
+)
 from delaygrad.theory.constants import (
+    Assumptions,
     Proof,
     effective_moment,
     sigma,
     staleness_moment,
 )
-from delaygrad.theory.fixed_step import Promise, best_fixed_step, promise
 from delaygrad.theory.schedules import PolynomialDecay, check_step_sizes
 from delaygrad.theory.stability import (
     characteristic_polynomial,

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from delaygrad.theory.assumptions import check_positive
+from delaygrad.theory.constants import check_positive
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from delaygrad.theory.assumptions import check_positive
+from delaygrad.theory.constants import check_positive
 
 _BISECTIONS = 60
 """Halvings of an interval: more than the bits of a float."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from delaygrad.theory.assumptions import check_delay, check_positive
+from delaygrad.theory.constants import check_delay, check_positive
 
 
 def certified_step(smoothness: float, delay: int) -> float:

@@ -30,7 +30,7 @@ from delaygrad.training.config import TrainConfig, load_config, require_settings
 from delaygrad.training.loop import TrainingLoop
 from delaygrad.training.reporter import announce, warn
 from delaygrad.training.resuming import Resume, Start, changes, find_start, require_allowed
-from delaygrad.training.run_lock import RunLock
+from delaygrad.training.run_folder import RunLock
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The files of a run folder.
+"""The files of a run folder, and the lock that keeps other processes out of it.
 
 config.json          the resolved configuration, versions and machine
 records.jsonl        one object per event
@@ -15,19 +15,23 @@ trace.png            a few iterations of it
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import shutil
+import socket
 import subprocess
+import time
+import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from safetensors import SafetensorError
@@ -269,3 +273,70 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() if found.returncode == 0 else None
+
+
+_NOTED_S = 1.0  # for a holder to write who it is
+
+
+class RunLock:
+    """Keep other processes out of a run's folder; a context manager that releases the lock.
+
+    The operating system releases the lock when this process ends, for any reason. The file stays
+    and names the last holder. Where several hosts of one run share a disk, the first
+    holds the lock, and the others recognise their run by its token.
+    """
+
+    def __init__(self) -> None:
+        self.token = uuid.uuid4().hex
+        """Of the run that this process works on; ranks of one run share one."""
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            with suppress(OSError):  # a full disk: the error of the write was raised before
+                self._file.close()
+
+    def take(self, run_dir: Path) -> None:
+        """Take the lock, or find it held by the same run; taking it again does nothing.
+
+        Raises ConfigError if another run holds the lock, or the folder is not writable.
+        """
+        if self._file is not None:
+            return
+        path = run_dir / LOCK
+        with writing(path):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                pid, host, token = _holder(file)
+            if token != self.token:
+                raise ConfigError(
+                    f"another process works on this run ({run_dir}, pid: {pid}, host: {host}); "
+                    "wait until it ends, or stop it"
+                ) from None
+        except OSError:
+            file.close()  # a disk without locks
+        else:
+            self._file = file
+            with writing(path):
+                file.truncate(0)
+                file.write(f"{os.getpid()} {socket.gethostname()} {self.token}\n")
+                file.flush()
+
+
+def _holder(file: TextIO) -> tuple[str, str, str]:
+    deadline = time.monotonic() + _NOTED_S
+    while True:
+        file.seek(0)
+        words = file.read().split()
+        if len(words) == 3:
+            return words[0], words[1], words[2]
+        if time.monotonic() > deadline:
+            return "unknown", "unknown", ""
+        time.sleep(_NOTED_S / 20)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from delaygrad.bench.throughput import evaluate, throughput_ratios
+from delaygrad.bench.contest import evaluate, throughput_ratios
 
 
 def record(name: str, family: str, *seconds: float) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from delaygrad.data.augment import crop_and_flip
+from delaygrad.data.cifar import crop_and_flip
 
 
 def images(batch: int) -> np.ndarray:

@@ -76,7 +76,7 @@ def test_archive_that_is_already_there_is_unpacked(
         archive.addfile(info, io.BytesIO(b"abc"))
     digest = hashlib.md5((tmp_path / "cifar-10-binary.tar.gz").read_bytes()).hexdigest()
     own = replace(CIFAR10.binary, archive=replace(CIFAR10.binary.archive, md5=digest))
-    monkeypatch.setattr("delaygrad.data.fetch.CIFAR10", replace(CIFAR10, binary=own))
+    monkeypatch.setattr("delaygrad.data.cifar_official.CIFAR10", replace(CIFAR10, binary=own))
     monkeypatch.setattr("pooch.HTTPDownloader.__call__", _offline)
     assert (download("cifar10", tmp_path) / "data_batch_1.bin").read_bytes() == b"abc"
 

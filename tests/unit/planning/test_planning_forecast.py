@@ -5,8 +5,7 @@ import torch
 
 from delaygrad.methods import BP, DDG, Lookahead
 from delaygrad.partition.costs import LayerCost, Storage, join
-from delaygrad.planning.data_parallel import data_parallel
-from delaygrad.planning.forecast import forecast
+from delaygrad.planning.forecast import data_parallel, forecast
 from delaygrad.planning.link import Link
 
 

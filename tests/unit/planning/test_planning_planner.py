@@ -12,7 +12,6 @@ from torch import nn
 import delaygrad as dg
 from delaygrad.errors import ConfigError, PartitionError
 from delaygrad.planning import Link
-from delaygrad.planning.figure import plan_figure
 
 
 @pytest.fixture(autouse=True)
@@ -84,16 +83,6 @@ def test_one_number_of_stages_needs_no_list_and_no_link() -> None:
     (forecast,) = plan.forecasts
     assert forecast.stages == 2 and plan.link is None and not plan.link_measured
     assert forecast.iteration_by_slack_s == {} and "messages cost nothing" in str(plan)
-
-
-def test_legends_of_the_figure_cover_nothing() -> None:
-    figure = plan_figure(dg.plan(network(), torch.ones(2, 8), num_stages=[2, 3, 5]), "title")
-    figure.draw_without_rendering()
-    for axes in figure.axes:
-        legend = axes.get_legend()
-        assert legend is not None
-        assert not legend.get_window_extent().overlaps(axes.get_window_extent())
-        assert legend.get_window_extent().y0 > -5  # pixels: and none is cut off
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ def test_states(tmp_path: Path) -> None:
     assert state_of(record(second, [0.5], diverged=True)) == "diverged"
     folder = record(third, [0.5])
     (folder / "summary.json").unlink()
-    assert state_of(folder) == "begun"
+    assert state_of(folder) == "new"
     (folder / "checkpoints" / "iteration-00000010.unfinished").mkdir(parents=True)
-    assert state_of(folder) == "begun"
+    assert state_of(folder) == "new"
     (folder / "checkpoints" / "iteration-00000010").mkdir(parents=True)
     assert state_of(folder) == "resumable"
     (record(fourth, [0.5]) / "config.json").unlink()

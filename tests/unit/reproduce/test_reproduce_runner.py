@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from targets import by_name, record, runs_of
 
 from delaygrad.errors import ConfigError
+from delaygrad.launch import fork_server
 from delaygrad.reproduce import run_state, runner
 from delaygrad.reproduce.grid import PlannedRun
 from delaygrad.reproduce.target import Failure
 from delaygrad.reproduce.training import TrainingTarget
-from delaygrad.training.run_lock import RunLock
+from delaygrad.training import TrainConfig
+from delaygrad.training.run_folder import RunLock
 
 Started = list[tuple[str, str]]
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> Started:
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Started:
     """Processes that do nothing, for runs whose folders are filled at once; how they began."""
     calls: Started = []
 
-    def launch(run: PlannedRun, action: list[str], *_: Any) -> subprocess.Popen[bytes]:
-        calls.append((run.name, action[0]))
-        code = "pass"
+    def play(run_dir: Path, config: TrainConfig | None, gpu: str | None) -> None:
+        (run,) = (run for run in runs_of(tmp_path) if run.run_dir == run_dir)
+        calls.append((run.name, "resume" if config is None else "train"))
         if run.name == "adam-bp-k1-seed0":
-            code = "raise SystemExit(1)"
-            (run.run_dir / run_state.LOG).write_text("delaygrad: the disk is full\n")
-        elif action[0] == "resume":
-            (run.run_dir / "summary.json").write_text('{"test_accuracy": 0.5}')
+            (run_dir / run_state.LOG).write_text("delaygrad: the disk is full\n")
+        elif config is None:
+            (run_dir / "summary.json").write_text('{"test_accuracy": 0.5}')
         else:
-            run.run_dir.rename(run.run_dir.with_suffix(".moved"))
+            run_dir.rename(run_dir.with_suffix(".moved"))
             record(run, [0.5], diverged=run.name == "sgd-ddg-k3-seed0")
-        return subprocess.Popen([sys.executable, "-c", code])
 
-    monkeypatch.setattr(runner, "_launch", launch)
+    context = fork_server()
+
+    def process(target: Any, args: tuple[Any, ...]) -> BaseProcess:
+        play(*args)
+        return context.Process(target=int)
+
+    monkeypatch.setattr(runner, "fork_server", lambda: SimpleNamespace(Process=process))
     return calls
 
 

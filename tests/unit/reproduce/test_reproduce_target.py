@@ -8,7 +8,7 @@ import pytest
 from targets import MEMORY, SPEED, TRAINING, write_target
 
 from delaygrad.errors import ConfigError
-from delaygrad.reproduce.catalogue import find_targets
+from delaygrad.reproduce.paper import find_targets
 from delaygrad.reproduce.training import TrainingTarget
 
 

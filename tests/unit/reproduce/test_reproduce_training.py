@@ -180,7 +180,7 @@ def test_published_records_are_scrubbed(tmp_path: Path) -> None:
     finished = record(runs["sgd-bp-k1-seed0"], [0.7], **at)
     record(runs["sgd-ddg-k2-seed0"], [0.7], diverged=True)
     (record(runs["sgd-ddg-k3-seed0"], [0.7]) / "summary.json").unlink()  # active
-    for name in ("model.safetensors", "runner.log", "planned.json"):
+    for name in ("model.safetensors", "runner.log"):
         (finished / name).write_text(str(tmp_path))
     (folder / "measured").mkdir()
     (folder / "measured" / "case.json").write_text(

@@ -17,7 +17,7 @@ from delaygrad.errors import CheckpointError, ConfigError
 from delaygrad.records import read_events
 from delaygrad.training import TrainConfig, resume, run_folder, train
 from delaygrad.training.choices import Digits
-from delaygrad.training.run_lock import RunLock
+from delaygrad.training.run_folder import RunLock
 
 RUN = TrainConfig.of(
     model="mlp", width=8, depth=3, stages=2, cuts=("linear2",), iterations=12, checkpoint_every=5,
@@ -215,7 +215,7 @@ def test_records_damaged_after_the_checkpoint_are_simply_written_again(
 
 def test_a_folder_is_one_process_at_a_time(folder: Path, whole: Path) -> None:
     hold = (
-        "import sys, pathlib; from delaygrad.training.run_lock import RunLock\n"
+        "import sys, pathlib; from delaygrad.training.run_folder import RunLock\n"
         "lock = RunLock(); lock.take(pathlib.Path(sys.argv[1])); print('held', flush=True)\n"
         "sys.stdin.read()"
     )
