@@ -42,6 +42,7 @@ _TELLING_VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_BLOCKTIME", "GOMP_CPU_AFFINITY", "GLIBC_TUNABLES",
     "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "LD_PRELOAD", "GLOO_SOCKET_IFNAME",
 )  # fmt: skip
+BASELINE = "bp"
 
 
 def run_contest(config: ContestConfig, *, quiet: bool = False) -> dict[str, Any] | None:
@@ -182,9 +183,6 @@ def _peak_memory_bytes() -> int:
     """Return the most memory that this process has held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-BASELINE = "bp"
 
 
 def throughput_ratios(baseline_s: Sequence[float], own_s: Sequence[float]) -> dict[str, Any]:

@@ -32,6 +32,8 @@ from delaygrad.records import shown_activities
 from delaygrad.results import draw_run
 from delaygrad.training import TrainConfig, resume, train
 
+_ACTIVITIES = shown_activities(averaged=False)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
@@ -197,9 +199,6 @@ def _finish(summary: dict[str, Any] | None, *, as_json: bool) -> None:
         print_summary(summary)
     if "diverged" in summary:
         print(f"delaygrad: {summary['diverged']}", file=sys.stderr)
-
-
-_ACTIVITIES = shown_activities(averaged=False)
 
 
 def print_summary(summary: dict[str, Any]) -> None:

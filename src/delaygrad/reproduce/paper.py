@@ -26,6 +26,8 @@ _KINDS: dict[str, type[Target]] = {
     "speed": SpeedTarget,
     "memory": MemoryTarget,
 }
+RESULTS, TABLE = "results.json", "table.md"
+_MOST_LISTED = 5  # failed runs in one message
 
 
 def find_targets(experiments: Path, paper: str, names: tuple[str, ...] = ()) -> list[Target]:
@@ -67,10 +69,6 @@ def load_target(folder: Path, paper: str) -> Target:
     target = read(kind, values, str(path), given={"folder": folder, "paper": paper})
     target.check()
     return target
-
-
-RESULTS, TABLE = "results.json", "table.md"
-_MOST_LISTED = 5  # failed runs in one message
 
 
 @dataclass(frozen=True, kw_only=True)

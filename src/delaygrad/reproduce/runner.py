@@ -37,6 +37,8 @@ from delaygrad.training.assembly import build_stages
 from delaygrad.training.run_folder import RunLock
 
 _MEMORY_S = 1800.0  # of the estimate of the time left
+_POLL_S = 0.1
+_GRACE_S = 10.0  # for a run that was told to stop
 
 
 class RunsProgress:
@@ -108,10 +110,6 @@ def _epochs_done(run: PlannedRun) -> float:
     if run.config.run.iterations:
         return float(event.get("iteration", 0) / run.config.run.iterations)
     return float(event.get("epoch", 0.0))
-
-
-_POLL_S = 0.1
-_GRACE_S = 10.0  # for a run that was told to stop
 
 
 def make_runs(runs: Sequence[PlannedRun], workers: int | None, *, quiet: bool) -> list[Failure]:

@@ -28,6 +28,7 @@ from delaygrad.training.reporter import Reporter, warn
 from delaygrad.training.resuming import describe
 
 _WARM_UP = 10
+_DIVERGED = 10  # times the loss of guessing
 
 
 class Tracing:
@@ -85,9 +86,6 @@ class Tracing:
         )
         run_folder.write_trace(self._config.run_dir, trace)
         return measure_trace(trace)
-
-
-_DIVERGED = 10  # times the loss of guessing
 
 
 class TrainingLoop:

@@ -46,6 +46,7 @@ from delaygrad.training.config import TrainConfig
 CONFIG, RECORDS, SUMMARY = "config.json", "records.jsonl", "summary.json"
 CHECKPOINTS, MODEL, TENSORBOARD = "checkpoints", "model.safetensors", "tensorboard"
 LOCK = "run.lock"
+_NOTED_S = 1.0  # for a holder to write who it is
 
 
 def new_run_dir(config: TrainConfig) -> Path:
@@ -273,9 +274,6 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() if found.returncode == 0 else None
-
-
-_NOTED_S = 1.0  # for a holder to write who it is
 
 
 class RunLock:
