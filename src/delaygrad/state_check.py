@@ -65,7 +65,7 @@ def check_state(
     for kept in state["weights"].values():
         if kept.keys() != names:
             raise CheckpointError(
-                f"a waiting batch has other parameters than the network (stage: {stage_index}, "
+                f"a batch in flight has other parameters than the network (stage: {stage_index}, "
                 f"differing: {sorted(kept.keys() ^ names)}); call flush before such a checkpoint"
             )
     if state["optimizer_name"] != optimizer_name(optimizer):

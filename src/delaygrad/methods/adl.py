@@ -24,6 +24,6 @@ def ADL(micro_batches: int = 4) -> Method:
         micro_batches: M, parts that a batch is split into, at least 1.
 
     Raises:
-        ScheduleError: there is no micro-batch.
+        ScheduleError: ``micro_batches`` is below 1.
     """
     return Method(name="adl", schedule=unlocked(micro_batches))

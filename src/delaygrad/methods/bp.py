@@ -23,13 +23,12 @@ def BP(micro_batches: int = 1, lookahead: float = 0.0) -> Method:
     """Backpropagation, one batch at a time.
 
     Args:
-        micro_batches: parts that a batch is split into, at least 1; the loss must be a mean over
-            the batch.
+        micro_batches: parts that a batch is split into, at least 1.
         lookahead: h, to take gradients at w + h (w - w_prev); 0 is plain backpropagation. With
             heavy-ball momentum, 1 comes close to Nesterov's momentum.
 
     Raises:
-        ScheduleError: there is no micro-batch.
+        ScheduleError: ``micro_batches`` is below 1.
 
     Example:
         >>> BP().schedule.delay(0, 4)

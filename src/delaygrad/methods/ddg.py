@@ -25,14 +25,14 @@ paper counts the iterations of the fill as well, which would make its bias corre
 
 Options, none of them in the paper; with the defaults the rule is the paper's:
 
-    slack           delay(k) = (K-1-k)(1 + slack): an error gradient may be longer on its way
+    slack           delay(k) = (K-1-k)(1 + slack): an error gradient may take longer
     micro_batches   M: a batch enters as M parts, one per tick; t and s above count ticks, and a
                     stage updates after every M-th backward, with the batch's mean gradient. The
-                    delay falls to ceil(delay(k) / M) updates, the waiting graphs to 1/M of the
+                    delay falls to ceil(delay(k) / M) updates, the stashed graphs to 1/M of the
                     size; with M >= (K-1)(1 + slack) no stage keeps more than two versions of its
                     parameters, as in PipeDream-2BW (Narayanan et al., ICML 2021, arXiv:2006.09503)
     recompute       exact: the forward runs again, with the parameters and random numbers it had
-    stash_dtype     not exact: waiting graphs hold their activations rounded to this type
+    stash_dtype     not exact: stashed graphs hold their activations rounded to this type
     boundary_dtype  not exact: activations and error gradients cross boundaries in this type
     weights         "live" is not the paper's rule but that of its authors' code (slowbull/DDG,
                     ``main.py``, where ``optimizer.step()`` writes into the parameters that waiting
@@ -67,11 +67,11 @@ def DDG(
 
     Args:
         slack: additional ticks of delay per boundary, to hide a slow link; at least 0.
-        micro_batches: parts that a batch is split into, one update for all, at least 1; the loss
-            must be a mean over the batch. More parts take less memory and, in updates, less delay.
-        recompute: run the forward of a waiting batch again before its backward, instead of keeping
-            its activations: less memory, more time.
-        stash_dtype: round the activations of waiting batches to bfloat16 or float16: less memory,
+        micro_batches: parts that a batch is split into, one update for all, at least 1. More parts
+            take less memory, and the delay in updates is shorter.
+        recompute: run the forward of a batch again before its backward, instead of keeping its
+            activations: less memory, more time.
+        stash_dtype: round the activations of batches in flight to bfloat16 or float16: less memory,
             not exact. In Python, ``torch.bfloat16`` or ``torch.float16``.
         boundary_dtype: round what is sent between stages to bfloat16 or float16: less traffic, not
             exact. In float16 gradients below 6e-8 vanish and activations above 65504 overflow.
@@ -80,8 +80,8 @@ def DDG(
 
     Raises:
         ScheduleError: a number is out of range.
-        ValueError: a dtype is neither of the two, ``stash_dtype`` has nothing to act on because
-            of ``recompute``, or ``weights`` is something else or "live" beside ``recompute``.
+        ValueError: a dtype is neither of the two, ``weights`` is neither of the two, or
+            ``recompute`` is combined with ``stash_dtype`` or with "live" weights.
 
     Example:
         >>> [DDG().schedule.delay(k, 4) for k in range(4)]
@@ -91,6 +91,7 @@ def DDG(
 
     References:
         Huo et al., ICML 2018, arXiv:1804.10574, Algorithms 1 and 2.
+        Differs: see ``delaygrad.methods.ddg``.
     """
     linearise: Linearise = Graph(weights, stash_dtype)
     if recompute and stash_dtype is not None:

@@ -31,6 +31,7 @@ def DGL(classes: int, head_lr: float = 1e-3) -> Method:
         ValueError: a number is out of range.
 
     References:
-        Belilovsky et al., ICML 2020, arXiv:1901.08164, Algorithm 1. Differs: see the file.
+        Belilovsky et al., ICML 2020, arXiv:1901.08164, Algorithm 1.
+        Differs: see ``delaygrad.methods.dgl``.
     """
     return Method(name="dgl", schedule=locked(), error_gradient=LocalHead(classes, head_lr))

@@ -59,8 +59,8 @@ def DNI(
     """Synthetic gradients: every stage updates at once, with a predicted error gradient.
 
     Args:
-        num_classes: condition the synthesizers on class labels (cDNI); every stage must then be
-            given targets. In Python this is the number of classes; None is no labels.
+        num_classes: condition the synthesizers on class labels (cDNI); then every stage needs
+            targets. In Python this is the number of classes; None is no labels.
         synthesizer_width: hidden channels or units; by default 128 for images, 1024 otherwise.
         synthesizer_layers: hidden layers of a synthesizer, at least 0.
         synthesizer_kernel: side of a synthesizer's convolutions, odd.
@@ -74,7 +74,8 @@ def DNI(
         DNI(num_classes=10)
 
     References:
-        Jaderberg et al., ICML 2017, arXiv:1608.05343, Section 2. Differs: see the file.
+        Jaderberg et al., ICML 2017, arXiv:1608.05343, Section 2.
+        Differs: see ``delaygrad.methods.dni``.
     """
     synthetic = Synthetic(
         num_classes, synthesizer_width, synthesizer_layers, synthesizer_kernel, synthesizer_lr

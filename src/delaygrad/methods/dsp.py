@@ -28,6 +28,6 @@ def DSP(micro_batches: int = 1) -> Method:
         micro_batches: parts that a batch is split into, at least 1.
 
     Raises:
-        ScheduleError: there is no micro-batch.
+        ScheduleError: ``micro_batches`` is below 1.
     """
     return Method(name="dsp", schedule=unlocked(micro_batches), linearise=Replay(weights="live"))

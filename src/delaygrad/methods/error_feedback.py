@@ -29,7 +29,7 @@ def DelayedEF(micro_batches: int, strength: float = 1.0) -> Method:
         strength: c; 1 for Adam, the momentum for SGD.
 
     Raises:
-        ScheduleError: there is no micro-batch.
+        ScheduleError: ``micro_batches`` is below 1.
     """
     return Method(
         name="delayedef", schedule=unlocked(micro_batches), update=(ErrorFeedback(strength),)

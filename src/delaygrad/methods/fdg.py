@@ -37,11 +37,12 @@ def FDG(beta: float = 0.5, micro_batches: int = 1, weights: Weights = "stash") -
         weights: what a backward meets: "stash", the parameters of its forward, or "live".
 
     Raises:
-        ScheduleError: there is no micro-batch.
+        ScheduleError: ``micro_batches`` is below 1.
         ValueError: ``beta`` or ``weights`` is out of range.
 
     References:
-        Zhuang et al., arXiv:1906.09108. Differs: see the file.
+        Zhuang et al., arXiv:1906.09108.
+        Differs: see ``delaygrad.methods.fdg``.
     """
     return Method(
         name="fdg",

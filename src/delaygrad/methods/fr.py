@@ -27,7 +27,7 @@ from delaygrad.schedule import locked
 
 @published("features replay")
 def FR(slack: int = 0, micro_batches: int = 1) -> Method:
-    """Replay the features of a waiting batch with the current parameters.
+    """Replay the features of a batch in flight with the current parameters.
 
     Args:
         slack: additional ticks of lag per boundary, at least 0.
@@ -37,7 +37,8 @@ def FR(slack: int = 0, micro_batches: int = 1) -> Method:
         ScheduleError: a number is out of range.
 
     References:
-        Huo et al., NeurIPS 2018, arXiv:1807.04511, Algorithm 1. Differs: see the file.
+        Huo et al., NeurIPS 2018, arXiv:1807.04511, Algorithm 1.
+        Differs: see ``delaygrad.methods.fr``.
     """
     schedule = locked(slack, micro_batches)
     return Method(name="fr", schedule=schedule, linearise=Replay(weights="live"))

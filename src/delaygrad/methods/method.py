@@ -2,10 +2,10 @@
 
     axis             question                                               values
     schedule         which batch goes forward, which backward, when?        locked, unlocked, flush
-    forward_weights  which parameters does a batch meet?                    Live, Predicted
-    linearise        what waits until its backward, with which parameters?  Graph, Replay
+    forward_weights  at which parameters does the forward compute?          Live, Predicted
+    linearise        what is stashed, with which parameters?                Graph, Replay
     error_gradient   where does the stage's error gradient come from?       Received, Shrunk,
-                                                                            Synthetic
+                                                                            Synthetic, LocalHead
     boundary_dtype   in which type do tensors cross boundaries?
     update           what happens around the optimizer's step?              a chain of Updates
     loss_scale       by what is the loss multiplied, for float16?           LossScale
@@ -52,8 +52,8 @@ class Method:
     Args:
         name: what the literature calls it, in lower case.
         schedule: which batch each stage takes forward and backward in each tick.
-        forward_weights: the parameters that a batch meets.
-        linearise: what waits for the backward, and which parameters the backward meets.
+        forward_weights: the parameters at which the forward computes.
+        linearise: what is stashed until the backward, and at which parameters that computes.
         error_gradient: where a stage's error gradient comes from.
         boundary_dtype: ``torch.bfloat16`` or ``torch.float16`` for float32 tensors that cross
             boundaries; None sends them as they are.
@@ -161,12 +161,12 @@ class Method:
 
     @property
     def recompute(self) -> bool:
-        """Whether a waiting batch keeps its inputs only."""
+        """Whether a batch in flight keeps its inputs only."""
         return isinstance(self.linearise, Replay)
 
     @property
     def stash_dtype(self) -> torch.dtype | None:
-        """The type in which waiting graphs keep their activations; None is that of the graph."""
+        """The type in which stashed graphs keep their activations; None is that of the graph."""
         return self.linearise.stash_dtype if isinstance(self.linearise, Graph) else None
 
 

@@ -31,6 +31,6 @@ def PipeDream(micro_batches: int = 1) -> Method:
         micro_batches: M, parts that a batch is split into; 2 (K-1) or more is PipeDream-2BW.
 
     Raises:
-        ScheduleError: there is no micro-batch.
+        ScheduleError: ``micro_batches`` is below 1.
     """
     return Method(name="pipedream", schedule=unlocked(micro_batches))

@@ -1,4 +1,4 @@
-"""PipeMare: no older parameters are kept, and late stages' learning rates start small.
+"""PipeMare: no older parameters are kept, and the learning rates of delayed stages start small.
 
 Yang, Zhang, Li, Re, Aberger, De Sa, "PipeMare: Asynchronous Pipeline Parallel DNN Training", MLSys
 2021, arXiv:1910.05124.

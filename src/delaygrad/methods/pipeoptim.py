@@ -30,7 +30,7 @@ def PipeOptim(micro_batches: int = 1) -> Method:
         micro_batches: parts that a batch is split into, at least 1.
 
     Raises:
-        ScheduleError: there is no micro-batch.
+        ScheduleError: ``micro_batches`` is below 1.
     """
     return Method(
         name="pipeoptim",

@@ -9,7 +9,7 @@ delay = ceil(lag / M) updates, a stage in a process of its own holds at its peak
     messages    error gradients that wait until the stage below takes them, and in each direction
                 the next one to arrive, each 1/M; with recomputation also the activations that wait
                 until the stage above takes them, which are no part of a graph
-    ties        of each value that an owner has lent, two copies for each waiting micro-batch (as
+    ties        of each value that an owner has lent, two copies for each micro-batch in flight (as
                 arrived, and in the graph), and two messages at each end; parts of the two above
     working     what the first operations of a backward need in addition to the whole graph: about
                 three tensors of the output's size; with a 2-byte stash of the largest that is

@@ -5,7 +5,7 @@
     the stage                                           | send | average | update
 
 The buckets travel in one order on all replicas, however early each starts. So a replica decides for
-itself when a bucket starts. ``average`` is the wait for what is still under way. Before it, a rank
+itself when a bucket starts. ``average`` is the wait for unfinished buckets. Before it, a rank
 with several stages runs the backward passes of the others.
 """
 
@@ -113,7 +113,7 @@ class Average:
         self._start(complete=False)
 
     def finish(self) -> bool:
-        """Wait for what is under way, and put it into ``.grad``; say whether there was anything.
+        """Wait for unfinished buckets, and put them into ``.grad``; say whether there were any.
 
         Raises:
             TransportError: a replica is gone or late.

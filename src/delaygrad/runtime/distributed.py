@@ -48,10 +48,9 @@ class DistributedPipeline(Pipeline):
     Each stage's random stream follows from ``torch.initial_seed()`` of rank 0; to build the same
     network on every rank, call ``torch.manual_seed`` with one seed on all of them.
 
-    End a run with ``flush``, and the pipeline with ``close`` or a ``with`` block: it holds sockets
-    and threads in process groups of its own, which nothing else gives back before the process ends.
-    A rank that leaves without ``flush``, ``state_dict`` or ``close`` takes with it what its
-    neighbours have not yet received.
+    End a run with ``flush``, and the pipeline with ``close`` or a ``with`` block: only then are the
+    sockets and threads of its process groups released. If a rank exits without ``flush``,
+    ``state_dict`` or ``close``, messages that its neighbours have not yet received are lost.
 
     Args:
         stage: this rank's module, which takes what the stage below returns; or a list of modules,
@@ -264,9 +263,9 @@ class DistributedPipeline(Pipeline):
     def close(self) -> None:
         """See ``Pipeline.close``; destroys the process groups that this pipeline has made.
 
-        First receives what is under way to this rank, and drops it, and waits until the neighbours
-        have taken what is under way to them: they may close later, or earlier. After a failure, or
-        when an exception ends the ``with`` block, it waits for nobody.
+        First receives and drops the messages in flight to this rank, and waits until the neighbours
+        have received theirs. They may close later, or earlier. After a failure, or when an
+        exception ends the ``with`` block, it waits for nobody.
         """
         if self._closed:
             return

@@ -119,8 +119,8 @@ class Pipeline(HeldStages, ABC):
                 stage, and on all stages if the method's synthesizers see labels. If stage 0 gets
                 targets too, checksums are compared.
             batch_id: a name of the batch, an int or a str; must be equal on all ranks that give it.
-            share_loss: return the loss on every rank; the same on all ranks. They wait for it, so
-                ask for it now and then, not in every iteration.
+            share_loss: return the loss on every rank; the same value on all ranks. They wait for
+                the loss, so do it in every hundredth iteration, not in each.
 
         Returns:
             The loss of this batch at the parameters before this iteration's update: 0-d, detached.
@@ -163,7 +163,7 @@ class Pipeline(HeldStages, ABC):
         return self._lists.of_drain(self.iteration, self._phase)
 
     def flush(self) -> None:
-        """Run the outstanding backward passes: every stage has then used every batch exactly once.
+        """Finish the batches in flight: every stage has then used every batch exactly once.
 
         Call it at the end of training. The backward passes run in order, each with its update, at
         the current learning rate of the optimizers. The next ``step`` starts a new fill.
@@ -186,8 +186,7 @@ class Pipeline(HeldStages, ABC):
         """Compute a stage's gradient of a watched batch at the live parameters; all ranks call it.
 
         The live parameters are those of all stages at the start of an iteration, so call it between
-        two: each stage is there after its own updates, at whatever moment its process gets there.
-        Training is not disturbed.
+        two. Training is not disturbed.
 
         Args:
             iteration: of the batch.

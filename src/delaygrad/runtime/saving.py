@@ -129,7 +129,7 @@ def _stages_of_another(pipe: Pipeline, folder: Path) -> dict[int, int]:
 def saved_cuts(folder: str | Path) -> list[str] | None:
     """Return where the network of a folder's newest checkpoint was cut, for ``split``.
 
-    So a program that continues gets the stages of before, without measuring them.
+    A continued program then has the same stages as before, and measures nothing.
 
     Args:
         folder: of ``pipe.save``.

@@ -194,11 +194,11 @@ class ScheduleDDG(PipelineScheduleSingle):
         return self._engine.extras
 
     def flush(self) -> Iterator[None]:
-        """Run the outstanding backward passes; yield once for each update that is then due.
+        """Finish the batches in flight; yield once for each update that is then due.
 
         Call it on every rank at the end of training, after ``optimizer.step``. ``.grad`` is then
-        the gradient of that update alone. Stage k has ceil(lag(k) / M) updates outstanding, the
-        last stage none. So the body of the loop must not wait for other ranks.
+        the gradient of that update alone. Stage k yields ceil(lag(k) / M) times, the last stage
+        never. So the body of the loop must not wait for other ranks.
 
         Example::
 
@@ -210,7 +210,7 @@ class ScheduleDDG(PipelineScheduleSingle):
     def state_dict(self) -> dict[str, Any]:
         """Return this rank's state: parameters, and what is in flight; all ranks call it.
 
-        Save the optimizer's state beside it, and call it when gradients are applied.
+        Save the optimizer's state too. Call it after ``optimizer.step``.
         """
         return self._engine.state_dict()
 
@@ -223,7 +223,7 @@ class ScheduleDDG(PipelineScheduleSingle):
         self._engine.load_state_dict(state)
 
     def close(self) -> None:
-        """Give back sockets and threads, and the stage; drops what is in flight."""
+        """Release sockets, threads and the stage; drop what is in flight."""
         self._engine.close()
 
     def _step_microbatches(

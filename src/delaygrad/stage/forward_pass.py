@@ -93,7 +93,7 @@ class ForwardPass:
         return unflatten(structure, self._boundaries.hand_on(tensors))
 
     def again(self, batch: Pending) -> None:
-        """Run the forward of a waiting batch as it was; change nothing but its graph.
+        """Run the forward of a batch in flight as it was; change nothing but its graph.
 
         Raises:
             StageError: the outputs differ from the first ones.

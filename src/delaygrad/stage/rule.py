@@ -17,7 +17,7 @@ class StageRule:
         horizon: updates that a forward predicts ahead; None: it meets the live parameters.
         lives: a backward meets the parameters of its own moment, not those of the forward.
         recomputes: no graph waits; the backward builds it.
-        keeps_version: a waiting batch keeps the parameters of its forward.
+        keeps_version: a batch in flight keeps the parameters of its forward.
         splits_batches: the stage updates in the middle of an iteration.
     """
 

@@ -1,6 +1,6 @@
 """The state of a stage as plain containers, and the way back; see ``Stage.state_dict``.
 
-A waiting batch is saved as what its forward met: inputs, parameters, random state, buffers. Its
+A batch in flight is saved as what its forward met: inputs, parameters, random state, buffers. Its
 graph is not saved. Loading runs the forward again.
 """
 

@@ -2,7 +2,7 @@
 
     forward   batch t       activation in -> module at w@t -> activation out (or the loss)
                             the graph waits in the stash, with the parameters it was built on
-    backward  batch s <= t  error gradient in -> the waiting graph of s -> error gradient out, and
+    backward  batch s <= t  error gradient in -> the stashed graph of s -> error gradient out, and
                             the gradients of the parameters
     update                  the user's optimizer, on the live parameters
 
@@ -70,7 +70,7 @@ _NOTHING = nullcontext()
 
 
 class Stage:
-    """One of the K pieces of a network, with its optimizer and its waiting batches.
+    """One of the K pieces of a network, with its optimizer and its batches in flight.
 
     Args:
         module: takes what the stage below returns, as one argument.
@@ -312,7 +312,7 @@ class Stage:
         return True
 
     def update(self) -> None:
-        """Let the optimizer step; waiting graphs keep the parameters they were built on."""
+        """Let the optimizer step; stashed graphs keep the parameters they were built on."""
         if self._hands_over:
             self._unused.look()
         elif self._local is not None:
@@ -393,7 +393,7 @@ class Stage:
         return self.live_pass
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything the stage holds, waiting batches included, in plain containers.
+        """Return everything the stage holds, batches in flight included, in plain containers.
 
         A snapshot: training on does not change it. Graphs are not saved: ``load_state_dict`` builds
         them anew from their inputs, parameters and random state.

@@ -1,11 +1,11 @@
-"""Parameter versions: the parameters that the forward of a waiting batch used.
+"""Parameter versions: the parameters that the forward of a batch in flight used.
 
 The rule (Huo et al., ICML 2018) linearises a batch at the parameters that its forward used. An
-optimizer writes into parameters in place, so the parameters of a waiting batch must be kept:
+optimizer writes into parameters in place, so the parameters of a batch in flight must be kept:
 
     forward of batch s   the graph is built on *aliases* that share the live parameters' memory
     before the update    if a graph waits on that memory, the live parameters move to a copy
-    update               the optimizer writes into the copy; the waiting graph is not affected
+    update               the optimizer writes into the copy; the stashed graph is not affected
 
 So there is one copy per parameter version, and no copy on a stage whose delay is 0. Each version
 has an *edition*, a number that grows with every update, and with every change by hand that gives a
@@ -141,7 +141,7 @@ class ParameterStash:
     def restored(
         self, state: dict[str, Any]
     ) -> Iterator[tuple[dict[str, Any], ParameterVersion | None]]:
-        """Yield the waiting batches of a stage's state, as described, with their parameters."""
+        """Yield the batches in flight of a stage's state, as described, with their parameters."""
         kept: dict[tuple[int, int], ParameterVersion] = {}
         for entry in state["pending"]:
             edition, changed = entry["edition"], entry.get("changed", ())

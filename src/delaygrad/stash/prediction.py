@@ -2,7 +2,7 @@
 
     after an update  w_prev = the parameters before it
     forward          built on aliases of  v = w + h (w - w_prev), computed once per update
-    waiting batch    keeps the v of its forward; no optimizer writes into it
+    batch in flight  keeps the v of its forward; no optimizer writes into it
 
 Frozen parameters are not predicted. Nor is a parameter that was given new memory, or was written in
 place, since the last update: it has no ``w_prev``.

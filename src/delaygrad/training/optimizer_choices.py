@@ -161,7 +161,7 @@ class Step(LRSchedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(LRSchedule):
-    """The learning rate falls to zero along a half wave."""
+    """The learning rate falls to zero along half a cosine wave."""
 
     name: str = "cosine"
 

@@ -38,7 +38,7 @@ class Linearise(Axis):
 
 @dataclass(frozen=True, repr=False)
 class Graph(Linearise):
-    """Keep the autograd graph of a waiting batch.
+    """Keep the autograd graph of a batch in flight.
 
     With ``weights="stash"`` the gradient is exact. With "live" it is the rule of the DDG authors'
     code: old activations meet the current parameters, which is the gradient of no function.
@@ -60,7 +60,7 @@ class Graph(Linearise):
 
 @dataclass(frozen=True, repr=False)
 class Replay(Linearise):
-    """Keep the inputs of a waiting batch, and run its forward again before its backward.
+    """Keep the inputs of a batch in flight, and run its forward again before its backward.
 
     The replay draws the random numbers of the forward, and BatchNorm counts a batch once. With
     ``weights="stash"`` the gradient is that of ``Graph()``, to the last bit. With "live" the replay
