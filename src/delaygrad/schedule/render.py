@@ -10,6 +10,10 @@ from delaygrad.schedule.action import Action, Kind
 def render(iterations: Iterable[Iterable[Action]], num_stages: int) -> str:
     """Draw actions as a grid, a row per stage and a column per iteration; updates are left out.
 
+    Args:
+        iterations: the actions of each iteration.
+        num_stages: K, the number of rows.
+
     Example:
         >>> from delaygrad.schedule import LOCKED
         >>> print(render([LOCKED.actions(t, 3) for t in range(4)], 3))

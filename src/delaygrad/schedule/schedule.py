@@ -278,7 +278,7 @@ def locked(slack: int = 0, micro_batches: int = 1) -> Schedule:
         micro_batches: M per update.
 
     Raises:
-        ScheduleError: slack is negative, or there is no micro-batch.
+        ScheduleError: ``slack`` is negative, or ``micro_batches`` is below 1.
 
     Example:
         >>> [locked(slack=1).delay(k, 4) for k in range(4)]
@@ -292,7 +292,13 @@ def locked(slack: int = 0, micro_batches: int = 1) -> Schedule:
 def unlocked(micro_batches: int = 1) -> Schedule:
     """Move a micro-batch up one stage per tick, and its error gradient down one stage per tick.
 
-    Nor does a stage wait, within a tick, for the forward of the stages below.
+    Within a tick, no stage waits for another stage.
+
+    Args:
+        micro_batches: M per update.
+
+    Raises:
+        ScheduleError: ``micro_batches`` is below 1.
 
     Example:
         >>> [unlocked().delay(k, 4) for k in range(4)]
@@ -302,7 +308,14 @@ def unlocked(micro_batches: int = 1) -> Schedule:
 
 
 def flush(micro_batches: int = 1) -> Schedule:
-    """Forward and backward of one micro-batch through all stages before the next."""
+    """Forward and backward of one micro-batch through all stages before the next.
+
+    Args:
+        micro_batches: M per update.
+
+    Raises:
+        ScheduleError: ``micro_batches`` is below 1.
+    """
     return Schedule("flush", _no_ticks, _no_ticks, micro_batches)
 
 

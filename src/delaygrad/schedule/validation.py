@@ -15,6 +15,11 @@ def validate(actions: Iterable[Action], num_stages: int, micro_batches: int = 1)
     ``(k+1)Bs``; ``kUs`` after ``kBs``; F and B exactly once for every micro-batch, U exactly once
     for the last of every batch, after the B of all before it and of none after.
 
+    Args:
+        actions: of all stages, in the order in which they run.
+        num_stages: K.
+        micro_batches: M per update.
+
     Raises:
         ScheduleError: names the first action that breaks a rule, and the rule.
 
