@@ -64,7 +64,7 @@ class Resume:
     allow_changes: tuple[str, ...] = ()
     """Settings that may differ from the checkpoint (lr, seed, ...); data: the data's contents."""
     strict: bool = False
-    """Refuse a run whose newest checkpoint is damaged or missing; else the one before is taken."""
+    """Refuse a run whose newest checkpoint is damaged or missing; else an older one is used."""
     json: bool = False
     """Print the summary as JSON instead of a table."""
     quiet: bool = False

@@ -80,7 +80,7 @@ class Reproduction:
     target: tuple[str, ...] = ()
     """Some of its figures and tables, by name; by default all. See --list."""
     scale: ScaleName = "smoke"
-    """smoke: about a minute, shows that everything runs; cpu: hours; gpu: needs one."""
+    """smoke: about a minute, shows that everything runs; cpu: hours; gpu: needs a GPU."""
     data_dir: Path | None = None
     """The data: the files, or a folder for each data set (smoke needs none)."""
     experiments: Path = Path("experiments")
@@ -94,7 +94,7 @@ class Reproduction:
     page: Path | None = None
     """Also write everything into this file, as one HTML page."""
     run: bool = True
-    """Make the missing runs; --no-run: only put together what is there."""
+    """Make the missing runs. With --no-run, only make tables and figures of finished runs."""
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:

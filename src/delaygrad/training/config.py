@@ -63,7 +63,8 @@ class Run(Length):
         stages: K, the number of pieces that the network is cut into.
         ranks: processes of the distributed runtime, which share the stages out evenly; by default
             one for each stage.
-        cuts: first layer of each stage but the first; by default what balances the measured time.
+        cuts: first layer of each stage but the first; by default the cuts that balance measured
+            time.
         timeout_s: seconds that a process waits for its neighbour before the run fails.
         seed: decides initial weights, data order, augmentation and dropout.
     """
@@ -101,8 +102,8 @@ class Records(Component):
         checkpoint_every: iterations from one checkpoint to the next; 0: none.
         keep_checkpoints: how many of the newest checkpoints stay.
         trace: iterations to record as a timeline, after a warm-up; 0: none.
-        monitor_every: every so many iterations, measure what staleness does to the gradient of one
-            stage, in turn; 0: never.
+        monitor_every: iterations from one measurement of staleness to the next; each measures one
+            stage, in turn; 0: none.
     """
 
     run_dir: Path | None = None
