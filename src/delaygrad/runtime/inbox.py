@@ -23,9 +23,9 @@ class Inbox:
         self.loads = 0
         """How many times a state was loaded."""
 
-    def announce(self) -> None:
-        """Note that, by the schedule, the neighbour sends one more message."""
-        self._under_way += 1
+    def announce(self, messages: int = 1) -> None:
+        """Note that, by the schedule, the neighbour sends so many more messages."""
+        self._under_way += messages
 
     def take(self, batch_index: int, phase: int) -> Message:
         """Return the next message, which must be of this batch, sent in this phase.

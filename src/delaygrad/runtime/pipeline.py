@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -392,10 +393,11 @@ class Pipeline(HeldStages, ABC):
         loss = None
         for guard in self._habits:
             guard.begin()
+        sent = Counter((k, kind) for k, kind, _ in actions)
         try:
             for worker in self._workers.values():
                 worker.stage.partial.take_up()
-                worker.announce(actions)
+                worker.announce(sent)
             for action in self._with_norms(actions) if self._waits else actions:
                 if action.stage_index in self._workers:
                     result = self._workers[action.stage_index].run(action)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
 from typing import Any, cast
 
 from torch import Tensor
@@ -88,12 +88,10 @@ class Worker:
         except DelaygradError as error:
             raise type(error)(f"[{self.place}, iteration {iteration}] {error}") from error
 
-    def announce(self, actions: Sequence[Action]) -> None:
-        """Note what the neighbours' actions will send here."""
+    def announce(self, actions: Counter[tuple[int, Kind]]) -> None:
+        """Note what the neighbours' actions, counted by stage and kind, will send here."""
         for inbox, sender in self._senders:
-            for action in actions:
-                if sender == (action.stage_index, action.kind):
-                    inbox.announce()
+            inbox.announce(actions[sender])
 
     def run(self, action: Action) -> Tensor | None:
         """Do one action; return the loss if this was the last stage's forward.

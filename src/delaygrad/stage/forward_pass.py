@@ -77,7 +77,7 @@ class ForwardPass:
             if batch.weights is None and not self._stash_dtype:
                 outputs = self._compute(batch)  # the parameters are met as they are
             else:
-                exact = [*weights, *self._module.buffers()]
+                exact = [*weights, *self._module.buffers()] if self._stash_dtype else []
                 with _installed(batch.weights), saving_rounded(self._stash_dtype, exact):
                     outputs = self._compute(batch)
         tensors, structure = flatten(outputs) if self._loss is None else ([outputs], None)

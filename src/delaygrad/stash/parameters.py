@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from delaygrad.errors import StageError, StashError
 from delaygrad.stash.forward_effects import Entered, Met, carry, effect, expects_writes, is_checked
 from delaygrad.stash.version import ParameterSlot, ParameterVersion, install
+from delaygrad.stash.walk import Walk
 
 _Place: TypeAlias = tuple[int, int, bool]
 """Identity of a live parameter, address of its memory, whether it wants a gradient."""
@@ -55,7 +56,7 @@ class ParameterStash:
     """
 
     def __init__(self, module: nn.Module, *, live: bool = False) -> None:
-        self._module = module
+        self._module, self._walk = module, Walk(module)
         self._live = live
         self._edition = 0
         self._met: list[_Place] | None = None  # what forwards of this edition have met
@@ -255,38 +256,31 @@ class ParameterStash:
 
     def _share(self, version: ParameterVersion) -> ParameterVersion:
         """Note that a version shares the live parameters' memory."""
-        self._met = self._places()
+        self._met = []
+        for name, _, _, live, _ in version.slots:
+            place = _, memory, _ = _place(live)
+            self._met.append(place)
+            if not self._live:
+                self._shared[id(live)] = _Shared(live, name, memory, live._version)
         if self._live:
             self._present.append(version)
-        else:
-            for name, _, _, live, _ in version.slots:
-                self._shared[id(live)] = _Shared(live, name, live.data_ptr(), live._version)
         return version
 
     def _begin(self, edition: int) -> None:
         self._edition, self._met = edition, None
 
     def _places(self) -> list[_Place]:
-        return [
-            _place(live)
-            for owner in self._module.modules()
-            for live in owner._parameters.values()
-            if live is not None
-        ]
+        return [_place(live) for *_, live in self._walk.places()]
 
     def _alias(self, edition: int, values: dict[str, Tensor] | None) -> ParameterVersion:
         aliases: dict[int, nn.Parameter] = {}  # one for each, also where tied
         slots = []
-        for prefix, owner in self._module.named_modules():
-            for attribute, live in owner._parameters.items():
-                name = f"{prefix}.{attribute}" if prefix else attribute
-                if live is None:
-                    continue
-                alias = aliases.get(id(live))
-                if alias is None:
-                    source = live if values is None else values[name].to(live.device)
-                    alias = aliases[id(live)] = _alias_of(live, source, name)
-                slots.append(ParameterSlot(name, owner, attribute, live, alias))
+        for name, owner, attribute, live in self._walk.places():
+            alias = aliases.get(id(live))
+            if alias is None:
+                source = live if values is None else values[name].to(live.device)
+                alias = aliases[id(live)] = _alias_of(live, source, name)
+            slots.append(ParameterSlot(name, owner, attribute, live, alias))
         return ParameterVersion(edition, slots)
 
 

@@ -10,8 +10,10 @@ place, since the last update: it has no ``w_prev``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from delaygrad.errors import StageError
@@ -96,8 +98,8 @@ class PredictedStash(ParameterStash):
 
     def _alias(self, edition: int, values: dict[str, Tensor] | None) -> ParameterVersion:
         if values is None:
-            live = self._module.named_parameters(remove_duplicate=False)
-            values = {**dict(live), **self._predicted}
+            places = self._walk.places()
+            values = {**{name: live for name, _, _, live in places}, **self._predicted}
         return super()._alias(edition, values)
 
     def _leave_one(self, name: str, live: nn.Parameter, alias: nn.Parameter) -> Met | None:
@@ -107,7 +109,7 @@ class PredictedStash(ParameterStash):
         changed = alias.data_ptr() != predicted.data_ptr() or alias._version > 0
         if old is not None:
             live.data = old
-            changed = changed or not same_values(alias.data, self._ahead(name, old))
+            changed = changed or not same_values(alias.data, *self._ahead([name], [old]))
         if changed or not alias.requires_grad:
             raise StageError(
                 f"the forward changed a parameter that is predicted (parameter: {name}); train "
@@ -128,15 +130,26 @@ class PredictedStash(ParameterStash):
         now = [(name, live.data_ptr(), live._version) for name, live in trained.items()]
         if now == self._predicted_for:
             return
-        self._predicted = {
-            name: self._ahead(name, trained[name].data).requires_grad_()
+        names = [
+            name
             for name, memory, writes in now
             if name in self._moved and self._moved[name][:2] == (memory, writes)
+        ]
+        ahead = self._ahead(names, [trained[name].data for name in names])
+        self._predicted = {
+            name: value.requires_grad_() for name, value in zip(names, ahead, strict=True)
         }
         self._predicted_for = now
 
-    def _ahead(self, name: str, now: Tensor) -> Tensor:
-        return now.add(now - self._moved[name].previous, alpha=self._horizon)
+    def _ahead(self, names: list[str], now: list[Tensor]) -> Sequence[Tensor]:
+        if not names:
+            return []
+        step = torch._foreach_sub(now, [self._moved[name].previous for name in names])
+        return torch._foreach_add(now, step, alpha=self._horizon)
 
     def _trained(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self._module.named_parameters() if p.requires_grad}
+        found: dict[int, tuple[str, nn.Parameter]] = {}
+        for name, _, _, live in self._walk.places():
+            if live.requires_grad:
+                found.setdefault(id(live), (name, live))
+        return dict(found.values())

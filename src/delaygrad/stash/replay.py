@@ -18,6 +18,7 @@ from delaygrad.boundary import Tree, flatten
 from delaygrad.errors import StageError
 from delaygrad.stash.batches import Pending
 from delaygrad.stash.forward_effects import is_checked, same_values
+from delaygrad.stash.walk import Walk
 
 _SMALL = 1024  # elements; comparing so many takes no longer than calling the comparison
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -49,7 +50,7 @@ class BufferStash:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._module = module
+        self._walk = Walk(module)
         # The buffer, its writes as PyTorch counts them, a copy.
         self._kept: dict[str, tuple[Tensor | None, int, Tensor | None]] = {}
         self._uncounted: set[str] = set()
@@ -64,7 +65,7 @@ class BufferStash:
     def current(self, *, everything: bool = True) -> dict[str, Tensor | None]:
         """Return copies of the buffers by name; earlier copies are reused if nothing changed."""
         kept = {}
-        for prefix, owner in self._module.named_modules():
+        for prefix, owner in self._walk.named_modules():
             if not owner._buffers:  # the usual case, and this runs in every forward
                 continue
             is_norm = isinstance(owner, _NormBase)
