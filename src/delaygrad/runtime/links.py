@@ -210,8 +210,7 @@ class Groups:
     names that are never reused: the n-th group of these ranks. That function is private to torch;
     it is the same from torch 2.11 to 2.15.
 
-    The links on the CPU are gloo's backends without a group around them. They share one thread, by
-    which each would otherwise wake up 100 times a second.
+    The links on the CPU are gloo's backends without a group around them, which takes less time.
 
     Args:
         ranks: in the order of their stages.
@@ -230,15 +229,11 @@ class Groups:
         self._place = f"{place}/{self._store.add(f'{place}/{dist.get_rank()}', 1)}"
         self.together = self._make("gloo")
         """One on the CPU for what all ranks tell each other."""
-        gloo = self.together._get_backend(torch.device("cpu"))
-        self._gloo: Any = getattr(
-            gloo, "wrapped_pg", gloo
-        )  # wrapped if TORCH_DISTRIBUTED_DEBUG=DETAIL
 
     def pair(self) -> tuple[Lane, Lane]:
         """Make what carries a link's bytes on the CPU, and on the device; they may be the same."""
         store, size = PrefixStore(self._name(), self._store), len(self._ranks)
-        backend: Any = dist.ProcessGroupGloo(store, self._own, size, self._gloo.options)
+        backend: Any = dist.ProcessGroupGloo(store, self._own, size, self._timeout)
         on_cpu: Lane = backend
         return on_cpu, on_cpu if self._device.type == "cpu" else self.on_device()
 
