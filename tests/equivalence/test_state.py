@@ -415,7 +415,11 @@ def failing_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("broken", "loss_fn", "told"),
     [
-        (Fails(3), cross_entropy, r"\[stage 1, iteration 3, action 1F3\] ZeroDivisionError: plant"),
+        (
+            Fails(3),
+            cross_entropy,
+            r"\[stage 1, iteration 3, action 1F3\] layer Fails: ZeroDivisionError: planted",
+        ),
         (
             Fails(2, backward=True),
             cross_entropy,

@@ -83,7 +83,8 @@ def test_a_raising_module_ends_all_ranks_and_is_named_once() -> None:
     outcomes = run_ranks_raw(raise_on_stage_1, 3, timeout_s=40)
     assert_told(
         outcomes[1],
-        r"WorkerError: \[stage 1, rank 1, iteration 3, action 1F3\] ZeroDivisionError: planted",
+        r"WorkerError: \[stage 1, rank 1, iteration 3, action 1F3\] layer 1 \(Trouble\): "
+        r"ZeroDivisionError: planted",
     )
     assert 'raise ZeroDivisionError("planted")' in (outcomes[1].error or "")  # its own traceback
     for rank in (0, 2):
