@@ -17,9 +17,10 @@ Name = tuple[str, int]
 
 
 def name_of(run: Run) -> Name:
-    """Return method with look-ahead, and K: the runs of one name differ in lr and seed."""
-    ahead = " with look-ahead" if run.method == BASELINE and run.config.get("lookahead") else ""
-    return run.method + ahead, run.num_stages
+    """Return method with its options, and K: the runs of one name differ in lr and seed."""
+    ahead = ", look-ahead" if run.method == BASELINE and run.config.get("lookahead") else ""
+    parts = run.config.get("micro_batches", 1)
+    return run.method + ahead + (f", M = {parts}" if parts > 1 else ""), run.num_stages
 
 
 def chosen(runs: list[Run]) -> dict[int, Run]:
