@@ -66,7 +66,7 @@ def test_ranks_choose_alike() -> None:
     ("num_stages", "batch_size", "looks_ahead", "method", "why"),
     [
         (1, 64, False, dg.BP(), "one stage has no delay"),
-        (2, 64, False, dg.Lookahead(2), "a look-ahead corrects the others"),
+        (2, 64, False, dg.Lookahead(2), "a look-ahead corrects late ones"),
         (8, 64, False, dg.Lookahead(16), "with 16 micro-batches no gradient is more than one"),
         (16, 100, False, dg.Lookahead(50), "at least half are not late"),
         (16, 30, False, dg.Lookahead(30), "at least half are not late"),

@@ -48,7 +48,7 @@ def chosen(num_stages: int, batch_size: int | None = None, *, looks_ahead: bool 
         >>> chosen(8, 64), chosen(8, 64, looks_ahead=True), chosen(8, 4), chosen(1)
         (Lookahead(micro_batches=16), DDG(micro_batches=16), DDG(micro_batches=4), BP())
         >>> chosen(8, 64).title.split(", and ")[1]
-        'a look-ahead corrects the others'
+        'a look-ahead corrects late ones'
     """
     if num_stages == 1:
         return replace(BP(), title="one stage has no delay: backpropagation")
@@ -67,4 +67,4 @@ def chosen(num_stages: int, batch_size: int | None = None, *, looks_ahead: bool 
     why = f"with {parts} micro-batches no gradient is more than one update late{on_time}, and "
     if looks_ahead:
         return replace(DDG(micro_batches=parts), title=why + "the optimizer looks ahead itself")
-    return replace(Lookahead(parts), title=why + "a look-ahead corrects the others")
+    return replace(Lookahead(parts), title=why + "a look-ahead corrects late ones")

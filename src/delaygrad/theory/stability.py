@@ -30,7 +30,7 @@ from delaygrad.theory.constants import check_positive
 _BISECTIONS = 60
 """Halvings of an interval: more than the bits of a float."""
 _UNSTABLE = 8.0
-"""A step above every limit: without delay it is at most 4, and late parts raise it to 5 at most."""
+"""A step above every limit; without delay, or with a quarter of the parts late, limits reach 4."""
 
 
 def largest_stable_step(

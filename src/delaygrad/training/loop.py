@@ -50,9 +50,8 @@ class Tracing:
         self._config, self._pipeline, self._control = config, pipeline, control
         self._recorded = False
         fill = pipeline.method.schedule.delay(0, pipeline.num_stages)
-        last = (
-            num_iterations - config.records.trace - 1
-        )  # one more, so that the window's end is seen
+        # One iteration is left after the window, so that its end is seen.
+        last = num_iterations - config.records.trace - 1
         self._begin = max(start, min(start + fill + pipeline.num_stages + _WARM_UP, last))
         # Now and at the end: clocks of two hosts drift apart by milliseconds in some minutes.
         self._readings = [control.read_clocks()] if config.records.trace else []
